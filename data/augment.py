@@ -1,0 +1,155 @@
+"""From an encoded image to the pixels that the model sees: crop, scale, flip.
+
+What is done to a sample is a pure function of (seed, epoch, sample id): the same for any number of workers, and after a
+restart. Every kind of crop is one `Geometry`, so that one routine draws them all.
+
+Scaling is bilinear. Where an image shrinks more than twice, bilinear would skip pixels; there it is averaged
+down first (for JPEG inside the decoder).
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, get_args
+
+import cv2
+import numpy as np
+
+from data.decode import decode, jpeg_size, reduction
+from data.splitmix import Draws, Purpose, key
+
+Crop = Literal["inception", "resize", "resize_crop", "center"]
+
+ASPECT_RATIOS = (3 / 4, 4 / 3)
+MAX_ATTEMPTS = 100
+CENTER_MARGIN = (256, 224)  # the customary evaluation crop: the shorter side to 256, the middle 224
+MAX_ELONGATION = 8  # of what a centre crop scales: a 20 x 60,000 strip must not become a canvas of a gigabyte
+
+
+class Geometry(NamedTuple):
+    """Scale a window of the image to a canvas, cut a square out of the canvas, perhaps mirror it. (y, x) order."""
+
+    window_start: tuple[int, int]
+    window: tuple[int, int]
+    canvas: tuple[int, int]
+    cut_start: tuple[int, int]
+    flip: bool
+
+
+@dataclass(frozen=True)
+class Augment:
+    """What happens to the images of a data set.
+
+    Attributes:
+        crop: "inception": a random window of min_area .. 1 of the area and aspect ratio 3/4 .. 4/3, scaled to the
+            square (pre-training); "resize": all of the image, scaled to the square; "resize_crop": scaled to a square
+            of `resize` pixels, then a random cut (fine-tuning, ViT paper: 448 to 384); "center": the shorter side
+            scaled to `resize` pixels, then the middle (evaluation).
+        min_area: smallest part of the area that an Inception crop may take.
+        flip: mirror half of the samples.
+        resize: pixels, for "resize_crop" and "center". Default: image_size * 256 // 224.
+
+    Raises:
+        ValueError: an unknown crop, or a number out of range.
+    """
+
+    crop: Crop = "inception"
+    min_area: float = 0.05
+    flip: bool = False
+    resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.crop not in get_args(Crop):
+            raise ValueError(f"crop {self.crop!r} is none of {', '.join(get_args(Crop))}")
+        if not 0 < self.min_area <= 1:
+            raise ValueError(f"min_area {self.min_area} is not in (0, 1]")
+        if self.resize is not None and self.resize < 1:
+            raise ValueError(f"resize {self.resize} is not a number of pixels")
+
+    def check(self, image_size: int) -> None:
+        """Refuse a scaled image that is smaller than the square to cut out of it.
+
+        Raises:
+            ValueError: `resize` is smaller than `image_size`.
+        """
+        if self.crop in ("resize_crop", "center") and self._resize(image_size) < image_size:
+            raise ValueError(f"resize {self.resize} is smaller than the image size {image_size}")
+
+    def geometry(self, size: tuple[int, int], image_size: int, draws: Draws) -> Geometry:
+        """The crop of an image of `size` (height, width) to a square of `image_size` pixels."""
+        square = (image_size, image_size)
+        window_start, window, canvas, cut_start = (0, 0), size, square, (0, 0)
+        if self.crop == "inception":
+            window_start, window = inception_window(size, self.min_area, draws)
+        elif self.crop == "resize_crop":
+            side = self._resize(image_size)
+            canvas = (side, side)
+            cut_start = (draws.integer(side - image_size + 1), draws.integer(side - image_size + 1))
+        elif self.crop == "center":
+            longest = MAX_ELONGATION * min(size)
+            window = (min(size[0], longest), min(size[1], longest))
+            window_start = ((size[0] - window[0]) // 2, (size[1] - window[1]) // 2)
+            ratio = self._resize(image_size) / min(size)
+            canvas = (round(window[0] * ratio), round(window[1] * ratio))
+            cut_start = ((canvas[0] - image_size) // 2, (canvas[1] - image_size) // 2)
+        return Geometry(window_start, window, canvas, cut_start, self.flip and draws.integer(2) == 1)
+
+    def render(self, encoded: bytes, out: np.ndarray, *, seed: int, epoch: int, sample_id: int) -> None:
+        """Decode an image and draw its crop into `out`, uint8 (image_size, image_size, 3), RGB.
+
+        Raises:
+            BadSample: the image cannot be decoded.
+        """
+        draws = Draws(key(Purpose.AUGMENT, seed, epoch, sample_id))
+        size = jpeg_size(encoded)
+        if size is None:
+            image, scale = decode(encoded), 1
+            geometry = self.geometry((image.shape[0], image.shape[1]), out.shape[0], draws)
+        else:
+            geometry = self.geometry(size, out.shape[0], draws)
+            scale = reduction(geometry.window, geometry.canvas)
+            image = decode(encoded, scale)
+        draw(image, scale, geometry, out)
+
+    def _resize(self, image_size: int) -> int:
+        return self.resize or image_size * CENTER_MARGIN[0] // CENTER_MARGIN[1]
+
+
+def inception_window(size: tuple[int, int], min_area: float, draws: Draws) -> tuple[tuple[int, int], tuple[int, int]]:
+    """((y, x), (height, width)) of a random window, by TensorFlow's `sample_distorted_bounding_box` (authors' code).
+
+    The aspect ratio is uniform in 3/4 .. 4/3, then the height is uniform among those that keep the area within
+    min_area .. 1 and the window inside the image, then its place is uniform. After 100 failures, the whole image.
+    """
+    height, width = size
+    least, most = min_area * height * width, height * width
+    for _ in range(MAX_ATTEMPTS):
+        aspect = draws.uniform(*ASPECT_RATIOS)
+        smallest = round(math.sqrt(least / aspect))
+        largest = min(round(math.sqrt(most / aspect)), height, math.floor((width + 0.5) / aspect))
+        window_height = smallest + draws.integer(largest - smallest + 1) if smallest < largest else largest
+        window_width = round(window_height * aspect)
+        if window_height > 0 and 0 < window_width <= width and least <= window_height * window_width:
+            y, x = draws.integer(height - window_height + 1), draws.integer(width - window_width + 1)
+            return (y, x), (window_height, window_width)
+    return (0, 0), size
+
+
+def draw(image: np.ndarray, scale: int, geometry: Geometry, out: np.ndarray) -> None:
+    """Draw into `out` what `geometry` says. `image` is the original reduced by `scale`.
+
+    A window of the reduced image begins on its pixels: at most half of one of them away from where it was drawn,
+    which is at most half a pixel of the result.
+    """
+    y, x = (round(start / scale) for start in geometry.window_start)
+    height, width = (max(round(side / scale), 1) for side in geometry.window)
+    window = image[y : y + height, x : x + width]
+    (rows, columns), (top, left) = geometry.canvas, geometry.cut_start
+    if window.shape[0] > 2 * rows or window.shape[1] > 2 * columns:
+        shrunk = (min(window.shape[1], columns), min(window.shape[0], rows))
+        window = cv2.resize(window, shrunk, interpolation=cv2.INTER_AREA)
+    canvas = cv2.resize(window, (columns, rows), interpolation=cv2.INTER_LINEAR)
+    cut = canvas[top : top + out.shape[0], left : left + out.shape[1]]
+    if geometry.flip:
+        cv2.flip(cut, 1, dst=out)
+    else:
+        np.copyto(out, cut)

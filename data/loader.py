@@ -1,0 +1,224 @@
+"""The local slice of every step, as uint8 batches ready for the accelerator.
+
+    fetch threads (reader.py)  ──>  decode threads, a few samples a task  ──>  batch, in slot order  ──>  training loop
+
+Decoding runs in threads, not processes: OpenCV releases Python's lock, so threads use every core without copying
+a pixel. Each batch is a new zeroed buffer that belongs to the consumer: nothing is ever overwritten behind its back,
+and fresh pages cost about a thousandth of the decoding that fills them.
+"""
+
+import os
+from collections import deque
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+import cv2
+import numpy as np
+import torch
+
+from data import fields
+from data.augment import Augment
+from data.errors import BadSample
+from data.index import Index
+from data.order import MASKED, SampleOrder
+from data.reader import Reader, Sample
+
+TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
+
+
+def usable_cpus() -> int:
+    """CPUs that this process may run on (containers and job launchers restrict them, where the system can)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Bad(NamedTuple):
+    """A sample that could not be used."""
+
+    sample_id: int
+    key: str
+    cause: str
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """One worker's slots of one step. n slots, the same on every worker; L labels at most.
+
+    Attributes:
+        step: of training, from 0.
+        ids: int64 (n,), sample ids; -1 is a masked slot.
+        images: uint8 (n, 3, H, W), RGB 0..255, in channels-last memory. Masked slots are black.
+        labels: int64 (n, L), padded with -1. L is 1 for single-label data, else the most that an image here has.
+        weights: float32 (n, L), 0 where labels are padding.
+        valid: bool (n,): the slot holds a usable sample.
+        slots: int64 (n,), place in the global batch; -1 where this worker has none.
+        bad: samples whose slots were masked because they cannot be used.
+    """
+
+    step: int
+    ids: torch.Tensor
+    images: torch.Tensor
+    labels: torch.Tensor
+    weights: torch.Tensor
+    valid: torch.Tensor
+    slots: torch.Tensor
+    bad: list[Bad]
+
+
+Outcome = tuple[int, fields.Labels | Bad]  # place in the batch, and what became of its sample
+
+
+@dataclass(frozen=True, eq=False)
+class _Unfinished:
+    """A batch whose images are being decoded."""
+
+    step: int
+    ids: np.ndarray
+    slots: np.ndarray
+    images: torch.Tensor
+    tasks: Sequence[Future[list[Outcome]]]
+    multi_label: bool
+
+    def finish(self) -> Batch:
+        """Wait for the decoders and put the labels together."""
+        outcomes = [outcome for task in self.tasks for outcome in task.result()]
+        bad = [result for _, result in outcomes if isinstance(result, Bad)]
+        labelled = [(place, result) for place, result in outcomes if not isinstance(result, Bad)]
+        width = max((len(found.classes) for _, found in labelled), default=1) if self.multi_label else 1
+        labels = np.full((len(self.ids), max(width, 1)), -1, np.int64)
+        weights = np.zeros(labels.shape, np.float32)
+        valid = np.zeros(len(self.ids), bool)
+        for place, found in labelled:
+            labels[place, : len(found.classes)] = found.classes
+            weights[place, : len(found.classes)] = found.weights
+            valid[place] = True
+        return Batch(
+            step=self.step,
+            ids=torch.from_numpy(np.where(valid, self.ids, MASKED)),
+            images=self.images.permute(0, 3, 1, 2),
+            labels=torch.from_numpy(labels),
+            weights=torch.from_numpy(weights),
+            valid=torch.from_numpy(valid),
+            slots=torch.from_numpy(self.slots),
+            bad=bad,
+        )
+
+
+class Loader:
+    """Iterator over this worker's batches of steps start_step .. stop_step-1. Threads start at once.
+
+    Args:
+        index, order: the data set and its order.
+        rank, world_size: this worker and how many there are. Of B slots, a worker takes ceil(B / world_size) in a row.
+        image_size: side of the images, pixels.
+        augment: what is done to them, a pure function of (seed, epoch, sample id).
+        slots_per_rank: slots a batch, padded with masked ones. Default and least: ceil(B / world_size).
+        threads: that decode. Default: one for each CPU this process may use.
+        prefetch: batches decoded ahead of the one in use.
+
+    Use it in a `with`, or run it to its end, or call `close()`. Errors of the threads come out of `next()`.
+
+    Raises:
+        ValueError: numbers that do not fit together.
+    """
+
+    def __init__(
+        self,
+        index: Index,
+        order: SampleOrder,
+        *,
+        rank: int,
+        world_size: int,
+        image_size: int,
+        augment: Augment,
+        seed: int,
+        start_step: int = 0,
+        stop_step: int,
+        slots_per_rank: int | None = None,
+        threads: int | None = None,
+        prefetch: int = 2,
+    ) -> None:
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank {rank} of {world_size} workers")
+        share = -(-order.batch_size // world_size)
+        if slots_per_rank is not None and slots_per_rank < share:
+            raise ValueError(f"slots_per_rank {slots_per_rank} is less than the {share} slots that a worker has")
+        augment.check(image_size)
+        self._slots = range(min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
+        self._size = slots_per_rank or share
+        self._multi_label, self._order = index.multi_label, order
+        self._image_size, self._augment, self._seed = image_size, augment, seed
+        self._steps = iter(range(start_step, stop_step))
+        self._prefetch = prefetch
+        self._pending: deque[_Unfinished] = deque()
+        cv2.setNumThreads(1)  # one image is one thread's work; OpenCV's own threads would only fight with ours
+        self._reader = Reader(index, order, self._slots, start_step, stop_step)
+        self._decoders = ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="data-decode")
+        self._fill()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Batch:
+        if not self._pending:
+            self.close()
+            raise StopIteration
+        unfinished = self._pending.popleft()
+        self._fill()
+        try:
+            return unfinished.finish()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Stop the threads; batches not yet handed out are dropped. May be called twice."""
+        self._pending.clear()
+        self._steps = iter(range(0))
+        self._reader.close()
+        self._decoders.shutdown(wait=True, cancel_futures=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _fill(self) -> None:
+        """Keep `prefetch` batches under way beside the one that is being handed out."""
+        while len(self._pending) <= self._prefetch and (step := next(self._steps, None)) is not None:
+            self._pending.append(self._start(step))
+
+    def _start(self, step: int) -> _Unfinished:
+        ids = np.full(self._size, MASKED, np.int64)
+        ids[: len(self._slots)] = self._order.slots(step, self._slots.start, self._slots.stop)
+        slots = np.full(self._size, MASKED, np.int64)
+        slots[: len(self._slots)] = self._slots
+        images = torch.zeros((self._size, self._image_size, self._image_size, 3), dtype=torch.uint8)
+        used = np.flatnonzero(ids != MASKED)
+        tasks = [
+            self._decoders.submit(self._decode, step, ids, images.numpy(), used[first : first + TASK_SAMPLES])
+            for first in range(0, len(used), TASK_SAMPLES)
+        ]
+        return _Unfinished(step, ids, slots, images, tasks, self._multi_label)
+
+    def _decode(self, step: int, ids: np.ndarray, images: np.ndarray, places: np.ndarray) -> list[Outcome]:
+        """Decode the samples at some places of a batch into its buffer."""
+        samples = self._reader.take(step, ids[places].tolist())
+        epoch = self._order.epoch(step)
+        return [
+            (place, self._render(sample, images[place], epoch, int(ids[place])))
+            for place, sample in zip(places.tolist(), samples, strict=True)
+        ]
+
+    def _render(self, sample: Sample, image: np.ndarray, epoch: int, sample_id: int) -> fields.Labels | Bad:
+        try:
+            labels = fields.labels(sample.fields)
+            if not self._multi_label and len(labels.classes) != 1:
+                raise BadSample("several labels in a single-label data set")
+            encoded = fields.image_bytes(sample.fields)
+            self._augment.render(encoded, image, seed=self._seed, epoch=epoch, sample_id=sample_id)
+            return labels
+        except BadSample as bad:
+            return Bad(sample_id, sample.key, bad.cause)

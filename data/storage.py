@@ -1,0 +1,113 @@
+"""Bytes by URL: local paths, gs://, s3://, memory:// and whatever else fsspec knows.
+
+Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
+process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
+"""
+
+import os
+import posixpath
+from typing import IO, cast
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from data.errors import DataError
+
+
+def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `url` and the path in it.
+
+    Raises:
+        DataError: the protocol is unknown or its package is not installed.
+    """
+    try:
+        return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
+    except (ValueError, ImportError) as error:
+        raise DataError(f"{url}: {error}") from error
+
+
+def is_absolute(url: str) -> bool:
+    """Whether `url` says where it is by itself: a protocol, or a local path from the root or from home."""
+    return "://" in url or url.startswith(("/", "~"))
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside the URL `folder`, or `name` itself when it is absolute."""
+    return name if is_absolute(name) else f"{folder.rstrip('/')}/{name}"
+
+
+def parent(url: str) -> str:
+    """The folder that holds `url`."""
+    head, _, tail = url.rpartition("://")
+    folder = posixpath.dirname(tail.rstrip("/"))
+    return f"{head}://{folder}" if head else folder or "."
+
+
+def read(url: str) -> bytes:
+    """The whole content. Raises what the file system raises: FileNotFoundError, PermissionError, OSError ..."""
+    fs, path = resolve(url)
+    return cast(bytes, fs.cat_file(path))
+
+
+def read_range(url: str, begin: int, end: int) -> bytes:
+    """Bytes begin .. end-1, in one request. Shorter when the object ends earlier."""
+    fs, path = resolve(url)
+    return cast(bytes, fs.cat_file(path, start=begin, end=end))
+
+
+def open_read(url: str, chunk: int) -> IO[bytes]:
+    """A file to read from start to end in pieces of about `chunk` bytes."""
+    fs, path = resolve(url)
+    return cast(IO[bytes], fs.open(path, "rb", block_size=chunk, cache_type="readahead"))
+
+
+def open_write(url: str) -> IO[bytes]:
+    """A file to write; folders are made as needed. On object stores it appears when it is closed."""
+    fs, path = resolve(url)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    return cast(IO[bytes], fs.open(path, "wb"))
+
+
+def write_atomic(url: str, content: bytes) -> None:
+    """Put `content` at `url` so that a reader sees the old or the new whole, never a part.
+
+    An object store's put is atomic by itself; on a local disk the bytes go beside and are moved over.
+    """
+    fs, path = resolve(url)
+    fs.makedirs(fs._parent(path), exist_ok=True)
+    if isinstance(fs, LocalFileSystem):
+        partial = f"{path}.{os.getpid()}.partial"
+        fs.pipe_file(partial, content)
+        os.replace(partial, path)
+    else:
+        fs.pipe_file(path, content)
+
+
+def exists(url: str) -> bool:
+    fs, path = resolve(url)
+    fs.invalidate_cache()
+    return cast(bool, fs.exists(path))
+
+
+def size(url: str) -> int | None:
+    """Length in bytes, or None where there is nothing."""
+    fs, path = resolve(url)
+    fs.invalidate_cache()
+    try:
+        return cast(int, fs.info(path)["size"])
+    except FileNotFoundError:
+        return None
+
+
+def remove(url: str) -> None:
+    """Delete one file; it is fine when there is none."""
+    fs, path = resolve(url)
+    if fs.exists(path):
+        fs.rm_file(path)
+
+
+def matching(folder: str, pattern: str) -> list[str]:
+    """Names in `folder` that match a glob pattern, sorted. Empty where the folder does not exist."""
+    fs, path = resolve(folder)
+    fs.invalidate_cache()
+    return sorted(posixpath.basename(found) for found in fs.glob(f"{path.rstrip('/')}/{pattern}"))

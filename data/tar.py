@@ -1,0 +1,177 @@
+"""Tar members and WebDataset samples out of any byte range that begins at a header.
+
+The standard library's tarfile wants a file and reads it from the start; training reads pieces of shards out of the
+middle, millions of times. This parser takes a buffer and gives views into it, without copying. It understands what
+tar writers produce: ustar with the prefix field, GNU long names and base-256 sizes, and pax records for path and size.
+"""
+
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
+
+from data.errors import DataError
+
+RECORD = 512
+ZERO = bytes(RECORD)
+REGULAR = frozenset([b"0", b"\0", b"7"])  # type flags of plain files: ustar, old tar, contiguous
+CHECKSUM = slice(148, 156)
+NAME, SIZE, PREFIX = slice(0, 100), slice(124, 136), slice(345, 500)
+
+
+class SupportsRead(Protocol):
+    def read(self, size: int, /) -> bytes: ...
+
+
+class Member(NamedTuple):
+    """One entry of a tar: its name, its bytes, where its (first) header begins and where the next entry's does.
+
+    `is_file` is False for folders, links and devices.
+    """
+
+    name: str
+    data: memoryview
+    offset: int
+    end: int
+    is_file: bool
+
+
+@dataclass(slots=True)
+class TarSample:
+    """Consecutive members with one key. `offset` is where the first one's header begins."""
+
+    key: str
+    offset: int
+    fields: dict[str, memoryview] = field(default_factory=dict)
+
+
+def members(buffer: bytes | memoryview) -> Iterator[Member]:
+    """The entries of a tar that lie whole in `buffer`, which begins at a header.
+
+    Stops at the end-of-archive record or at the first entry that is not complete. Offsets count from the buffer's
+    start.
+
+    Raises:
+        DataError: bytes that are not a tar header (the caller adds which file and what to do).
+    """
+    view = memoryview(buffer)
+    position = start = 0
+    long_name: str | None = None
+    pax: dict[str, str] = {}
+    while position + RECORD <= len(view):
+        header = bytes(view[position : position + RECORD])
+        if header == ZERO:
+            return
+        if not _checksum_holds(header):
+            raise DataError(f"no tar header at byte {position}")
+        size = int(pax["size"]) if "size" in pax else _number(header[SIZE])
+        end = position + RECORD + -(-size // RECORD) * RECORD
+        if end > len(view):
+            return
+        data, kind = view[position + RECORD : position + RECORD + size], header[156:157]
+        if kind == b"L":  # GNU: the next member's name
+            long_name = _text(bytes(data))
+        elif kind == b"x":  # pax: records about the next member
+            pax = _pax_records(bytes(data))
+        elif kind == b"K" or kind == b"g":  # GNU: a long link target; pax: defaults for the archive, no names or sizes
+            pass
+        else:
+            yield Member(pax.get("path") or long_name or _name(header), data, start, end, kind in REGULAR)
+            long_name, pax, start = None, {}, end
+        position = end
+
+
+def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
+    """The entries of a whole tar, read once from start to end, `chunk` bytes at a time. Offsets are the file's.
+
+    Raises:
+        DataError: not a tar, or one that ends in the middle of an entry.
+    """
+    rest, base = b"", 0
+    while content := file.read(chunk):
+        buffer, consumed = rest + content, 0
+        for member in members(buffer):
+            consumed = member.end
+            yield member._replace(offset=base + member.offset, end=base + member.end)
+        rest, base = buffer[consumed:], base + consumed
+        if rest[:RECORD] == ZERO:
+            while file.read(chunk):  # to the end, for whoever counts or hashes the bytes
+                pass
+            return
+    if rest:
+        raise DataError(f"ends in the middle of the entry at byte {base}")
+
+
+def samples(found: Iterable[Member]) -> Iterator[TarSample]:
+    """Group members as WebDataset does: neighbours with the same name up to the first dot of the file name.
+
+    Field names are the rest, in lower case. Names without a stem or a dot, and `__meta__` entries, are no part of a
+    sample. A name that comes twice in one sample keeps its first content.
+    """
+    current: TarSample | None = None
+    for member in found:
+        split = split_name(member.name) if member.is_file else None
+        if split is None:
+            continue
+        key, extension = split
+        if current is None or key != current.key:
+            if current is not None:
+                yield current
+            current = TarSample(key, member.offset)
+        current.fields.setdefault(extension, member.data)
+    if current is not None:
+        yield current
+
+
+def split_name(name: str) -> tuple[str, str] | None:
+    """(key, extension) of a member by WebDataset's rule, or None for one that belongs to no sample.
+
+    >>> split_name("train/000017.seg.PNG")
+    ('train/000017', 'seg.png')
+    """
+    folder, slash, base = name.rpartition("/")
+    stem, dot, extension = base.partition(".")
+    first = name.partition("/")[0]
+    if not stem or not dot or (len(first) >= 4 and first.startswith("__") and first.endswith("__")):
+        return None
+    return folder + slash + stem, extension.lower()
+
+
+def _checksum_holds(header: bytes) -> bool:
+    """Whether the header's bytes, those of the sum itself counted as spaces, add up to the sum that it states.
+
+    Adler-32's lower half is 1 + the sum modulo 65521: the same test in compiled code, ten times as fast.
+    """
+    try:
+        stated = _number(header[CHECKSUM])
+    except ValueError:
+        return False
+    total = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[CHECKSUM]) + 8 * ord(" ")
+    return (total - stated) % 65521 == 0
+
+
+def _number(text: bytes) -> int:
+    """Octal text, or GNU's base-256 when the top bit is set."""
+    if text[0] & 0x80:
+        return int.from_bytes(text[1:], "big")
+    return int(text.rstrip(b"\0 ").lstrip() or b"0", 8)
+
+
+def _text(field_bytes: bytes) -> str:
+    return field_bytes.partition(b"\0")[0].decode("utf-8", "surrogateescape")
+
+
+def _name(header: bytes) -> str:
+    prefix = header[PREFIX].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""  # GNU keeps times there
+    return _text(prefix + b"/" + header[NAME] if prefix else header[NAME])
+
+
+def _pax_records(data: bytes) -> dict[str, str]:
+    """`LENGTH KEY=VALUE\\n` records, the length counting all of the record."""
+    records = {}
+    while data and data[0] != 0:
+        length = int(data[: data.index(b" ")])
+        name, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
+        records[name.decode()] = value.decode("utf-8", "surrogateescape")
+        data = data[length:]
+    return records

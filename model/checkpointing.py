@@ -1,0 +1,71 @@
+"""Activation checkpointing by encoder block: memory for arithmetic.
+
+    none       backward finds everything it needs where forward left it
+    selective  matrix products and attention are kept; norms, GELU, dropout and sums are computed a second time
+    full       only each block's input is kept; the whole block is computed a second time (4/3 of the FLOPs)
+
+Dropout needs no saved random state, because its masks depend on the samples' seeds alone (dropout.py). Modules are not
+wrapped, so parameter names are the same in all modes.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+if TYPE_CHECKING:
+    from model.vit import VisionTransformer
+
+CheckpointMode = Literal["none", "selective", "full"]
+MODES: tuple[CheckpointMode, ...] = get_args(CheckpointMode)
+
+aten = torch.ops.aten
+# What a block spends its time on, in the spellings that the backends use.
+KEPT = {
+    aten.mm.default,
+    aten.addmm.default,
+    aten.bmm.default,
+    aten._scaled_dot_product_flash_attention.default,
+    aten._scaled_dot_product_flash_attention_for_cpu.default,
+    aten._scaled_dot_product_efficient_attention.default,
+    aten._scaled_dot_product_cudnn_attention.default,
+}
+
+
+def checkpoint_blocks(model: "VisionTransformer", mode: CheckpointMode) -> None:
+    """Sets what the encoder blocks keep for the backward pass, from the next forward pass on.
+
+    Raises `ValueError` for an unknown mode.
+    """
+    require_mode(mode)
+    model.checkpointing = mode
+
+
+def require_mode(mode: str) -> None:
+    """Raises `ValueError` unless `mode` is a checkpointing mode."""
+    if mode not in MODES:
+        raise ValueError(f"activation checkpointing: {mode!r} is not one of {', '.join(MODES)}")
+
+
+def checkpointed(mode: CheckpointMode, function: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    """function(*inputs), keeping for the backward pass what `mode` says.
+
+    Called inside a block and not around it, so that a compiled block has the choice of what to keep in its own graph.
+    """
+    if mode == "none" or not torch.is_grad_enabled():
+        return function(*inputs)
+    # The two passes' tensors are not compared: under ZeRO-3 a parameter may be gathered in one pass and an empty shell
+    # when the other looks at it.
+    run = functools.partial(
+        checkpoint, function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
+    )
+    if mode == "full":
+        return run()
+    return run(context_fn=functools.partial(create_selective_checkpoint_contexts, _policy))
+
+
+def _policy(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE

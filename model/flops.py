@@ -1,0 +1,72 @@
+"""Arithmetic and activation memory of a model, by formula."""
+
+from model.checkpointing import CheckpointMode, require_mode
+from model.variants import ViTConfig, grid_side
+
+
+def forward_macs(config: ViTConfig, image_size: int | None = None) -> int:
+    """Multiply-accumulates of the forward pass, per image of `image_size` pixels a side (default: the configured size).
+
+    Matrix products and attention only; norms, GELU, softmax and sums are not counted, as usual.
+    """
+    patches = grid_side(image_size or config.image_size, config.patch_size) ** 2
+    tokens = patches + config.num_prefix_tokens
+    width, hidden = config.width, config.mlp_dim
+
+    embedding = patches * 3 * config.patch_size**2 * width
+    projections = 4 * tokens * width**2  # q, k, v and out
+    attention = 2 * tokens**2 * width  # q k^T, and probabilities times v
+    mlp = 2 * tokens * width * hidden
+    head = config.num_classes * (config.representation_size or width)
+    pre_logits = width * (config.representation_size or 0)
+    return embedding + config.depth * (projections + attention + mlp) + pre_logits + head
+
+
+def training_flops(config: ViTConfig, image_size: int | None = None) -> int:
+    """Floating-point operations of one training step, per image: 6 for each forward multiply-accumulate.
+
+    Two operations each, and the backward pass costs two forward passes. Neither recomputation nor the optimizer is
+    counted, so this measures the model and not the way it is run. The convention reproduces the ViT paper's Table 6.
+    """
+    return 6 * forward_macs(config, image_size)
+
+
+def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", precision_bytes: int = 2) -> int:
+    """Peak memory of one image's activations in a training step, in bytes, at the configured image size.
+
+    What the encoder's blocks keep for the backward pass, plus what the last block holds on top when its own backward
+    pass begins. Counted for blocks that are not compiled and attention that never stores its probabilities, as a
+    caching allocator would see it without fragmentation. Parameters, their gradients, the input image and the loss
+    (a few numbers a class) are not activations of this kind and are left out.
+
+    Args:
+        precision_bytes: bytes of an activation: 2 in bfloat16, 4 in float32.
+
+    Raises:
+        ValueError: unknown checkpointing mode.
+    """
+    require_mode(checkpointing)
+    tokens = config.grid**2 + config.num_prefix_tokens
+    stream = tokens * config.width * precision_bytes  # one activation as wide as the model
+    hidden = tokens * config.mlp_dim * precision_bytes  # one as wide as the MLP
+    norm_statistics = 2 * 2 * tokens * 4  # mean and inverse deviation of two norms, float32
+    attention_statistics = config.heads * tokens * 4  # log of the softmax's denominator, float32
+    masks = tokens * (2 * config.width + config.mlp_dim) if config.dropout else 0  # one byte an element
+
+    # Inputs of norm1, qkv, attention (3), out, norm2, fc1; of GELU and fc2.
+    whole_block = 8 * stream + 2 * hidden + norm_statistics + attention_statistics + masks
+    match checkpointing:
+        case "none":
+            kept, recomputed = whole_block, 0
+        case "selective":
+            # Kept: the block's input and the outputs of qkv (3), attention, out, fc2; of fc1. Recomputed: the outputs
+            # of norm1, norm2 and GELU. (norm2's input is recomputed too, but releases the output of out.)
+            kept = 7 * stream + hidden + attention_statistics
+            recomputed = 2 * stream + hidden + norm_statistics + masks
+        case "full":
+            kept, recomputed = stream, whole_block - stream
+
+    # At the peak: the gradients of the block's output and of the GELU's, or, with dropout, the 32-bit words (three at a
+    # time) that become the mask.
+    hashing = 3 * 4 * tokens * config.mlp_dim if config.dropout else 0
+    return config.depth * kept + recomputed + stream + max(hidden, hashing)

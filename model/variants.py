@@ -1,0 +1,135 @@
+"""The Vision Transformer's shapes by name: "ViT-H/14" -> depth 32, width 1280, ...
+
+The letter fixes the transformer, the number after the slash is the patch size in pixels. A `ViTConfig` is checked as a
+whole when it is made, so that a model which cannot be built is refused before anything is started.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from typing import Any, Literal, NamedTuple
+
+
+class ModelConfigError(ValueError):
+    """An impossible model. `key` names the offending `ViTConfig` field; the message is a single line."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}: {message}")
+        self.key = key
+
+
+class Shape(NamedTuple):
+    depth: int
+    width: int
+    mlp_dim: int
+    heads: int
+
+
+# ViT paper, Table 1 (B, L, H); S and Ti are the small ones that the authors' code adds.
+SHAPES = {
+    "Ti": Shape(depth=12, width=192, mlp_dim=768, heads=3),
+    "S": Shape(depth=12, width=384, mlp_dim=1536, heads=6),
+    "B": Shape(depth=12, width=768, mlp_dim=3072, heads=12),
+    "L": Shape(depth=24, width=1024, mlp_dim=4096, heads=16),
+    "H": Shape(depth=32, width=1280, mlp_dim=5120, heads=16),
+}
+NAMES = tuple(f"ViT-{letter}/{patch}" for letter in SHAPES for patch in (14, 16, 32))
+
+POOLS = ("token", "gap")
+
+
+@dataclasses.dataclass(frozen=True)
+class ViTConfig:
+    """Everything that determines a Vision Transformer's function, and its parameters up to the random numbers.
+
+    Raises `ModelConfigError` (a ValueError) for values that make no model.
+    """
+
+    name: str
+    image_size: int  # pixels a side; the position embeddings are made for this size
+    patch_size: int  # pixels a side
+    depth: int  # encoder blocks
+    width: int  # D: features of a token
+    mlp_dim: int  # features of the MLP's hidden layer
+    heads: int
+    num_classes: int
+    representation_size: int | None = None  # width of the tanh layer before the head; None = no such layer
+    dropout: float = 0.0
+    pool: Literal["token", "gap"] = "token"  # what the head sees: the class token, or the mean over all patches
+    head_bias: float = 0.0  # initial value; -10 starts sigmoid pre-training at "almost nothing is true"
+
+    def __post_init__(self) -> None:
+        for key in ("image_size", "patch_size", "depth", "width", "mlp_dim", "heads", "num_classes"):
+            _require_positive_int(key, getattr(self, key))
+        if self.representation_size is not None:
+            _require_positive_int("representation_size", self.representation_size)
+        if self.width % self.heads:
+            raise ModelConfigError("heads", f"{self.heads} heads do not divide the width {self.width}")
+        grid_side(self.image_size, self.patch_size)
+        for key in ("dropout", "head_bias"):
+            value = getattr(self, key)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ModelConfigError(key, f"must be a finite number, not {value!r}")
+        if not 0 <= self.dropout < 1:
+            raise ModelConfigError("dropout", f"must be at least 0 and less than 1, not {self.dropout}")
+        if self.pool not in POOLS:
+            raise ModelConfigError("pool", f"must be one of {', '.join(POOLS)}, not {self.pool!r}")
+
+    @property
+    def grid(self) -> int:
+        """Patches a side of an image of the configured size."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_prefix_tokens(self) -> int:
+        """Tokens before the patches: the class token, which a pooled model does not have."""
+        return 1 if self.pool == "token" else 0
+
+
+def grid_side(image_size: int, patch_size: int) -> int:
+    """Patches a side. Raises `ModelConfigError` unless the patches tile the image exactly."""
+    if image_size < patch_size or image_size % patch_size:
+        below, above = image_size // patch_size * patch_size, -(-image_size // patch_size) * patch_size
+        nearest = f"{below} or {above}" if below else f"{above}"
+        raise ModelConfigError(
+            "image_size", f"{image_size} is not a multiple of the patch size {patch_size} (nearest: {nearest})"
+        )
+    return image_size // patch_size
+
+
+def vit_config(name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any) -> ViTConfig:
+    """The configuration called `name`, with any field but the name replaced by `overrides`.
+
+    `name` is a letter Ti, S, B, L or H and a patch size: "ViT-H/14", or as loosely as "vit_h14", "H/14", "vit-b-16".
+    A field that is not given keeps the variant's own value: widening ViT-B does not widen its MLP. An override of None
+    stands for "not given" too, so that an optional setting can be handed on as it is.
+
+    Raises `ModelConfigError` (a ValueError) for an unknown name or field, and for values that make no model.
+    """
+    letter, patch_size = _parse_name(name)
+    fields = {field.name for field in dataclasses.fields(ViTConfig)} - {"name"}
+    for key in overrides:
+        if key not in fields:
+            (nearest,) = difflib.get_close_matches(key, sorted(fields), n=1, cutoff=0)
+            raise ModelConfigError(key, f"a ViT has no such setting; the nearest is {nearest}")
+
+    values: dict[str, Any] = {"patch_size": patch_size, "num_classes": num_classes, "image_size": image_size}
+    values |= SHAPES[letter]._asdict()
+    values |= {key: value for key, value in overrides.items() if value is not None}
+    return ViTConfig(name=f"ViT-{letter}/{values['patch_size']}", **values)
+
+
+def _parse_name(name: str) -> tuple[str, int]:
+    match = re.fullmatch(r"(?:vit)?[-_ ]?(ti|s|b|l|h)[-_/ ]?([1-9]\d*)", name.strip(), flags=re.IGNORECASE)
+    if match is None:
+        folded = {candidate.lower(): candidate for candidate in NAMES}
+        (nearest,) = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
+        raise ModelConfigError("name", f"unknown model {name!r}; the nearest is {folded[nearest]}")
+    letter, patch_size = match.groups()
+    return letter.capitalize(), int(patch_size)
+
+
+def _require_positive_int(key: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelConfigError(key, f"must be a positive whole number, not {value!r}")

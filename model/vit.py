@@ -1,0 +1,203 @@
+"""The Vision Transformer ("An Image is Worth 16x16 Words", ICLR 2021).
+
+    images -> patches -> linear projection -> + class token -> + position embeddings
+           -> depth x { z += attention(norm(z)); z += mlp(norm(z)) } -> norm -> class token -> head
+
+Shapes in comments: B images, N tokens, D width, H heads, d = D / H, K classes. Where the paper is silent, the
+numbers are those of the authors' code, which its published weights assume: LayerNorm epsilon 1e-6, tanh GELU, biases.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.checkpointing import CheckpointMode, checkpointed
+from model.dropout import SampleDropout, fold_in
+from model.position import resize_position_embeddings
+from model.variants import ViTConfig, grid_side, vit_config
+
+LayerNorm = partial(nn.LayerNorm, eps=1e-6)
+Initializer = Callable[[Tensor], object]
+
+
+class Dense(nn.Linear):
+    """A linear layer that names its initialisation where it is made, in place of torch's default."""
+
+    def __init__(self, inputs: int, outputs: int, *, kernel: Initializer, bias: Initializer = nn.init.zeros_) -> None:
+        self.initializers = (kernel, bias)  # set first: the base class's constructor calls reset_parameters
+        super().__init__(inputs, outputs)
+
+    def reset_parameters(self) -> None:
+        kernel, bias = self.initializers
+        kernel(self.weight)
+        bias(self.bias)
+
+
+class PatchProjection(nn.Conv2d):
+    """Cuts the image into P x P patches and projects each one linearly to D features: a convolution of stride P."""
+
+    def __init__(self, patch_size: int, width: int) -> None:
+        super().__init__(3, width, kernel_size=patch_size, stride=patch_size)
+
+    def reset_parameters(self) -> None:
+        lecun_normal_(self.weight)
+        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+
+class PatchEmbedding(nn.Module):
+    """Images (B, 3, height, width) -> tokens (B, N, D): patches, class token in front, position embeddings added."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.patch_size, self.grid, self.num_prefix_tokens = config.patch_size, config.grid, config.num_prefix_tokens
+        self.projection = PatchProjection(config.patch_size, config.width)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "token" else None
+        tokens = config.num_prefix_tokens + config.grid**2
+        self.position = nn.Parameter(torch.empty(1, tokens, config.width).normal_(std=0.02))
+        self.dropout = SampleDropout(config.dropout, place=0)
+
+    def forward(self, images: Tensor, seeds: Tensor | None) -> Tensor:
+        grid = (grid_side(images.shape[2], self.patch_size), grid_side(images.shape[3], self.patch_size))
+        images = images.to(self.projection.weight.dtype)
+        x = self.projection(images).flatten(2).transpose(1, 2)  # (B, D, h, w) -> (B, h * w, D), row by row
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(x.shape[0], -1, -1), x], dim=1)
+        return self.dropout(x + self._position_at(grid), seeds)
+
+    def _position_at(self, grid: tuple[int, int]) -> Tensor:
+        if grid == (self.grid, self.grid):
+            return self.position
+        return resize_position_embeddings(self.position, grid, self.num_prefix_tokens)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention: softmax(q k^T / sqrt(d)) v in each head (ViT paper, Appendix A)."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = Dense(width, 3 * width, kernel=xavier_uniform_thirds_)
+        self.out = Dense(width, width, kernel=nn.init.xavier_uniform_)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
+        x = F.scaled_dot_product_attention(q, k, v)
+        return self.out(x.transpose(1, 2).flatten(2))  # heads side by side again: (B, N, D)
+
+
+class MLP(nn.Module):
+    """Two dense layers with a GELU between. Its dropout layers are numbered from `first_place`."""
+
+    def __init__(self, width: int, hidden: int, dropout: float, first_place: int) -> None:
+        super().__init__()
+        tiny = partial(nn.init.normal_, std=1e-6)
+        self.fc1 = Dense(width, hidden, kernel=nn.init.xavier_uniform_, bias=tiny)
+        self.fc2 = Dense(hidden, width, kernel=nn.init.xavier_uniform_, bias=tiny)
+        self.dropout1 = SampleDropout(dropout, first_place)
+        self.dropout2 = SampleDropout(dropout, first_place + 1)
+
+    def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        x = self.dropout1(F.gelu(self.fc1(x), approximate="tanh"), seeds)
+        return self.dropout2(self.fc2(x), seeds)
+
+
+class EncoderBlock(nn.Module):
+    """Attention, then MLP; each reads the normalised tokens and adds to the tokens (ViT paper, equations 2 and 3).
+
+    Dropout follows every dense layer but the qkv projection (Appendix B.1); attention probabilities have none.
+    """
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(config.width)
+        self.attention = Attention(config.width, config.heads)
+        self.dropout = SampleDropout(config.dropout, place=0)
+        self.norm2 = LayerNorm(config.width)
+        self.mlp = MLP(config.width, config.mlp_dim, config.dropout, first_place=1)
+
+    def forward(self, x: Tensor, seeds: Tensor | None, checkpointing: CheckpointMode = "none") -> Tensor:
+        """x: (B, N, D). seeds: (B,) int64, this block's own; None where dropout is idle."""
+        return checkpointed(checkpointing, self._layers, x, seeds)
+
+    def _layers(self, x: Tensor, seeds: Tensor | None) -> Tensor:
+        x = x + self.dropout(self.attention(self.norm1(x)), seeds)
+        return x + self.mlp(self.norm2(x), seeds)
+
+
+class VisionTransformer(nn.Module):
+    """A Vision Transformer as `config` describes it, initialised as the authors' code does from torch's generator."""
+
+    def __init__(self, config: ViTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.checkpointing: CheckpointMode = "none"  # set by checkpoint_blocks
+        width, head_inputs = config.width, config.representation_size or config.width
+        self.embedding = PatchEmbedding(config)
+        self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
+        self.norm = LayerNorm(width)
+        self.pre_logits = Dense(width, head_inputs, kernel=lecun_normal_) if config.representation_size else None
+        constant = partial(nn.init.constant_, val=config.head_bias)
+        self.head = Dense(head_inputs, config.num_classes, kernel=nn.init.zeros_, bias=constant)
+
+    def forward(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """Logits (B, K), of the parameters' dtype.
+
+        Args:
+            images: (B, 3, height, width), floating point in [-1, 1]; cast to the parameters' dtype. Height and width
+                may be any multiples of the patch size: position embeddings are resized on the fly where they differ
+                from the configured size.
+            seeds: (B,) int64, one a sample, which alone determine the sample's dropout masks. None draws them from
+                torch's generator. Unused in evaluation and without dropout.
+
+        Raises:
+            ValueError: the patches do not tile the images.
+        """
+        return self.head(self.features(images, seeds))
+
+    def features(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
+        """The representation that the head sees, (B, representation_size or D). Arguments as in `forward`."""
+        if not self.training or self.config.dropout == 0:
+            seeds = None
+        elif seeds is None:
+            seeds = torch.randint(2**63 - 1, (images.shape[0],), device=images.device)
+        x = self.embedding(images, seeds)
+        for index, block in enumerate(self.blocks):
+            x = block(x, None if seeds is None else fold_in(seeds, index), self.checkpointing)
+        # LayerNorm acts on each token alone, so the class token can be picked before it.
+        x = self.norm(x[:, 0]) if self.config.pool == "token" else self.norm(x).mean(dim=1)
+        return x if self.pre_logits is None else torch.tanh(self.pre_logits(x))
+
+
+def create_model(name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any) -> VisionTransformer:
+    """The model called `name`, freshly initialised: `VisionTransformer(vit_config(...))`, which see."""
+    return VisionTransformer(vit_config(name, num_classes, image_size, **overrides))
+
+
+def compile_blocks(model: VisionTransformer) -> None:
+    """Compiles the encoder blocks in place, from their first call on: one small graph that all of them share.
+
+    Checkpointing is inside that graph, so its modes hold. Parameter names stay as they are.
+    """
+    for block in model.blocks:
+        block.compile()
+
+
+def lecun_normal_(weight: Tensor) -> Tensor:
+    """Fills with a normal distribution of variance 1 / fan_in, cut off at two standard deviations (flax's default).
+
+    Cutting shrinks the standard deviation to 0.8796 of the parent's, which is therefore taken that much wider.
+    """
+    fan_in = weight[0].numel()
+    std = fan_in**-0.5 / 0.87962566103423978
+    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+@torch.no_grad()
+def xavier_uniform_thirds_(weight: Tensor) -> None:
+    """Initialises the fused qkv kernel (3D, D) as the three D -> D projections that it is, not as one D -> 3D."""
+    for third in weight.chunk(3):
+        nn.init.xavier_uniform_(third)

@@ -1,0 +1,138 @@
+"""The checks of a job that need the world, before anything starts: data is there, labels fit, the run can be saved.
+
+They import neither Ray nor torch.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from data import storage
+from data.errors import DataError
+from data.index import INDEX_NAME, Index, open_index
+from data.order import SampleOrder
+from data.sources.digits import pack_digits
+from orchestrator.job import Run
+from orchestrator.job_file import JobError, problem
+from orchestrator.job_sections import Model
+from orchestrator.paths import PathError, resolve_url
+from orchestrator.schedule import steps_of
+
+PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
+READ_ONLY = ("http://", "https://")
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a job reads, and the lengths that follow from it.
+
+    Attributes:
+        train: index of the training set.
+        held_out: indexes of `data.eval`, by name.
+        steps_per_epoch: of the training set, at the job's batch size.
+        total_steps: length of the run.
+        warmup_steps: of these, with a rising learning rate.
+    """
+
+    train: Index
+    held_out: dict[str, Index]
+    steps_per_epoch: int
+    total_steps: int
+    warmup_steps: int
+
+
+def check_inputs(job: Run) -> Inputs:
+    """Open everything that a job needs.
+
+    Packs the bundled digits first, if the job says so and they are not there yet.
+
+    Raises:
+        JobError: something is not there, does not fit, or cannot be written.
+    """
+    _check_writable(job, "checkpoint.url", job.checkpoint.url)
+    if job.model.init_from is not None:
+        _check_exists(job, "model.init_from", job.model.init_from)
+    if job.data.pack == "digits":
+        _pack_digits(job)
+    train = _open(job, "data.train.url", job.data.train.url)
+    held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
+
+    settings = job.data.train
+    try:
+        order = SampleOrder(train, seed=job.seed, batch_size=job.batch_size, lanes=settings.lanes, block=settings.block)
+    except DataError as error:
+        raise problem(job, "data.train.url", str(error)) from error
+    total_steps = steps_of(job.schedule.length, job.batch_size, order.steps_per_epoch)
+    warmup = job.schedule.warmup
+    warmup_steps = 0 if warmup is None else steps_of(warmup, job.batch_size, order.steps_per_epoch)
+    if warmup_steps > total_steps:
+        raise problem(
+            job, "schedule.warmup", f"{warmup_steps} steps are longer than the run of {total_steps}; null = no warm-up"
+        )
+    return Inputs(train, held_out, order.steps_per_epoch, total_steps, warmup_steps)
+
+
+def _open(job: Run, key: str, url: str) -> Index:
+    resolved = _resolve(job, key, url)
+    try:
+        index = open_index(resolved)
+    except DataError as error:
+        raise _at(job, key, url, resolved, str(error)) from error
+    if isinstance(job.model, Model) and index.num_classes > job.model.num_classes:
+        raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
+    return index
+
+
+def _pack_digits(job: Run) -> None:
+    url = _resolve(job, "data.train.url", job.data.train.url)
+    parent = storage.parent(url)
+    if all(storage.exists(storage.join(parent, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
+        return
+    try:
+        pack_digits(parent)
+    except DataError as error:
+        raise problem(job, "data.pack", str(error)) from error
+
+
+def _check_exists(job: Run, key: str, url: str) -> None:
+    resolved = _resolve(job, key, url)
+    try:
+        found = storage.exists(resolved)
+    except Exception as error:  # each back end has its own: authentication, DNS, bucket rights
+        reason = next(iter(str(error).splitlines()), "")
+        raise _at(job, key, url, resolved, f"cannot be opened ({type(error).__name__}: {reason})") from error
+    if not found:
+        raise _at(job, key, url, resolved, "does not exist")
+
+
+def _check_writable(job: Run, key: str, url: str) -> None:
+    """A bucket's rights show at the first write; a wrong scheme or a folder of somebody else's already here."""
+    resolved = _resolve(job, key, url)
+    if resolved.startswith(READ_ONLY):
+        raise problem(job, key, "cannot be written over HTTP; use a local path, gs:// or s3://")
+    if "://" in resolved:
+        try:
+            storage.resolve(resolved)
+        except DataError as error:
+            raise _at(job, key, url, resolved, str(error)) from error
+        return
+    folder = next(folder for folder in [Path(resolved), *Path(resolved).parents] if folder.exists())
+    if not folder.is_dir():
+        raise problem(job, key, f"{folder} is not a folder")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise problem(job, key, f"no right to write in {folder}")
+
+
+def _resolve(job: Run, key: str, url: str) -> str:
+    if PLACEHOLDER in url:
+        raise problem(job, key, f"put your own bucket in place of {PLACEHOLDER}, in the file or with --set")
+    try:
+        return resolve_url(url)
+    except PathError as error:
+        raise problem(job, key, str(error).removeprefix(f"{url}: ")) from error
+
+
+def _at(job: Run, key: str, url: str, resolved: str, text: str) -> JobError:
+    """The error of a URL, which tells where a relative path was looked for."""
+    text = text.removeprefix(f"{resolved}: ")
+    return problem(job, key, text if url == resolved else f"{text} (looked for at {resolved})")

@@ -1,0 +1,103 @@
+"""Peak arithmetic rate of a device: the denominator of MFU and of TPUv3-core-days.
+
+Known accelerators have a datasheet peak for dense 16-bit matrix products. Everything else (CPUs, float32, unknown
+devices) is measured: the best of a few short matrix products in the run's own precision and with its own number of
+threads.
+"""
+
+import platform
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+MEASURE_SECONDS = 0.3
+"""Time that a measurement takes, about."""
+
+_DATASHEET: tuple[tuple[str, float], ...] = (
+    (r"\bB200\b", 2250e12),
+    (r"\b(H100|H200|GH200)\b", 989e12),
+    (r"\bA100\b", 312e12),
+    (r"\bV100\b", 125e12),
+    (r"\bL4\b", 121e12),
+    (r"\bT4\b", 65e12),
+    (r"\bTPU ?v6e\b", 918e12),
+    (r"\bTPU ?v5p\b", 459e12),
+    (r"\bTPU ?v5e\b", 197e12),
+    (r"\bTPU ?v4\b", 275e12),
+    (r"\bTPU ?v3\b", 123e12),
+)
+"""Dense FLOP/s of a device (a chip for TPUs) in bf16; in fp16 for the V100 and the T4, whose tensor cores lack bf16."""
+
+_LESSER = re.compile(r"\b(MIG|NVL)\b|\b(H100|V100)[ -]PCIe\b", re.IGNORECASE)
+"""Parts of a name that mark a slower relative, or a slice, of a device in the table."""
+
+
+@dataclass(frozen=True)
+class DevicePeak:
+    name: str
+    flops_per_second: float
+    source: Literal["datasheet", "measured"]
+
+
+def datasheet_peak(name: str, dtype: torch.dtype) -> float | None:
+    """Dense FLOP/s that the datasheet promises for a device of this name, as `torch.cuda.get_device_name` spells it
+    ("NVIDIA A100-SXM4-80GB", "Tesla T4") or short ("H100", "TPU v4"). None for a precision other than bf16 and fp16,
+    and for a device that the table lacks, which includes MIG slices and the slower PCIe and NVL relatives."""
+    if dtype not in (torch.bfloat16, torch.float16) or _LESSER.search(name):
+        return None
+    return next((peak for pattern, peak in _DATASHEET if re.search(pattern, name, re.IGNORECASE)), None)
+
+
+def device_peak(device: torch.device | str, dtype: torch.dtype) -> DevicePeak:
+    """The peak of `device` in `dtype`: the datasheet's where there is one, else measured here and now (about 0.3 s).
+
+    On a CPU the measurement uses this process's `torch.get_num_threads()`: the peak of one worker's share of the
+    machine.
+    """
+    device = torch.device(device)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    promised = datasheet_peak(name, dtype) if device.type == "cuda" else None
+    if promised is not None:
+        return DevicePeak(name, promised, "datasheet")
+    return DevicePeak(name, measure_peak(device, dtype), "measured")
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of several n x n matrix products, 2 n^3 FLOPs each.
+
+    The three layouts are those of a linear layer: x w^T forward, g w and g^T x backward; a library may be many times
+    faster in one of them. n doubles while the three are too short to time well (under 60 ms), so that the same rule
+    fits one CPU core and a GPU.
+    """
+    best, n = 0.0, 256
+    deadline = time.perf_counter() + MEASURE_SECONDS
+    while best == 0.0 or time.perf_counter() < deadline:
+        a = torch.ones(n, n, device=device, dtype=dtype)
+        seconds = [_seconds(x, y) for x, y in ((a, a.T), (a, a), (a.T, a))]
+        best = max(best, 2 * n**3 / min(seconds))
+        if sum(seconds) < 0.06 and n < 8192:
+            n *= 2
+    return best
+
+
+def _seconds(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Wall time of one product a b."""
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    started = time.perf_counter()
+    torch.mm(a, b)
+    if a.device.type == "cuda":
+        torch.cuda.synchronize(a.device)
+    return time.perf_counter() - started
+
+
+def _cpu_name() -> str:
+    """The processor's model name where Linux tells it, else its architecture, with the number of threads in use."""
+    cpuinfo = Path("/proc/cpuinfo")
+    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
+    model = found.group(1) if found else platform.machine()
+    return f"{model}, {torch.get_num_threads()} threads"

@@ -1,0 +1,200 @@
+"""The training step: a model, its objective and DeepSpeed. Needs torch.distributed, but neither Ray nor MLflow.
+
+The gradient of a step is the mean over the valid samples of the global batch, however many workers share it:
+
+    g = 1/V * sum over ranks r, micro-batches a, valid samples i of  d loss_i / d theta,     V = valid samples of the step
+
+DeepSpeed divides by the number of micro-batches A when it runs backward and by the number of ranks W when it reduces,
+so every micro-batch contributes  (A * W / V) * sum_i loss_i.  V is summed over the ranks on the device before the first
+backward; nothing waits for it on the host.
+"""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from orchestrator.job import SGD, AdamW, Parallel
+from orchestrator.optim import create_optimizer
+
+# (logits (B, K), labels (B, L), weights (B, L)) -> loss of each sample (B,), float32
+Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What a step leaves on the device, as unsynchronised tensors.
+
+    Attributes:
+        loss_sum: () float32, this rank's sum of losses over its valid samples.
+        valid: () float32, valid samples of the whole step, over all ranks.
+    """
+
+    loss_sum: Tensor
+    valid: Tensor
+
+
+def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Pixels 0..255, uint8 (B, 3, H, W), to [-1, 1] in `dtype` (authors' code: `value_range(-1, 1)`)."""
+    return images.float().div_(127.5).sub_(1.0).to(dtype)
+
+
+def deepspeed_config(parallel: Parallel, *, micro_batch: int, micro_batches: int, grad_clip: float | None) -> dict[str, Any]:
+    """The DeepSpeed settings that a job's `parallel` section stands for.
+
+    bf16 runs at stages 1 to 3 accumulate and reduce gradients in float32; stage 0 has no such accumulator in DeepSpeed and
+    accumulates in bf16.
+    """
+    bf16 = parallel.precision == "bf16"
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": grad_clip or 0.0,
+        "bf16": {"enabled": bf16},
+        "zero_optimization": {
+            "stage": parallel.zero_stage,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,  # the run has its own progress line
+    }
+    if bf16 and parallel.zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+class Engine:
+    """A DeepSpeed engine that trains on masked batches of fixed size.
+
+    Args:
+        model: takes (images, seeds) and returns logits; see `model.VisionTransformer`.
+        objective: loss of each sample.
+        decay_mask: parameter name -> whether weight decay applies.
+        optimizer, parallel: the job's sections.
+        micro_batch: samples a forward pass.
+        local_batch: slots of this rank a step; padded with masked slots to a multiple of `micro_batch`.
+        device: where the model lives.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        objective: Objective,
+        decay_mask: dict[str, bool],
+        *,
+        optimizer: AdamW | SGD,
+        parallel: Parallel,
+        micro_batch: int,
+        local_batch: int,
+        device: torch.device,
+    ) -> None:
+        import deepspeed
+
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        self.device = device
+        self.dtype = PRECISIONS[parallel.precision]
+        self.micro_batch = min(micro_batch, local_batch)
+        self.micro_batches = math.ceil(local_batch / self.micro_batch)
+        self.objective = objective
+        self.world_size = dist.get_world_size()
+        # DeepSpeed ranks a flat optimizer state per parameter group; the client optimizer is built on the plain model.
+        self._engine, _, _, _ = deepspeed.initialize(
+            model=model.to(device),
+            optimizer=create_optimizer(model, optimizer, decay_mask),
+            config=deepspeed_config(
+                parallel,
+                micro_batch=self.micro_batch,
+                micro_batches=self.micro_batches,
+                grad_clip=optimizer.grad_clip,
+            ),
+            dist_init_required=False,
+        )
+        self._plain = parallel.zero_stage == 0 and parallel.precision == "float32"
+        self._forget_warm_up_step()
+
+    @property
+    def deepspeed(self) -> Any:
+        """The DeepSpeed engine, for what reads or restores its state (`orchestrator.fragments`)."""
+        return self._engine
+
+    def train_step(
+        self, images: Tensor, labels: Tensor, weights: Tensor, valid: Tensor, seeds: Tensor | None, *, lr: float
+    ) -> StepResult:
+        """One optimizer step on this rank's slots of the global batch.
+
+        Args:
+            images: uint8 (n, 3, H, W), n at most `micro_batch * micro_batches`; `labels` (n, L), `weights` (n, L).
+            valid: bool (n,), False for masked slots, which contribute nothing.
+            seeds: int64 (n,), one dropout seed a sample, or None.
+            lr: learning rate of this step.
+        """
+        self._engine.train()
+        for group in self._engine.optimizer.param_groups:
+            group["lr"] = lr
+        valid_here = valid.to(self.device, dtype=torch.float32, non_blocking=True)
+        total = valid_here.sum()
+        dist.all_reduce(total)
+        scale = self.micro_batches * self.world_size / total.clamp(min=1.0)
+
+        loss_sum = torch.zeros((), device=self.device)
+        for i in range(self.micro_batches):
+            part = slice(i * self.micro_batch, (i + 1) * self.micro_batch)
+            losses = self._losses(images[part], labels[part], weights[part], None if seeds is None else seeds[part])
+            # where, not a product: a masked slot must not pass on a NaN
+            micro_sum = torch.where(valid_here[part] > 0, losses, torch.zeros_like(losses)).sum()
+            self._engine.backward(micro_sum * scale)
+            if self._plain and self._engine.is_gradient_accumulation_boundary():
+                # DeepSpeed keeps no norm of an unsharded float32 gradient, which is reduced and still unclipped here
+                self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
+            self._engine.step()
+            loss_sum += micro_sum.detach()
+        return StepResult(loss_sum, total)
+
+    @torch.no_grad()
+    def logits(self, images: Tensor) -> Tensor:
+        """Evaluation-mode logits, float32 (n, K), of uint8 images (n, 3, H, W). Every rank must call it equally often."""
+        self._engine.eval()
+        output: Tensor = self._engine(normalise(images.to(self.device, non_blocking=True), self.dtype))
+        return output.float()
+
+    def gradient_norm(self) -> float:
+        """Global L2 norm of the last step's gradient before clipping."""
+        return float(self._norm if self._plain else self._engine.get_global_grad_norm())
+
+    def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, seeds: Tensor | None) -> Tensor:
+        pixels = normalise(images.to(self.device, non_blocking=True), self.dtype)
+        logits = self._engine(pixels, None if seeds is None else seeds.to(self.device, non_blocking=True))
+        return self.objective(
+            logits, labels.to(self.device, non_blocking=True), weights.to(self.device, non_blocking=True)
+        )
+
+    def _forget_warm_up_step(self) -> None:
+        """Undo the step on zero gradients that ZeRO 3 and the bf16 stage 0 take to allocate optimizer state.
+
+        It leaves the weights alone (the learning rate is 0), but Adam's bias correction would start at step 2.
+        """
+        for state in self._engine.basic_optimizer.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+
+def set_accelerator(use_gpu: bool) -> None:
+    """Tell DeepSpeed which accelerator the worker was given. Call before the first `import deepspeed`."""
+    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
+
+
+def all_reduce_sums(values: Sequence[Tensor]) -> list[float]:
+    """Sum scalars over all ranks, in float64, and bring them to the host."""
+    stacked = torch.stack([value.double() for value in values])
+    dist.all_reduce(stacked)
+    return [float(x) for x in stacked]

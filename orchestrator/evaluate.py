@@ -1,0 +1,41 @@
+"""Exact held-out metrics: every image once, for any number of workers; the last batch is masked, not dropped."""
+
+import torch
+from torch import Tensor
+
+from data import Loader
+from model.objectives import correct_top_k, dense_targets
+from orchestrator.engine import Engine, all_reduce_sums
+
+
+def evaluate(engine: Engine, loader: Loader, *, num_classes: int, multi_label: bool) -> dict[str, float]:
+    """Metrics of one held-out set, equal on all ranks.
+
+    Every rank must call it at the same point with its own slices of the same order.
+
+    Returns:
+        `loss` and, for single-label sets, `top1` and `top5` (top-k for k = min(5, classes)); for multi-label sets
+        `precision_at_1`: the share of images whose highest-scored class is one of their labels (authors' ImageNet-21k
+        and JFT validation metric). `images` is the number of images that counted.
+    """
+    names = {"precision_at_1": 1} if multi_label else {"top1": 1, "top5": min(5, num_classes)}
+    zero = torch.zeros((), dtype=torch.float64, device=engine.device)
+    loss, count = zero.clone(), zero.clone()
+    correct: dict[str, Tensor] = {name: zero.clone() for name in names}
+    for batch in loader:
+        labels, weights = batch.labels.to(engine.device), batch.weights.to(engine.device)
+        valid = batch.valid.to(engine.device)
+        for part in torch.arange(len(valid)).split(engine.micro_batch):
+            logits = engine.logits(batch.images[part])
+            keep = valid[part]
+            losses = engine.objective(logits, labels[part], weights[part])
+            targets = dense_targets(labels[part], weights[part], num_classes)
+            loss += torch.where(keep, losses, torch.zeros_like(losses)).double().sum()
+            count += keep.sum()
+            for name, k in names.items():
+                correct[name] += (correct_top_k(logits, targets, k) & keep).sum()
+    totals = all_reduce_sums([loss, count, *correct.values()])
+    images = totals[1]
+    metrics = {"loss": totals[0] / max(images, 1.0), "images": images}
+    metrics.update({name: total / max(images, 1.0) for name, total in zip(names, totals[2:], strict=True)})
+    return metrics

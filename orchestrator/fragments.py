@@ -1,0 +1,133 @@
+"""Where each rank keeps its part of the float32 weights and the optimizer state, for every ZeRO stage.
+
+DeepSpeed flattens parameters into a few long float32 tensors that its inner optimizer steps, and gives every rank a
+piece of them; stage, precision and world size decide which. A `Fragment` says which elements of which named parameter
+a rank holds and where. Checkpoints are written and read in these terms, so that they fit any stage and any world size.
+
+This is the only file that looks into DeepSpeed's optimizers (0.19).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from orchestrator.engine import Engine
+
+WEIGHT = "weight"  # the key of the float32 weights beside the optimizer's own keys (exp_avg, exp_avg_sq, momentum_buffer)
+
+
+@dataclass(frozen=True)
+class Fragment:
+    """Elements [start, start + numel) of the flattened parameter `name`.
+
+    `flat` is the float32 tensor that the inner optimizer steps; the fragment lies in it at `offset`.
+    """
+
+    name: str
+    start: int
+    numel: int
+    flat: Tensor
+    offset: int
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The fragment's place in `flat` or in an optimizer state shaped like it."""
+        return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
+
+
+def held_fragments(engine: Engine) -> list[Fragment]:
+    """The fragments that this rank holds: disjoint over ranks at stages 1 to 3, every parameter whole at stage 0."""
+    stage = engine.deepspeed.zero_optimization_stage()
+    named = list(engine.deepspeed.module.named_parameters())
+    if stage == 3:
+        return list(_stage3(engine.deepspeed.optimizer, named))
+    if stage in (1, 2):
+        return list(_stage1_and_2(engine.deepspeed.optimizer, named))
+    return list(_stage0(engine.deepspeed.optimizer, named))
+
+
+def owned_fragments(engine: Engine) -> list[Fragment]:
+    """The fragments that this rank writes: together the ranks cover every element exactly once."""
+    fragments = held_fragments(engine)
+    if engine.deepspeed.zero_optimization_stage() > 0:
+        return fragments
+    rank, world = dist.get_rank(), dist.get_world_size()
+    owned = []
+    for f in fragments:  # replicated: rank r writes the r-th of W slices of each parameter
+        first, last = f.numel * rank // world, f.numel * (rank + 1) // world
+        if first < last:
+            owned.append(Fragment(f.name, f.start + first, last - first, f.flat, f.offset + first))
+    return owned
+
+
+def optimizer_state(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
+    """The optimizer's tensors shaped like `flat` (empty before the first step)."""
+    state = engine.deepspeed.basic_optimizer.state.get(flat, {})
+    return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == flat.shape}
+
+
+def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None:
+    """Give every flat tensor the state that `step` optimizer steps would have left, with zeros to be filled in."""
+    inner = engine.deepspeed.basic_optimizer
+    for flat in {id(f.flat): f.flat for f in held_fragments(engine)}.values():
+        state = inner.state[flat]
+        for key in keys:
+            if key not in state:
+                state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
+        if isinstance(inner, torch.optim.AdamW):
+            state["step"] = torch.tensor(float(step))
+
+
+def publish_weights(engine: Engine) -> None:
+    """Copy restored float32 weights into the parameters that the model computes with, on all ranks."""
+    stage = engine.deepspeed.zero_optimization_stage()
+    optimizer = engine.deepspeed.optimizer
+    if stage in (1, 2):
+        optimizer.update_lp_params()
+    elif stage == 3:
+        persistent = optimizer.persistent_parameters
+        if persistent:
+            persistent[0].partition(persistent)
+        for group, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[group].data.copy_(flat.data)
+            optimizer._unflatten_partitioned_parameters(group)
+        if persistent:
+            persistent[0].all_gather(persistent)
+    elif hasattr(optimizer, "fp32_groups"):
+        for working, master in _pairs(optimizer):
+            working.data.copy_(master.data)
+
+
+def _stage0(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragment]:
+    masters = {id(w): m for w, m in _pairs(optimizer)} if hasattr(optimizer, "fp32_groups") else {}
+    for name, parameter in named:
+        master = masters.get(id(parameter), parameter)  # float32 runs step the parameters themselves
+        yield Fragment(name, 0, parameter.numel(), master, 0)
+
+
+def _pairs(optimizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
+    for working, masters in zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True):
+        yield from zip(working, masters, strict=True)
+
+
+def _stage1_and_2(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragment]:
+    # BF16_Optimizer (stage 1 with float32 accumulation) and the ZeRO optimizer name the same thing differently.
+    flats = getattr(optimizer, "fp32_groups_flat_partition", None) or optimizer.single_partition_of_fp32_groups
+    for name, parameter in named:
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is not None:
+            here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+            yield Fragment(name, here.start, here.numel, flats[mapping.param_group_index], there.start)
+
+
+def _stage3(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragment]:
+    rank = dist.get_rank()
+    for name, parameter in named:
+        group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
+        start = rank * parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
+        numel = min(parameter.ds_numel - start, parameter.ds_tensor.ds_numel)  # type: ignore[attr-defined]
+        if numel > 0:  # the last ranks' pieces may be padding only
+            yield Fragment(name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset)

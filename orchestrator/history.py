@@ -1,0 +1,227 @@
+"""What a run says about itself: the training curve, accuracy, speed and compute, to MLflow, the terminal and a summary.
+
+All ranks hold one, since sums over ranks are collective; rank 0 alone talks. Numbers stay on the device until a point is
+due, so that the step never waits for them.
+"""
+
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import torch
+import torch.distributed as dist
+import yaml
+
+import model
+from data import Index, open_index
+from data.loader import Bad, Batch
+from orchestrator.accounting import Totals
+from orchestrator.devices import device_peak
+from orchestrator.engine import Engine, StepResult, all_reduce_sums
+from orchestrator.job import PretrainJob
+from orchestrator.progress import Progress
+from orchestrator.provenance import provenance
+from orchestrator.run_folder import write_summary
+from orchestrator.tracking import RunDescription, TrackedDataset, Tracker
+
+SHOW_SECONDS = 0.5  # between two updates of the progress bar
+SHOWN_BAD = 5  # bad samples that a worker names; all are counted
+
+
+class History:
+    """The curves and totals of one run.
+
+    Args:
+        job, run_url: the run; its folder.
+        board: the progress actor.
+        index: of the training set.
+        total_steps: length of the run.
+    """
+
+    def __init__(
+        self, job: PretrainJob, run_url: str, board: Any, index: Index, engine: Engine, *, total_steps: int
+    ) -> None:
+        self._began = self._mark = time.monotonic()
+        self._engine, self._board, self._run_url, self._total_steps = engine, board, run_url, total_steps
+        self._talks, self._world = dist.get_rank() == 0, dist.get_world_size()
+        self._peak = device_peak(engine.device, engine.dtype)
+        self._flops_per_image = model.training_flops(job.model.vit_config())
+        self._valid = torch.zeros((), dtype=torch.float64, device=engine.device)
+        self._result: StepResult | None = None
+        self._steps, self._bad, self._waited, self._stalled = 0, 0, 0.0, 0.0
+        self._progress = Progress(total_steps=total_steps, workers=self._world)
+        self._shown = 0.0
+        self.latest: dict[str, float] = {}
+        self._tracker = self._connect(job, index) if self._talks else None
+
+    def begin(self, step: int, totals: Totals) -> None:
+        """Start counting at `step`, with what the run has cost so far; the time since construction was start-up."""
+        self._totals = totals
+        self._hold()
+        self._window = self._totals
+        self._progress.step, self._progress.note = step, ""
+        if step:
+            self.say(f"continuing at step {step} of {self._total_steps} on {self._world} workers")
+        self._show(force=True)
+
+    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, counting the time that training waits for them."""
+        iterator = iter(batches)
+        while True:
+            asked = time.monotonic()
+            batch = next(iterator, None)
+            if batch is None:
+                return
+            self._waited += time.monotonic() - asked
+            yield batch
+
+    def stepped(self, step: int, result: StepResult, bad: Iterable[Bad]) -> None:
+        """Note a step; `step` is the number of steps done with it."""
+        self._valid += result.valid
+        self._result = result
+        self._steps += 1
+        for sample in bad:
+            self._bad += 1
+            if self._bad <= SHOWN_BAD:
+                self.say(f"masked bad sample {sample.key}: {sample.cause}")
+        self._progress.step = step
+        self._show()
+
+    def settle(self) -> Totals:
+        """Bring the totals up to the last step. On a GPU this waits for it."""
+        samples = round(float(self._valid))
+        seconds = self._elapsed()
+        self._totals = self._totals.add(
+            steps=self._steps,
+            samples=samples,
+            flops_per_image=self._flops_per_image,
+            seconds=seconds,
+            devices=self._world,
+            peak=self._peak.flops_per_second,
+        )
+        self._valid.zero_()
+        self._steps = 0
+        return self._totals
+
+    def log_training(self, step: int, *, lr: float, gradient_norm: float, epoch: float) -> None:
+        """A point of the training curves. The loss is that of this step: the mean over its valid samples."""
+        assert self._result is not None
+        loss_sum, bad = all_reduce_sums([self._result.loss_sum, torch.tensor(float(self._bad), device=self._valid.device)])
+        loss = loss_sum / max(1.0, float(self._result.valid))
+        totals = self.settle()
+        window, self._window = totals - self._window, totals
+        seconds = window.device_seconds / self._world
+        rate = window.samples / seconds if seconds else 0.0
+        p = self._progress
+        p.loss, p.rate, p.mfu = loss, rate, window.mfu
+        p.seconds_left = (self._total_steps - step) * seconds / max(1, window.steps)
+        self._log(
+            step,
+            {
+                "train/loss": loss,
+                "train/learning_rate": lr,
+                "train/gradient_norm": gradient_norm,
+                "train/epoch": epoch,
+                "train/samples": totals.samples,
+                "train/bad_samples": bad,
+                "speed/images_per_second": rate,
+                "speed/mfu": window.mfu,
+                "speed/data_wait_fraction": min(1.0, self._waited / seconds) if seconds else 0.0,
+                "speed/checkpoint_stall_seconds": self._stalled,
+                **totals.metrics(),
+            },
+        )
+        self._waited = 0.0
+        self._show()
+
+    def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
+        """Points of the held-out sets; call `settle` before the evaluation starts."""
+        self._hold()
+        self._log(step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()})
+        for name, found in results.items():
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric != "images")
+            if self._talks:
+                self.say(f"step {step}: {name}: {shown}")
+
+    def saved(self, seconds: float) -> None:
+        """Note that training stood still for `seconds` while a checkpoint was staged."""
+        self._stalled += seconds
+        self._hold()
+
+    def note(self, text: str) -> None:
+        """What the run is doing besides training, shown beside the progress; empty when it trains."""
+        self._progress.note = text
+        self._show(force=True)
+
+    def say(self, message: str) -> None:
+        """A line for the person at the terminal, from any rank."""
+        self._board.say.remote(message)
+
+    def flush(self) -> None:
+        """Give the tracker a moment to deliver; what it cannot is on disk."""
+        if self._tracker is not None:
+            self._tracker.flush(timeout=2.0)
+
+    def end(self) -> None:
+        """Close the tracker and leave `summary.json` in the run's folder."""
+        if self._tracker is None:
+            return
+        totals = self._totals
+        self._tracker.close("FINISHED")
+        summary = {
+            "step": self._total_steps,
+            "metrics": self.latest,
+            "images_per_second": totals.samples * self._world / totals.device_seconds if totals.device_seconds else 0.0,
+            "totals": totals.to_dict(),
+            "device": {"name": self._peak.name, "peak_flops": self._peak.flops_per_second, "peak_is": self._peak.source},
+            "workers": self._world,
+            "mlflow_run_id": self._tracker.run_id,
+            "mlflow": self._tracker.url_hint(),
+        }
+        write_summary(self._run_url, summary)
+        self._show(force=True)
+
+    def _connect(self, job: PretrainJob, index: Index) -> Tracker:
+        sets: list[tuple[str, str, Index]] = [("train", "train", index)]
+        sets += [("eval", name, open_index(held_out.url)) for name, held_out in job.data.eval.items()]
+        resolved = job.model_dump(mode="json")
+        description = RunDescription(
+            uri=job.tracking.uri,
+            experiment=job.tracking.experiment,
+            run_name=job.name,
+            run_key=self._run_url,
+            job=resolved,
+            job_yaml=yaml.safe_dump(resolved, sort_keys=False),
+            tags={**provenance(), **job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
+            datasets=[
+                TrackedDataset(context, name, i.url, i.digest, i.num_samples, i.num_classes) for context, name, i in sets
+            ],
+        )
+        fs, folder = fsspec.core.url_to_fs(self._run_url)
+        local = "file" in fs.protocol
+        spool = Path(folder) if local else Path(tempfile.gettempdir()) / "vit-tracking"
+        return Tracker(description, spool_dir=spool)
+
+    def _elapsed(self) -> float:
+        now = time.monotonic()
+        seconds, self._mark = now - self._mark, now
+        return seconds
+
+    def _hold(self) -> None:
+        self._totals = self._totals.hold(
+            seconds=self._elapsed(), devices=self._world, peak=self._peak.flops_per_second
+        )
+
+    def _log(self, step: int, metrics: dict[str, float]) -> None:
+        self.latest.update(metrics)
+        if self._tracker is not None:
+            self._tracker.log(step, metrics)
+
+    def _show(self, force: bool = False) -> None:
+        now = time.monotonic()
+        if self._talks and (force or now - self._shown > SHOW_SECONDS):
+            self._shown = now
+            self._board.update.remote(self._progress)

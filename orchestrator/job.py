@@ -1,0 +1,215 @@
+"""The job: one class for each kind, made of the sections in `job_sections.py`, and the checks between sections.
+
+The same classes give the error lines (`job_file.py`), the JSON Schema that editors complete from and the page of keys
+(`job_docs.py`).
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, model_validator
+
+from orchestrator.job_sections import (
+    SGD,
+    AdamW,
+    Arithmetic,
+    Augment,
+    Checkpoint,
+    Cluster,
+    Data,
+    Encoder,
+    Evaluate,
+    HeldOutAugment,
+    HeldOutData,
+    Model,
+    Objective,
+    Parallel,
+    Schedule,
+    Tracking,
+    VtabData,
+)
+from orchestrator.job_values import Count, ImpossibleValue, Section, Text
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+AnyOptimizer = Annotated[AdamW | SGD, Field(discriminator="name")]
+
+
+class Job(Section):
+    """What every kind of job has; `load_job` gives one of the kinds below."""
+
+    kind: str
+    """What the job does."""
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Name of the run, which lives in checkpoint.url/name; the file's own name unless given."""
+    _source: str = "job"
+
+    @property
+    def source(self) -> str:
+        """The file that this job was read from, as the user named it: for messages."""
+        return self._source
+
+
+class Run(Job):
+    """What every kind has that trains one network."""
+
+    seed: Seed = 0
+    """Decides order, augmentation, initialisation and dropout."""
+    model: Encoder
+    data: Data
+    optimizer: AnyOptimizer
+    """The optimizer: its name and the keys that it has."""
+    schedule: Schedule
+    batch_size: Count
+    """Images in a step, over all workers."""
+    parallel: Parallel = Parallel()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    evaluate: Evaluate = Evaluate()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        _check_batch(self.batch_size, self.cluster)
+        _check_warmup(self.schedule)
+        _check_lanes(self.data.train.lanes, self.batch_size)
+        _check_resize(self.data.train.augment, self.model, "data.train")
+        for name, held_out in self.data.eval.items():
+            _check_resize(held_out.augment, self.model, f"data.eval.{name}")
+        self.model.vit_config()  # last, as in the kinds below: it is the only check that loads `model`
+        return self
+
+
+class TrainingJob(Run):
+    """Supervised training of a classifier, from scratch or not."""
+
+    model: Model
+    objective: Objective
+
+
+class PretrainJob(TrainingJob):
+    """Train on a large labelled set."""
+
+    kind: Literal["pretrain"]
+
+
+class FinetuneJob(TrainingJob):
+    """Train a pre-trained network under a new head on a smaller set."""
+
+    kind: Literal["finetune"]
+
+    @model_validator(mode="after")
+    def _starts_from_weights(self) -> Self:
+        _check_init_from(self.model)
+        return self
+
+
+class MaskedPatchJob(Run):
+    """Train without labels, by predicting the mean colour of corrupted patches."""
+
+    kind: Literal["masked_patch"]
+
+
+class EvaluateJob(Job):
+    """Measure a trained network on held-out sets."""
+
+    kind: Literal["evaluate"]
+    model: Model
+    data: HeldOutData
+    objective: Objective
+    batch_size: Count
+    """Images in a step, over all workers."""
+    parallel: Arithmetic = Arithmetic()
+    cluster: Cluster = Cluster()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        _check_init_from(self.model)
+        _check_batch(self.batch_size, self.cluster)
+        for name, held_out in self.data.eval.items():
+            _check_resize(held_out.augment, self.model, f"data.eval.{name}")
+        self.model.vit_config()
+        return self
+
+
+class VtabJob(Job):
+    """Fine-tune a pre-trained network on each of the 19 VTAB tasks, under a head of its own each."""
+
+    kind: Literal["vtab"]
+    seed: Seed = 0
+    """Decides order, augmentation, initialisation and dropout."""
+    model: Encoder
+    data: VtabData
+    objective: Objective
+    optimizer: AnyOptimizer
+    """The optimizer: its name and the keys that it has."""
+    schedule: Schedule
+    batch_size: Count
+    """Images in a step, over all workers."""
+    parallel: Parallel = Parallel()
+    cluster: Cluster = Cluster()
+    checkpoint: Checkpoint = Checkpoint()
+    tracking: Tracking = Tracking()
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        _check_init_from(self.model)
+        _check_batch(self.batch_size, self.cluster)
+        _check_warmup(self.schedule)
+        _check_lanes(self.data.train.lanes, self.batch_size)
+        _check_resize(self.data.train.augment, self.model, "data.train")
+        self.model.vit_config()
+        return self
+
+
+class SweepJob(Job):
+    """Run a base job once for every combination of the values of some of its keys."""
+
+    kind: Literal["sweep"]
+    base: Text
+    """The job file that is varied, relative to this one."""
+    grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
+    """The values to try of each key, such as {optimizer.lr: [1.0e-3, 3.0e-3]}."""
+
+
+KINDS: dict[str, type[Job]] = {
+    "pretrain": PretrainJob,
+    "masked_patch": MaskedPatchJob,
+    "finetune": FinetuneJob,
+    "evaluate": EvaluateJob,
+    "sweep": SweepJob,
+    "vtab": VtabJob,
+}
+AnyJob = Annotated[
+    PretrainJob | MaskedPatchJob | FinetuneJob | EvaluateJob | SweepJob | VtabJob, Field(discriminator="kind")
+]
+JOB: TypeAdapter[AnyJob] = TypeAdapter(AnyJob)
+
+
+def _check_batch(batch_size: int, cluster: Cluster) -> None:
+    if batch_size < cluster.max_workers:
+        raise ImpossibleValue("batch_size", f"smaller than the {cluster.max_workers} workers of cluster.workers")
+
+
+def _check_warmup(schedule: Schedule) -> None:
+    """In the same unit this needs no data; other pairs are compared by `check_inputs`, in steps."""
+    if schedule.warmup is None:
+        return
+    [(unit, warmup)], [(unit_of_length, length)] = schedule.warmup.as_dict().items(), schedule.length.as_dict().items()
+    if unit == unit_of_length and warmup > length:
+        raise ImpossibleValue("schedule.warmup", f"longer than the run of {schedule.length}")
+
+
+def _check_lanes(lanes: int | None, batch_size: int) -> None:
+    if lanes is not None and batch_size % lanes:
+        raise ImpossibleValue("data.train.lanes", f"does not divide batch_size = {batch_size}")
+
+
+def _check_resize(augment: Augment | HeldOutAugment, model: Encoder, key: str) -> None:
+    if augment.resize is not None and augment.resize < model.image_size:
+        problem = f"smaller than model.image_size = {model.image_size}, which is cut out of it"
+        raise ImpossibleValue(f"{key}.augment.resize", problem)
+
+
+def _check_init_from(model: Encoder) -> None:
+    if model.init_from is None:
+        raise ImpossibleValue("model.init_from", "this kind of job starts from trained weights; give their URL")

@@ -1,0 +1,206 @@
+"""The schema as a tree of keys: what a dotted key leads to, what its value may be, and which valid key is nearest.
+
+Error lines, `--set` and the page of keys all read the pydantic classes through these functions.
+"""
+
+import difflib
+import types
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import annotated_types
+from pydantic.fields import FieldInfo
+
+from orchestrator.job_values import Duration, Section
+
+PLACEHOLDER = "NAME"  # stands for a name that the user chooses, as in data.eval.NAME.url
+PLAIN_TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or false", Any: "anything"}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of the schema."""
+
+    path: str  # dotted, from the root of the job
+    type: str  # what its value may be, in words
+    field: FieldInfo  # its default and description
+    only: str | None = None  # the alternatives that have it, where others do not: "sgd"
+
+    @property
+    def description(self) -> str:
+        """What it means. A section says so itself."""
+        return self.field.description or next(
+            (section.__doc__ or "" for section in sections(self.field.annotation)), ""
+        )
+
+
+# ------------------------------------------------------------------------------------------------- walking the schema
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """The members of a (nested, annotated) union, without None; anything else is its own only alternative."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return alternatives(get_args(annotation)[0])
+    if origin in (Union, types.UnionType):
+        return [found for member in get_args(annotation) for found in alternatives(member)]
+    return [] if annotation is types.NoneType else [annotation]
+
+
+def sections(annotation: Any) -> list[type[Section]]:
+    """The section classes that a value of this annotation may be an instance of."""
+    return [found for found in alternatives(annotation) if isinstance(found, type) and issubclass(found, Section)]
+
+
+def mapping_value(annotation: Any) -> Any | None:
+    """The annotation of the values, where keys are the user's own (`data.eval`, `tracking.tags`); else None."""
+    mappings = [found for found in alternatives(annotation) if get_origin(found) is dict]
+    return get_args(mappings[0])[1] if mappings else None
+
+
+def children(annotation: Any) -> dict[str, FieldInfo]:
+    """The keys of a section; of all its alternatives where it has several."""
+    return {name: field for section in sections(annotation) for name, field in section.model_fields.items()}
+
+
+def child(annotation: Any, key: str) -> Any | None:
+    """The annotation of `key` inside a value of `annotation`; None where the schema has no such key."""
+    value = mapping_value(annotation)
+    if value is not None:
+        return value
+    field = children(annotation).get(key)
+    return None if field is None else Annotated[field.annotation, field]
+
+
+def at(kind: type[Section], parts: Sequence[str]) -> Any | None:
+    """The annotation that the parts of a key lead to; None where the schema has no such key."""
+    annotation: Any = kind
+    for part in parts:
+        annotation = child(annotation, part)
+    return annotation
+
+
+def split_key(kind: type[Section], dotted: str) -> list[str]:
+    """A dotted key as its parts. Below a mapping to plain values the rest is one key: `grid.optimizer.lr`."""
+    parts = dotted.split(".")
+    annotation: Any = kind
+    for depth, part in enumerate(parts):
+        value = mapping_value(annotation)
+        if value is not None and not sections(value):
+            return [*parts[:depth], ".".join(parts[depth:])]
+        annotation = child(annotation, part)
+    return parts
+
+
+def tagged(annotation: Any) -> dict[str, type[Section]]:
+    """Alternative sections by the `name` that chooses one: {"adamw": AdamW, "sgd": SGD}; empty without a choice."""
+    return {
+        tag: section
+        for section in sections(annotation)
+        if "name" in section.model_fields
+        for tag in choices(section.model_fields["name"].annotation)
+    }
+
+
+def keys_of(kind: type[Section], prefix: str = "") -> Iterator[Key]:
+    """Every key of a kind of job, depth first. A key that only some alternatives have says so."""
+    for name, field in kind.model_fields.items():
+        yield from _key_and_below(f"{prefix}{name}", field)
+
+
+def _key_and_below(path: str, field: FieldInfo) -> Iterator[Key]:
+    yield Key(path, type_text(field.annotation, field.metadata), field)
+    value = mapping_value(field.annotation)
+    alternative = tagged(field.annotation)
+    if alternative:
+        yield from _keys_of_alternatives(path, alternative)
+        return
+    for section in sections(field.annotation if value is None else value):
+        yield from keys_of(section, f"{path}." if value is None else f"{path}.{PLACEHOLDER}.")
+
+
+def _keys_of_alternatives(path: str, alternatives: dict[str, type[Section]]) -> Iterator[Key]:
+    yield Key(f"{path}.name", any_of(list(alternatives)), next(iter(alternatives.values())).model_fields["name"])
+    for name in dict.fromkeys(
+        name for section in alternatives.values() for name in section.model_fields if name != "name"
+    ):
+        having = {tag: section for tag, section in alternatives.items() if name in section.model_fields}
+        only = any_of(list(having)) if len(having) < len(alternatives) else None
+        for key in _key_and_below(f"{path}.{name}", next(iter(having.values())).model_fields[name]):
+            yield replace(key, only=only)
+
+
+# ------------------------------------------------------------------------------------------------------ types in words
+
+
+def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
+    """What a value may be, to stand after "expected": "a number > 0", "adamw or sgd", "an integer >= 1 or null"."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return type_text(args[0], [*args[1:], *metadata])
+    if origin in (Union, types.UnionType):
+        return any_of(["null" if member is types.NoneType else type_text(member, metadata) for member in args])
+    if origin is Literal:
+        return any_of([str(value) for value in args])
+    if origin is tuple:
+        return f"[{', '.join(type_text(member) for member in args)}]"
+    if origin is list:
+        return f"a list of {type_text(args[0])}"
+    if origin is dict:
+        return f"a mapping of names to {type_text(args[1])}"
+    if annotation is Duration:
+        return "a duration such as {steps: 1000}, {epochs: 1.5} or {images: 4096}"
+    if annotation in PLAIN_TYPES:
+        return PLAIN_TYPES[annotation] + _limits(metadata)
+    return f"a section with {', '.join(children(annotation))}"
+
+
+def choices(annotation: Any) -> list[str]:
+    """The words that a value may be, of a Literal or of the names that tell alternative sections apart."""
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    members = alternatives(annotation)
+    return [word for member in members if member is not annotation for word in choices(member)]
+
+
+def any_of(words: Sequence[str]) -> str:
+    """ "a", "a or b", "a, b or c"."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _limits(metadata: Sequence[Any]) -> str:
+    """ " > 0", " >= 0 and < 1": the bounds among a field's metadata."""
+    flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    signs = {
+        annotated_types.Gt: (">", "gt"),
+        annotated_types.Ge: (">=", "ge"),
+        annotated_types.Lt: ("<", "lt"),
+        annotated_types.Le: ("<=", "le"),
+    }
+    bounds = []
+    for limit in flat:
+        if type(limit) in signs:
+            sign, attribute = signs[type(limit)]
+            bounds.append(f"{sign} {getattr(limit, attribute)}")
+        elif getattr(limit, "pattern", None):
+            bounds.append(f"matching {limit.pattern}")
+    return "".join(f" {bound}" if i == 0 else f" and {bound}" for i, bound in enumerate(bounds))
+
+
+# ---------------------------------------------------------------------------------------------------------- suggestions
+
+
+def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
+    """Where a key that does not exist was probably meant to be, or what there is instead. `parts[:-1]` exists."""
+    wrong, prefix = parts[-1], "".join(f"{part}." for part in parts[:-1])
+    siblings = list(children(at(kind, parts[:-1])))
+    everywhere = {key.path: key.path.rsplit(".", 1)[-1] for key in keys_of(kind) if PLACEHOLDER not in key.path}
+
+    nearest = [path for path, name in everywhere.items() if name == wrong][:3]
+    if not nearest:
+        nearest = [prefix + name for name in difflib.get_close_matches(wrong, siblings, n=1)]
+    if not nearest:
+        close = difflib.get_close_matches(wrong, everywhere.values(), n=1, cutoff=0.75)
+        nearest = [path for path, name in everywhere.items() if name in close][:3]
+    return f"did you mean {any_of(nearest)}?" if nearest else f"there are {', '.join(siblings)}"

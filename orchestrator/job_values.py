@@ -1,0 +1,58 @@
+"""What the keys of a job file hold: numbers within bounds, durations, sections of further keys.
+
+Values are never coerced: text is not a number, and `true` is not 1.
+"""
+
+from typing import Annotated, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Rate = Annotated[float, Field(ge=0, lt=1)]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class ImpossibleValue(ValueError):
+    """A value of the right type that cannot work beside the others. `key` is relative to the section that raises it."""
+
+    def __init__(self, key: str, problem: str):
+        super().__init__(problem)
+        self.key = key
+
+
+class Section(BaseModel):
+    """A group of keys."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Duration(Section):
+    """A length of training, in exactly one unit."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    steps: Count | None = None
+    """Optimizer steps."""
+    epochs: Positive | None = None
+    """Passes over the training set; fractions are fine."""
+    images: Count | None = None
+    """Training images seen."""
+
+    @model_validator(mode="after")
+    def _one_unit(self) -> Self:
+        if len(self.as_dict()) != 1:
+            raise ImpossibleValue("", "expected exactly one of steps, epochs or images")
+        return self
+
+    @model_serializer
+    def as_dict(self) -> dict[str, int | float]:
+        """`{unit: amount}`, as it is written in a job file."""
+        amounts = {"steps": self.steps, "epochs": self.epochs, "images": self.images}
+        return {unit: amount for unit, amount in amounts.items() if amount is not None}
+
+    def __str__(self) -> str:
+        return " ".join(f"{amount:.12g} {unit}" for unit, amount in self.as_dict().items())

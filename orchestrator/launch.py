@@ -1,0 +1,118 @@
+"""From a checked job to a run on Ray: connect or start a cluster, start the workers, follow them to the end."""
+
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import fsspec
+import ray
+import ray.train
+from pyarrow.fs import FSSpecHandler, PyFileSystem
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from orchestrator.job import PretrainJob
+from orchestrator.job_file import problem
+from orchestrator.progress import Board, Display
+from orchestrator.run_folder import run_url
+from orchestrator.worker import train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class RunFailed(RuntimeError):
+    """Training gave up. The message is one line: the cause."""
+
+
+def launch(job: PretrainJob) -> None:
+    """Run a job to its end. All its URLs are absolute.
+
+    Raises:
+        JobError: the cluster can never give what the job asks for.
+        RunFailed: workers failed more often than `cluster.max_failures`.
+    """
+    url = run_url(job)
+    gpus = job.cluster.resources_per_worker.get("GPU", 0)
+    connect(job)
+    fs, folder = fsspec.core.url_to_fs(url)
+    parent, _, name = folder.rpartition("/")
+    local = "file" in fs.protocol
+    board = Board.remote()
+    trainer = TorchTrainer(
+        train,
+        train_loop_config={"job": job.model_dump(mode="json"), "run_url": url, "board": board},
+        scaling_config=ScalingConfig(
+            num_workers=job.cluster.workers,
+            use_gpu=gpus > 0,
+            resources_per_worker=dict(job.cluster.resources_per_worker),
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=parent,
+            storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
+            failure_config=FailureConfig(max_failures=job.cluster.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),
+            worker_runtime_env={"env_vars": worker_environment(gpus > 0)},
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
+    )
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+    with Display(board, job.name):
+        try:
+            trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            raise RunFailed(root_cause(error)) from error
+
+
+def connect(job: PretrainJob) -> None:
+    """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
+
+    Raises:
+        JobError: the local machine lacks what the workers ask for.
+    """
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
+    try:
+        ray.init(address="auto", **quiet)
+        return
+    except ConnectionError:
+        if os.environ.get("RAY_ADDRESS"):
+            raise
+    needed = {name: amount * job.cluster.max_workers for name, amount in job.cluster.resources_per_worker.items()}
+    # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
+    cpus = max(os.cpu_count() or 1, int(needed.pop("CPU", 1)) + 1)
+    ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    here = ray.cluster_resources()
+    for resource, amount in needed.items():
+        if amount > here.get(resource, 0):
+            raise problem(
+                job,
+                f"cluster.resources_per_worker.{resource}",
+                f"the {job.cluster.max_workers} workers need {amount:g} {resource} and this machine has "
+                f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
+                f"cluster.resources_per_worker.{resource}=0",
+            )
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """Environment of every worker."""
+    return {
+        "DS_ACCELERATOR": "cuda" if gpu else "cpu",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }
+
+
+def root_cause(error: BaseException) -> str:
+    """The last line of the first worker's error."""
+    failures = getattr(error, "worker_failures", None) or {}
+    cause: Any = failures[min(failures)] if failures else error
+    cause = getattr(cause, "_base_exc", cause)
+    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(cause).__name__

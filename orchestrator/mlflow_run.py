@@ -1,0 +1,239 @@
+"""A run in an MLflow store, spoken to synchronously. Importing this module imports mlflow, which takes seconds.
+
+`connect` may be called as often as wanted: it finds or makes the run, completes its description, and reads how far
+the store got. That is all that is needed after any failure, also one that leaves open whether a request was applied.
+"""
+
+import json
+import logging
+import re
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.exceptions import MlflowException
+
+from orchestrator.provenance import provenance, requirements_text
+from orchestrator.tracking import Point, RunDescription, Status, TrackedDataset
+
+RUN_KEY_TAG = "vit.run_key"
+ATTEMPT_TAG = "vit.attempt"
+"""How many processes have continued the run, the present one included."""
+TRACKER_TAG = "vit.tracker"
+"""The present one's own random name, by which it knows a run that it made in a request whose answer was lost."""
+
+METRICS_A_BATCH = 1000
+LONGEST_PARAM = 6000
+LONGEST_DIGEST = 36
+ARTIFACT_TRIES = 3
+
+_REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
+"""Error codes that say that the same request will never be accepted."""
+
+_log = logging.getLogger(__name__)
+
+
+class MlflowRun:
+    """The run of `description`. Methods raise what the store raises, and may then be called again after `connect`."""
+
+    def __init__(self, description: RunDescription) -> None:
+        self.run_id = ""
+        self.started_ms = 0
+        self.url: str | None = None
+        """Address of the run's page, on a tracking server."""
+        self._description = description
+        self._artifact_root = _prepare_database(description.uri)
+        self._client = MlflowClient(description.uri, registry_uri=description.uri)
+        self._name = uuid.uuid4().hex
+        self._provenance = provenance()
+        self._described = False
+        self._artifact_failures = 0
+        self._high_water: dict[str, int] = {}
+
+    # ---- the beginning ----
+
+    def connect(self) -> None:
+        """Find the run by its key, or make it; describe it; read the last step of each of its metrics."""
+        experiment_id = self._experiment()
+        run = self._find(experiment_id) or self._create(experiment_id)
+        self.run_id, self.started_ms = run.info.run_id, run.info.start_time
+        if self._description.uri.startswith(("http://", "https://")):
+            self.url = f"{self._description.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
+        if run.info.status != "RUNNING":
+            self._client.update_run(self.run_id, status="RUNNING")
+        self._high_water = {metric.key: metric.step for metric in run.data.to_proto().metrics}
+        if not self._described:
+            self._describe(run)
+            self._described = True
+
+    def _experiment(self) -> str:
+        name = self._description.experiment
+        experiment = self._client.get_experiment_by_name(name)
+        if experiment is None:
+            return str(self._client.create_experiment(name, artifact_location=self._artifact_root))
+        if experiment.lifecycle_stage != "active":
+            command = f"mlflow experiments restore -x {experiment.experiment_id}"
+            raise ValueError(f"the experiment {name!r} was deleted: restore it ({command}) or name another one")
+        return str(experiment.experiment_id)
+
+    def _find(self, experiment_id: str) -> Run | None:
+        """The newest run with our key. One that somebody deleted is left alone: the next points begin another."""
+        key = self._description.run_key
+        quote = '"' if "'" in key else "'"
+        found = self._client.search_runs(
+            [experiment_id],
+            filter_string=f"tags.`{RUN_KEY_TAG}` = {quote}{key}{quote}",
+            order_by=["attributes.start_time DESC"],
+            max_results=1,
+        )
+        return found[0] if found else None
+
+    def _create(self, experiment_id: str) -> Run:
+        tags = {RUN_KEY_TAG: self._description.run_key, ATTEMPT_TAG: "1", TRACKER_TAG: self._name}
+        self._described = False
+        return self._client.create_run(experiment_id, tags=tags, run_name=self._description.run_name)
+
+    # ---- the description ----
+
+    def _describe(self, run: Run) -> None:
+        """Log parameters, tags, data sets and files.
+
+        The job and the provenance of the first attempt stand as parameters and tags. A parameter's value can never
+        change in MLflow, so what differs in attempt n goes to the tags `attempt.n.KEY`, and the files of that attempt
+        to `attempts/n`.
+        """
+        attempt = int(run.data.tags.get(ATTEMPT_TAG, "1"))
+        if run.data.tags.get(TRACKER_TAG) != self._name:
+            attempt += 1
+        params, facts = flatten(self._description.job), self._provenance
+        changed = {
+            f"attempt.{attempt}.{key}": value
+            for now, before in ((params, run.data.params), (facts, run.data.tags))
+            for key, value in now.items()
+            if key in before and before[key] != value
+        }
+        new_params = {key: value for key, value in params.items() if key not in run.data.params}
+        new_facts = {key: value for key, value in facts.items() if key not in run.data.tags}
+        users = {_legal(key): str(value) for key, value in self._description.tags.items()}
+        tags = new_facts | changed | users | {ATTEMPT_TAG: str(attempt), TRACKER_TAG: self._name}
+        if "code.commit" in facts:
+            tags["mlflow.source.git.commit"] = facts["code.commit"]  # the page shows this one
+        self._client.log_batch(
+            self.run_id,
+            params=[Param(key, value) for key, value in new_params.items()],
+            tags=[RunTag(key, value) for key, value in tags.items()],
+        )
+        if self._description.datasets:
+            self._client.log_inputs(self.run_id, datasets=[_dataset_input(each) for each in self._description.datasets])
+        self._upload(f"attempts/{attempt}/" if changed else "")
+
+    def _upload(self, folder: str) -> None:
+        """Store the job file and the package list with the run, unless they are in this folder already.
+
+        They are worth a few tries, but not the metrics: an unreachable artifact store is given up with a warning.
+        """
+        try:
+            if self._client.list_artifacts(self.run_id, folder.rstrip("/") or None):
+                return
+            self._client.log_text(self.run_id, self._description.job_yaml, f"{folder}job.yaml")
+            self._client.log_text(self.run_id, requirements_text(), f"{folder}requirements.txt")
+        except Exception as error:  # any client library of any artifact store
+            self._artifact_failures += 1
+            if self._artifact_failures < ARTIFACT_TRIES:
+                raise
+            _log.warning("tracking: job.yaml and requirements.txt were not stored with the run: %s", error)
+
+    # ---- the points ----
+
+    def send(self, points: Sequence[Point]) -> None:
+        """Log points in their order, without those that the store holds already.
+
+        MLflow appends a repeated step instead of replacing it, so a point at or before the last step of its metric is
+        left out. Should a batch be applied after all, although its answer was lost and `connect` did not see it yet,
+        then the second copy carries the same time stamp, and MLflow's databases drop it by their primary key.
+        """
+        for batch in _batches(self._fresh(points), METRICS_A_BATCH):
+            self._log_batch(batch)
+            for point in batch:
+                self._high_water[point.name] = point.step
+
+    def _fresh(self, points: Iterable[Point]) -> Iterator[Point]:
+        """The points whose step is beyond those before them, in the store and in `points`."""
+        last = dict(self._high_water)
+        for point in points:
+            if point.name not in last or point.step > last[point.name]:
+                last[point.name] = point.step
+                yield point
+
+    def _log_batch(self, batch: list[Point]) -> None:
+        """Log a batch. Where the store refuses it for good, find the points that it refuses, and leave those out."""
+        metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in batch]
+        try:
+            self._client.log_batch(self.run_id, metrics=metrics)
+        except MlflowException as error:
+            if error.error_code not in _REFUSED or self._client.get_run(self.run_id).info.lifecycle_stage != "active":
+                raise
+            if len(batch) == 1:
+                _log.warning("tracking: MLflow refuses %s: %s", batch[0], error)
+                return
+            middle = len(batch) // 2
+            self._log_batch(batch[:middle])
+            self._log_batch(batch[middle:])
+
+    # ---- the end ----
+
+    def finish(self, status: Status) -> None:
+        """Set the run's status and end time."""
+        self._client.set_terminated(self.run_id, status)
+
+
+def flatten(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested mappings as MLflow parameters: dotted keys; strings as they are, every other value as JSON."""
+    flat: dict[str, str] = {}
+    for key, value in job.items():
+        name = _legal(f"{prefix}{key}")
+        if isinstance(value, Mapping) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = (value if isinstance(value, str) else json.dumps(value, default=str))[:LONGEST_PARAM]
+    return flat
+
+
+def _legal(key: str) -> str:
+    """The key with `_` for each character that MLflow does not take in names."""
+    return re.sub(r"[^/\w.\- :]", "_", key)
+
+
+def _dataset_input(dataset: TrackedDataset) -> DatasetInput:
+    """A data set as MLflow shows it. MLflow keeps 36 characters of a digest; the whole one is a tag of the input."""
+    scheme, found, _ = dataset.url.partition("://")
+    entity = Dataset(
+        name=dataset.name,
+        digest=dataset.digest[:LONGEST_DIGEST],
+        source_type=scheme if found else "local",
+        source=json.dumps({"uri": dataset.url}),
+        profile=json.dumps({"num_rows": dataset.num_samples, "num_classes": dataset.num_classes}),
+    )
+    return DatasetInput(entity, [InputTag("mlflow.data.context", dataset.context), InputTag("digest", dataset.digest)])
+
+
+def _batches(points: Iterable[Point], size: int) -> Iterator[list[Point]]:
+    pending = list(points)
+    for first in range(0, len(pending), size):
+        yield pending[first : first + size]
+
+
+def _prepare_database(uri: str) -> str | None:
+    """For a SQLite URI make the database's folder, and return where artifacts go: beside it, as a `file:` URI, so that
+    `mlflow server` on the same database shows them. None for every other store, whose own default holds."""
+    # Creating or opening a database prints its schema migrations otherwise.
+    for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service.utils"):
+        logging.getLogger(logger).setLevel(logging.WARNING)
+    if not uri.startswith("sqlite:///"):
+        return None
+    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    return (folder / "artifacts").as_uri()

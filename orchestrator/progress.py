@@ -1,0 +1,135 @@
+"""What the person at the terminal sees: a progress bar on a terminal, one line every few seconds in a log.
+
+Rank 0 tells a small Ray actor where training stands, without waiting for it; the driver reads the actor and draws. The
+actor outlives restarts of the workers, so the bar does too.
+"""
+
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any, TextIO
+
+import ray
+from tqdm import tqdm
+
+LOG_SECONDS = 5.0
+
+
+@dataclass
+class Progress:
+    """Where training stands. `rate` in images/s, `mfu` a fraction of peak, `seconds_left` NaN before it is known."""
+
+    step: int = 0
+    total_steps: int = 0
+    loss: float = float("nan")
+    rate: float = float("nan")
+    mfu: float = float("nan")
+    seconds_left: float = float("nan")
+    note: str = "starting workers"
+    workers: int = 0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest progress and the messages that nobody has read yet."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._messages: list[str] = []
+
+    def update(self, progress: Progress) -> None:
+        """Replace the progress shown."""
+        self._progress = progress
+
+    def say(self, message: str) -> None:
+        """A line that the driver prints once."""
+        self._messages.append(message)
+
+    def read(self) -> tuple[Progress, list[str]]:
+        """The progress and the messages since the last read."""
+        messages, self._messages = self._messages, []
+        return self._progress, messages
+
+
+@dataclass
+class Display:
+    """Draws a board's progress until stopped; a bar if `stream` is a terminal, else lines."""
+
+    board: Any
+    name: str
+    stream: TextIO = field(default_factory=lambda: sys.stderr)
+
+    def __enter__(self) -> "Display":
+        self._stop = threading.Event()
+        self._bar: tqdm | None = None
+        self._last_line, self._last_shown = 0.0, ""
+        self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5)
+        if self._bar is not None:
+            self._bar.close()
+
+    def _follow(self) -> None:
+        while not self._stop.wait(0.5):
+            self._show()
+        self._show(final=True)
+
+    def _show(self, final: bool = False) -> None:
+        try:
+            progress, messages = ray.get(self.board.read.remote(), timeout=5)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            if not final:
+                self._print(f"{self.name}: no progress report ({type(error).__name__})")
+            return
+        for message in messages:
+            self._print(f"{self.name}: {message}")
+        if not progress.total_steps:
+            self._line(f"{self.name}: {progress.note}", force=False)
+        elif self.stream.isatty():
+            self._draw(progress)
+        else:
+            self._line(f"{self.name}: {describe(progress)}", force=final)
+
+    def _draw(self, p: Progress) -> None:
+        if self._bar is None:
+            self._bar = tqdm(total=p.total_steps, initial=p.step, desc=self.name, unit="step", file=self.stream)
+        self._bar.n = p.step
+        self._bar.set_postfix_str(f"{_numbers(p)}, {p.note}" if p.note else _numbers(p))
+
+    def _line(self, line: str, *, force: bool) -> None:
+        now = time.monotonic()
+        if line != self._last_shown and (force or now - self._last_line >= LOG_SECONDS):
+            self._last_line, self._last_shown = now, line
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.write(line, file=self.stream)
+        else:
+            print(line, file=self.stream, flush=True)
+
+
+def describe(p: Progress) -> str:
+    """One line: step, share, loss, rate, MFU, time left."""
+    left = "" if p.seconds_left != p.seconds_left else f", {duration(p.seconds_left)} left"
+    note = f", {p.note}" if p.note else ""
+    return f"step {p.step:,}/{p.total_steps:,} ({p.step / p.total_steps:.0%}), {_numbers(p)}{left}{note}"
+
+
+def duration(seconds: float) -> str:
+    """3725 -> '1h02m', 65 -> '1m05s', 5 -> '5s'; days from 48 hours on."""
+    whole = round(seconds)
+    if whole >= 48 * 3600:
+        return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
+    if whole >= 3600:
+        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
+
+
+def _numbers(p: Progress) -> str:
+    return f"loss {p.loss:.4f}, {p.rate:,.1f} images/s, MFU {p.mfu:.1%}, {p.workers} workers"

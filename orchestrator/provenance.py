@@ -1,0 +1,77 @@
+"""What produced a run: the code, the packages and the machine, as tags and as a `requirements.txt`."""
+
+import hashlib
+import platform
+import subprocess
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+"""The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
+
+CODE = ("orchestrator", "model", "data")
+
+KEY_PACKAGES = (
+    "torch", "deepspeed", "ray", "webdataset", "fsspec", "gcsfs", "mlflow", "numpy", "opencv-python-headless",
+    "pydantic",
+)  # fmt: skip
+"""Packages whose version becomes a tag; `requirements_text` lists them all."""
+
+
+def provenance(root: Path = ROOT) -> dict[str, str]:
+    """Tags that say what ran.
+
+    `code.digest` (of the sources) always; `code.version` where pyproject.toml is; `code.commit` and `code.dirty`
+    ("true" when tracked files differ from the commit) in a git checkout. Then `python`, `platform`, and
+    `package.NAME` for each of `KEY_PACKAGES` that is installed.
+    """
+    tags = {"code.digest": code_digest(root), "python": platform.python_version(), "platform": platform.platform()}
+    project = root / "pyproject.toml"
+    if project.exists():  # a worker may have been sent the packages alone
+        tags["code.version"] = str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
+    tags |= _git_tags(root)
+    for package in KEY_PACKAGES:
+        try:
+            tags[f"package.{package}"] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue  # an optional store, or a tool that this worker lacks: nothing to record
+    return tags
+
+
+def code_digest(root: Path = ROOT) -> str:
+    """SHA-256 over the names and contents of the project's Python files.
+
+    Two runs with the same digest ran the same code, also when it was never committed or came without its git history.
+    """
+    digest = hashlib.sha256()
+    for file in sorted(path for package in CODE for path in (root / package).rglob("*.py")):
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()
+
+
+def requirements_text() -> str:
+    """Every installed distribution as `name==version`, by name: what `pip install -r` needs to install the same."""
+    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+    return "".join(f"{name}=={version}\n" for name, version in sorted(found.items(), key=lambda item: item[0].lower()))
+
+
+def _git_tags(root: Path) -> dict[str, str]:
+    """`code.commit` and `code.dirty` when `root` itself is a checkout (and not a folder inside another one)."""
+    top = _git(root, "rev-parse", "--show-toplevel")
+    commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
+    if top is None or commit is None or Path(top).resolve() != root.resolve():
+        return {}
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return {"code.commit": commit, "code.dirty": str(changed != "").lower()}
+
+
+def _git(root: Path, *words: str) -> str | None:
+    """What `git WORDS` prints in `root`; None where there is no git, or it declines (no checkout, no commit yet)."""
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

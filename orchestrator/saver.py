@@ -1,0 +1,78 @@
+"""Checkpoints through Ray Train: staged while training waits, uploaded beside it, at most one upload at a time."""
+
+import hashlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import torch.distributed as dist
+from ray.train import Checkpoint, CheckpointUploadMode
+
+from orchestrator.checkpoint import new_name, publish, stage
+from orchestrator.engine import Engine
+
+
+class Saver:
+    """Saves one run's checkpoints from inside a Ray Train worker.
+
+    Args:
+        engine: what is saved.
+        run_url: the run's folder, which is also Ray Train's.
+        before_manifest: called on rank 0, in the uploading thread, just before a checkpoint becomes complete: what it
+            does not deliver by then may be lost with the steps that a restart skips.
+    """
+
+    def __init__(self, engine: Engine, run_url: str, before_manifest: Callable[[], object]) -> None:
+        self._engine, self._run_url, self._before_manifest = engine, run_url, before_manifest
+        self._idle = threading.Event()
+        self._idle.set()
+        run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
+        self._staging = Path(tempfile.gettempdir()) / f"vit-staging-{run}-{dist.get_rank()}"
+        shutil.rmtree(self._staging, ignore_errors=True)  # what a killed worker of this run left
+
+    def save(self, step: int, totals: dict[str, Any], metrics: dict[str, float], *, last: bool) -> float:
+        """Save the state after `step` steps. Returns once it is staged, or, for the `last` one, complete.
+
+        Every rank must call it at the same step. A failed upload ends the worker, and Ray Train restarts the group.
+
+        Args:
+            totals: the accounting totals, restored with the weights.
+            metrics: what Ray Train shows beside the checkpoint.
+
+        Returns:
+            Seconds that training stood still.
+        """
+        began = time.monotonic()
+        self._idle.wait()  # the upload before this one
+        directory = self._staging / f"{step:09d}"
+        directory.mkdir(parents=True)
+        stage(self._engine, directory)
+        rank, world = dist.get_rank(), dist.get_world_size()
+        storage = ray.train.get_context().get_storage()  # type: ignore[no-untyped-call]
+        self._idle.clear()
+
+        def upload(local: Checkpoint, name: str) -> Checkpoint:
+            try:
+                if rank == 0:
+                    self._before_manifest()
+                publish(
+                    Path(local.path), f"{self._run_url}/{name}", rank=rank, world_size=world, step=step, totals=totals
+                )
+            finally:
+                self._idle.set()
+            return Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)
+
+        ray.train.report(
+            {"step": step, **metrics},
+            checkpoint=Checkpoint.from_directory(directory),
+            checkpoint_dir_name=new_name(step),  # rank 0's counts
+            checkpoint_upload_mode=CheckpointUploadMode.SYNC if last else CheckpointUploadMode.ASYNC,
+            checkpoint_upload_fn=upload,
+            delete_local_checkpoint_after_upload=True,
+        )
+        return time.monotonic() - began

@@ -1,0 +1,159 @@
+"""A first-in first-out queue of JSON records that outlives its process and never makes its producer wait.
+
+    put() ──> writer thread: appends a line to the file ──> peek(), pop() ──> the file is emptied when nothing is left
+
+A record is on disk before the consumer sees it, and stays there until it was popped, so a killed process loses only
+what its last milliseconds put. The file is emptied, never rewritten: after a kill it may still hold records that were
+popped, so delivery is at least once, in order. The records survive the process, not a power cut: nothing calls `fsync`.
+"""
+
+import json
+import logging
+import threading
+from collections import deque
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any, BinaryIO
+
+Record = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+
+class SpooledQueue:
+    """One producer, one consumer. `path` is the file; records that an earlier process left there come first."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._incoming: SimpleQueue[Record | None] = SimpleQueue()  # to the writer; None is the call to look up
+        self._changed = threading.Condition()  # guards the fields below; held for memory operations only
+        self._ready: deque[Record] = deque()
+        self._outstanding = 0  # records put and not yet popped
+        self._loaded = self._finished = self._closed = False
+        self._writer = threading.Thread(target=self._write, name="tracking-spool", daemon=True)
+        self._writer.start()
+
+    def put(self, record: Record) -> None:
+        """Append a record. Never waits for the disk."""
+        with self._changed:
+            self._outstanding += 1
+        self._incoming.put(record)
+
+    def peek(self, limit: int) -> list[Record]:
+        """The oldest records, at most `limit`; they stay. Waits for one; empty only at the end, after `finish`."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ready or (self._finished and self._loaded and not self._outstanding))
+            return [self._ready[i] for i in range(min(limit, len(self._ready)))]
+
+    def pop(self, count: int) -> None:
+        """Remove the `count` oldest records: they have been delivered."""
+        with self._changed:
+            for _ in range(count):
+                self._ready.popleft()
+            self._outstanding -= count
+            self._changed.notify_all()
+            drained = not self._outstanding
+        if drained:
+            self._incoming.put(None)
+
+    def wait_drained(self, timeout: float) -> bool:
+        """Wait until every record put was popped, at most `timeout` seconds. Returns whether that is so."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._loaded and not self._outstanding, timeout)
+
+    def __len__(self) -> int:
+        """Records put, or left by an earlier process, and not yet popped."""
+        with self._changed:
+            return self._outstanding
+
+    def finish(self) -> None:
+        """The producer's last call: no record follows."""
+        with self._changed:
+            self._finished = True
+            self._changed.notify_all()
+
+    def close(self, timeout: float = 5.0) -> None:
+        """Stop the writer after all that was put. What was not popped stays in the file, for the next queue."""
+        with self._changed:
+            self._closed = True
+        self._incoming.put(None)
+        self._writer.join(timeout)
+
+    # ---- the writer thread, which alone touches the file ----
+
+    def _write(self) -> None:
+        file = self._open()
+        while True:
+            record = self._incoming.get()
+            if record is not None:
+                file = self._append(file, record)
+                with self._changed:
+                    self._ready.append(record)
+                    self._changed.notify_all()
+                continue
+            with self._changed:
+                drained, closed = not self._outstanding, self._closed
+            if drained:
+                file = self._empty(file, remove=closed)
+            if closed and self._incoming.empty():
+                break
+        if file is not None:
+            file.close()
+
+    def _open(self) -> BinaryIO | None:
+        """Open the file and take over what an earlier process left there."""
+        left: list[Record] = []
+        file = None
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+b", buffering=0)
+            left = self._load(file)
+        except OSError as error:
+            self._warn(error)
+        with self._changed:
+            self._ready.extend(left)
+            self._outstanding += len(left)
+            self._loaded = True
+            self._changed.notify_all()
+        return file
+
+    def _load(self, file: BinaryIO) -> list[Record]:
+        file.seek(0)
+        content = file.read()
+        whole = content[: content.rfind(b"\n") + 1]
+        file.truncate(len(whole))  # a process killed while it wrote leaves a torn last line
+        records = []
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError:
+                _log.warning("%s: line %d is damaged and was left out", self.path, number)
+        return records
+
+    def _append(self, file: BinaryIO | None, record: Record) -> BinaryIO | None:
+        """Write one line. A disk that fails is given up until the process ends: the queue goes on in memory."""
+        if file is None:
+            return None
+        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        try:
+            if file.write(line) == len(line):
+                return file
+            raise OSError("the disk is full")
+        except OSError as error:
+            self._warn(error)
+            file.close()
+            return None
+
+    def _empty(self, file: BinaryIO | None, remove: bool) -> BinaryIO | None:
+        if file is None:
+            return None
+        try:
+            file.truncate(0)
+            if remove:
+                self.path.unlink(missing_ok=True)
+        except OSError as error:
+            self._warn(error)
+        return file
+
+    def _warn(self, error: OSError) -> None:
+        _log.warning("%s cannot be written (%s): undelivered metrics are kept in memory only", self.path, error)

@@ -1,0 +1,54 @@
+"""Real data for the tests of the data plane: scikit-learn's digits, and crops of its two photographs."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from data.index import Index, Shard, open_index
+from data.sources.digits import pack_digits
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the packed digits in train/ and test/. Not to be written to."""
+    folder = tmp_path_factory.mktemp("digits")
+    pack_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def train_index(digits: Path) -> Index:
+    return open_index(str(digits / "train"))
+
+
+@pytest.fixture(scope="session")
+def photos() -> list[np.ndarray]:
+    """Two real photographs, uint8 (427, 640, 3)."""
+    return [np.asarray(image) for image in load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """encode(array, format, mode="RGB", **options) -> file bytes, by PIL."""
+
+    def encode_with_pil(image: np.ndarray, file_format: str, mode: str = "RGB", **options: object) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(image).convert(mode).save(file, file_format, **options)
+        return file.getvalue()
+
+    return encode_with_pil
+
+
+@pytest.fixture(scope="session")
+def make_index():
+    """make_index([3, 5, ...]) -> an index of shards with these counts, of which only the counts mean anything."""
+
+    def index_of_counts(counts: list[int]) -> Index:
+        shards = tuple(Shard(f"{n:06d}.tar", count, 0, "", np.zeros(0, np.int64)) for n, count in enumerate(counts))
+        return Index("memory://nowhere/index.json", shards, num_classes=1, multi_label=False)
+
+    return index_of_counts

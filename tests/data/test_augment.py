@@ -1,0 +1,205 @@
+import math
+import random
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import chisquare, ks_2samp
+from torch.nn.functional import interpolate
+
+from data import Augment
+from data.augment import Geometry, draw, inception_window
+from data.decode import decode
+from data.errors import BadSample
+from data.splitmix import Draws
+
+
+def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Bilinear with half-pixel centres, by torch: float (height, width, 3)."""
+    tensor = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].double()
+    return interpolate(tensor, size=(height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+
+
+def rendered(augment: Augment, encoded: bytes, image_size: int, seed=0, epoch=0, sample_id=0) -> np.ndarray:
+    out = np.zeros((image_size, image_size, 3), np.uint8)
+    augment.render(encoded, out, seed=seed, epoch=epoch, sample_id=sample_id)
+    return out
+
+
+def close(pixels: np.ndarray, expected: np.ndarray) -> bool:
+    """OpenCV interpolates 8-bit images in fixed point: up to one level away."""
+    return bool(np.abs(pixels - expected).max() <= 1.01)
+
+
+def test_resize(photos, encode):
+    out = rendered(Augment("resize"), encode(photos[0], "PNG"), 320)
+    assert close(out, scaled(photos[0], 320, 320))
+
+
+def test_digits_at_their_own_size_stay_as_they_are(encode):
+    tiny = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    assert np.array_equal(rendered(Augment("resize"), encode(tiny, "PNG"), 8), tiny)
+
+
+@pytest.mark.parametrize(("resize", "shorter"), [(None, 256), (300, 300)])
+def test_center(photos, encode, resize, shorter):
+    """The shorter side to 256 (or what is said), the middle 224."""
+    out = rendered(Augment("center", resize=resize), encode(photos[0], "PNG"), 224)
+    width = round(640 * shorter / 427)
+    canvas = scaled(photos[0], shorter, width)
+    top, left = (shorter - 224) // 2, (width - 224) // 2
+    assert close(out, canvas[top : top + 224, left : left + 224])
+
+
+def test_resize_crop_cuts_anywhere_with_equal_chance(photos, encode):
+    """The ViT paper's fine-tuning crop, small: every cut is one of the 5 x 5 of the scaled image, all equally often."""
+    encoded, canvas = encode(photos[0][:60, :60], "PNG"), scaled(photos[0][:60, :60], 36, 36)
+    counts = np.zeros((5, 5), int)
+    for sample in range(1000):
+        out = rendered(Augment("resize_crop", resize=36), encoded, 32, sample_id=sample)
+        fits = [(y, x) for y in range(5) for x in range(5) if close(out, canvas[y : y + 32, x : x + 32])]
+        assert len(fits) == 1
+        counts[fits[0]] += 1
+    assert chisquare(counts.ravel()).pvalue > 1e-4
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 3000), st.floats(0.01, 1), st.integers(0, 2**64 - 1))
+def test_inception_windows_are_legal(height, width, min_area, seed):
+    (y, x), (rows, columns) = inception_window((height, width), min_area, Draws(seed))
+    assert 0 <= y <= y + rows <= height
+    assert 0 <= x <= x + columns <= width
+    if (rows, columns) != (height, width):
+        assert min_area * height * width <= rows * columns
+        # The width is rounded to a pixel.
+        assert 3 / 4 - 0.51 / rows <= columns / rows <= 4 / 3 + 0.51 / rows
+
+
+def tensorflow_window(size: tuple[int, int], min_area: float, generator: random.Random) -> tuple[int, int, int, int]:
+    """GenerateRandomCrop of tensorflow/core/kernels/image/sample_distorted_bounding_box_op.cc, retold."""
+    height, width = size
+    for _ in range(100):
+        aspect = generator.uniform(3 / 4, 4 / 3)
+        low, high = min_area * width * height, 1.0 * width * height
+        rows, max_rows = round(math.sqrt(low / aspect)), round(math.sqrt(high / aspect))
+        if round(max_rows * aspect) > width:
+            max_rows = int((width + 0.5 - 1e-7) / aspect)
+            if round(max_rows * aspect) > width:
+                max_rows -= 1
+        max_rows = min(max_rows, height)
+        rows = min(rows, max_rows)
+        if rows < max_rows:
+            rows += generator.randrange(max_rows - rows + 1)
+        columns = round(rows * aspect)
+        if rows * columns < low:
+            rows += 1
+            columns = round(rows * aspect)
+        if rows * columns > high:
+            rows -= 1
+            columns = round(rows * aspect)
+        if low <= rows * columns <= high and 0 < columns <= width and 0 < rows <= height:
+            y = generator.randrange(height - rows) if rows < height else 0
+            x = generator.randrange(width - columns) if columns < width else 0
+            return y, x, rows, columns
+    return 0, 0, height, width
+
+
+@pytest.mark.parametrize("size", [(375, 500), (500, 375), (200, 900)])
+def test_inception_windows_are_distributed_as_tensorflow_draws_them(size):
+    ours = np.array([sum(inception_window(size, 0.05, Draws(seed * 7919)), ()) for seed in range(4000)])
+    generator = random.Random(1)
+    theirs = np.array([tensorflow_window(size, 0.05, generator) for _ in range(4000)])
+    for quantity in (
+        lambda w: w[:, 0],
+        lambda w: w[:, 1],
+        lambda w: w[:, 2] * w[:, 3],
+        lambda w: w[:, 3] / w[:, 2],
+    ):
+        assert ks_2samp(quantity(ours), quantity(theirs)).pvalue > 1e-4
+
+
+def test_flip_mirrors_half_of_the_samples_and_changes_nothing_else(photos, encode):
+    encoded = encode(photos[1][:100, :120], "PNG")
+    mirrored = 0
+    for sample in range(400):
+        plain = rendered(Augment("inception"), encoded, 16, sample_id=sample)
+        flipped = rendered(Augment("inception", flip=True), encoded, 16, sample_id=sample)
+        assert np.array_equal(flipped, plain) or np.array_equal(flipped, plain[:, ::-1])
+        mirrored += not np.array_equal(flipped, plain)
+    assert 150 < mirrored < 250  # five standard deviations
+
+
+def test_pure_function_of_seed_epoch_and_sample(photos, encode):
+    encoded, augment = encode(photos[0], "JPEG"), Augment("inception", flip=True)
+    cases = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)]
+    first = [rendered(augment, encoded, 32, *case) for case in cases]
+    again = [rendered(augment, encoded, 32, *case) for case in reversed(cases)][::-1]
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({image.tobytes() for image in first}) == len(cases)
+
+
+@pytest.mark.parametrize("sample_id", range(6))
+@pytest.mark.parametrize("crop", ["inception", "center", "resize"])
+def test_jpeg_at_reduced_scale_shows_the_same_place(photos, encode, crop, sample_id):
+    """Against decoding at full scale and averaging down. A shift by half a pixel of the result would double the difference."""
+    encoded = encode(photos[0], "JPEG", quality=95)
+    reduced = rendered(Augment(crop, min_area=0.3), encoded, 48, sample_id=sample_id)
+    full = rendered(Augment(crop, min_area=0.3), encode(decode(encoded), "PNG"), 48, sample_id=sample_id)
+    difference = np.abs(reduced.astype(float) - full).mean()
+    shifted = np.abs(reduced[:, 1:].astype(float) - full[:, :-1]).mean()
+    assert difference < 0.45 * shifted
+
+
+def test_shrinking_averages(encode):
+    """Stripes one pixel wide become even grey when scaled down, not whichever stripe a sample falls on."""
+    stripes = np.zeros((64, 96, 3), np.uint8)
+    stripes[:, ::2] = 200
+    out = rendered(Augment("resize"), encode(stripes, "PNG"), 16)
+    assert np.abs(out.astype(int) - 100).max() <= 1
+
+
+def test_a_strip_does_not_become_a_giant_canvas(encode):
+    strip = np.tile(np.arange(40_000, dtype=np.uint16).astype(np.uint8)[None, :, None], (4, 1, 3))
+    geometry = Augment("center").geometry((4, 40_000), 224, Draws(0))
+    assert geometry.canvas == (256, 8 * 256)
+    assert geometry.window_start == (0, 20_000 - 16)
+    out = rendered(Augment("center"), encode(strip, "PNG"), 224)
+    middle = scaled(strip[:, 20_000 - 16 : 20_000 + 16], 256, 2048)[16:240, 912 : 912 + 224]
+    assert close(out, middle)
+
+
+def test_draw_fills_the_given_memory(photos):
+    batch = np.zeros((3, 20, 20, 3), np.uint8)
+    for place, flip in ((0, False), (2, True)):
+        draw(photos[0], 1, Geometry((10, 10), (100, 100), (20, 20), (0, 0), flip), batch[place])
+    assert batch[0].any()
+    assert not batch[1].any()
+    assert np.array_equal(batch[0], batch[2][:, ::-1])
+
+
+def test_undecodable_leaves_the_memory_alone():
+    out = np.zeros((8, 8, 3), np.uint8)
+    with pytest.raises(BadSample):
+        Augment().render(b"\xff\xd8\xff\xe0", out, seed=0, epoch=0, sample_id=0)
+    assert not out.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"crop": "middle"}, "crop 'middle' is none of inception, resize"),
+        ({"min_area": 0.0}, "min_area 0.0 is not in"),
+        ({"resize": 0}, "resize 0 is not"),
+    ],
+)
+def test_impossible_settings(options, words):
+    with pytest.raises(ValueError, match=words):
+        Augment(**options)
+
+
+def test_canvas_smaller_than_the_image():
+    with pytest.raises(ValueError, match="resize 100 is smaller than the image size 224"):
+        Augment("center", resize=100).check(224)
+    Augment("inception", resize=100).check(224)
