@@ -106,21 +106,15 @@ def open_index(url: str) -> Index:
     Raises:
         DataError: nothing there, no index, another version, or an index that contradicts itself.
     """
-    index_url = url if url.endswith(".json") else storage.join(url, INDEX_NAME)
-    try:
-        content = storage.read(index_url)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        folder = storage.parent(index_url)
-        if storage.exists(folder):
-            message = f"no {INDEX_NAME} there; to index WebDataset tars run `python -m data pack --index-only {folder}`"
-        else:
-            message = "does not exist"
-        raise DataError(f"{url}: {message}") from error
-    except DataError:
-        raise
-    except Exception as error:  # each back end has its own: authentication, DNS, bucket rights
-        reason = next(iter(str(error).splitlines()), "")
-        raise DataError(f"{url}: cannot be opened ({type(error).__name__}: {reason})") from error
+    place = storage.absolute(url)
+    index_url = place if place.endswith(".json") else storage.join(place, INDEX_NAME)
+    with storage.reporting(url):
+        try:
+            content = storage.read(index_url)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            folder = storage.parent(index_url)
+            advice = f"no {INDEX_NAME} there; to index WebDataset tars run `python -m data pack --index-only {folder}`"
+            raise DataError(f"{url}: {advice if storage.exists(folder) else 'does not exist'}") from error
     return _parse(index_url, content)
 
 
@@ -172,6 +166,8 @@ def _parse(url: str, content: bytes) -> Index:
             source=record["source"],
             stride=stride,
         )
+        if not index.shards:
+            raise ValueError("it lists no shards")
         if index.num_samples != record["num_samples"]:
             raise ValueError("the shards' counts do not add up")
     except DataError:

@@ -94,9 +94,8 @@ class SampleOrder:
         self.lanes = (lanes or _default_lanes(batch_size, index.num_samples)) if shuffle else 1
         self.lane_slots = batch_size // self.lanes
         """Slots that each lane fills in a batch. Slots are lane-major: lane l has [l*lane_slots, (l+1)*lane_slots)."""
-        self.steps_per_epoch = -(
-            -self._lane_length(self.lanes - 1) // self.lane_slots
-        )  # the last lane is a longest one
+        longest = self._lane_length(self.lanes - 1)  # the last lane gets what rounding leaves
+        self.steps_per_epoch = -(-longest // self.lane_slots)
         self._shard_starts = index.starts
         self._lines: dict[int, EpochLine] = {}
 
@@ -131,9 +130,9 @@ class SampleOrder:
             int64 ids in storage order.
         """
         epoch, row = self._when(step)
-        rows = (
-            self.steps_per_epoch if until is None else min(until - epoch * self.steps_per_epoch, self.steps_per_epoch)
-        )
+        last_row = self.steps_per_epoch
+        if until is not None:
+            last_row = min(last_row, until - epoch * self.steps_per_epoch)
         found = [np.empty(0, np.int64)]
         for lane, low, high in self._lanes_of(start, stop):
             first, last = row * self.lane_slots + low, min(row * self.lane_slots + high, self._lane_length(lane))
@@ -146,7 +145,7 @@ class SampleOrder:
                 begin, end = self._block_bounds(lane, block)
                 places = np.arange(begin, end)
                 slot = places % self.lane_slots
-                used = (places >= first) & (places < rows * self.lane_slots) & (slot >= low) & (slot < high)
+                used = (places >= first) & (places < last_row * self.lane_slots) & (slot >= low) & (slot < high)
                 found.append(self._lane_start(lane) + self._shuffled(epoch, lane, block)[used])
         return np.sort(self._line(epoch).ids(np.concatenate(found)))
 
@@ -181,11 +180,8 @@ class SampleOrder:
         if not 0 <= start <= stop <= self.batch_size:
             raise ValueError(f"slots {start} to {stop} of a batch of {self.batch_size}")
         n = self.lane_slots
-        return [
-            (lane, max(start - lane * n, 0), min(stop - lane * n, n))
-            for lane in range(start // n, -(-stop // n))
-            if start < stop
-        ]
+        lanes = range(start // n, -(-stop // n)) if start < stop else ()
+        return [(lane, max(start - lane * n, 0), min(stop - lane * n, n)) for lane in lanes]
 
     def _lane_start(self, lane: int) -> int:
         return lane * self.num_samples // self.lanes

@@ -65,7 +65,8 @@ def index_shards(
     Raises:
         DataError: no tars, no images in them, or one that cannot be read.
     """
-    folder, names = find_shards(url)
+    with storage.reporting(url):
+        folder, names = find_shards(url)
     shards, contents = [], Contents()
     for shard, found in _scan(folder, names, workers):
         shards.append(shard)
@@ -85,8 +86,9 @@ def find_shards(url: str) -> tuple[str, list[str]]:
     """The folder that all the shards of `url` lie under, and their names in it, in order.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or they have no folder in common.
     """
+    url = storage.absolute(url)
     if "{" in url:
         try:
             urls = list(braceexpand(url))
@@ -105,6 +107,8 @@ def find_shards(url: str) -> tuple[str, list[str]]:
         raise DataError(f"{url}: no .tar files there (compressed ones cannot be read from the middle: decompress them)")
     folder = storage.parent(urls[0])
     while not all(other.startswith(f"{folder}/") for other in urls):
+        if storage.parent(folder) == folder:
+            raise DataError(f"{url}: the shards have no folder in common, where their index could lie")
         folder = storage.parent(folder)
     return folder, [other[len(folder) + 1 :] for other in urls]
 

@@ -95,12 +95,12 @@ def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
     """Read one tar from end to end: its index entry, and what its samples hold.
 
     Raises:
-        DataError: it is not a plain tar, or it ends too early.
-        OSError, or what the file system raises: it cannot be read.
+        DataError: it is not a plain tar, it ends too early, or it cannot be read.
+        FileNotFoundError: there is none.
     """
     url = storage.join(folder, name)
     contents, offsets, count = Contents(), [], 0
-    with storage.open_read(url, SCAN_BYTES) as file:
+    with storage.reporting(url), storage.open_read(url, SCAN_BYTES) as file:
         hashed = _Hashed(file)
         try:
             for sample in tar.samples(tar.read_members(hashed, SCAN_BYTES)):

@@ -6,6 +6,8 @@ process and thread, and an object made before a fork (a gcsfs session, an event 
 
 import os
 import posixpath
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import IO, cast
 
 import fsspec
@@ -24,6 +26,27 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
         return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
     except (ValueError, ImportError) as error:
         raise DataError(f"{url}: {error}") from error
+
+
+@contextmanager
+def reporting(url: str) -> Iterator[None]:
+    """Turn what a back end raises into one line about `url`. Each has errors of its own for rights, names and networks.
+
+    Raises:
+        DataError: for all of them except FileNotFoundError, which means the same everywhere and passes.
+    """
+    try:
+        yield
+    except (DataError, FileNotFoundError):
+        raise
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise DataError(f"{url}: cannot be opened ({type(error).__name__}: {reason})") from error
+
+
+def absolute(url: str) -> str:
+    """The same place from any working directory: workers may change theirs."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def is_absolute(url: str) -> bool:

@@ -66,7 +66,7 @@ def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", 
         case "full":
             kept, recomputed = stream, whole_block - stream
 
-    # At the peak: the gradients of the block's output and of the GELU's, or, with dropout, the 32-bit words (three at a
-    # time) that become the mask.
-    hashing = 3 * 4 * tokens * config.mlp_dim if config.dropout else 0
+    # At the peak: the gradients of the block's output and of the GELU's, or, with dropout, the three 32-bit words an
+    # element that become the mask, while the gradient of a block that is being recomputed waits.
+    hashing = 3 * 4 * tokens * config.mlp_dim + (stream if recomputed else 0) if config.dropout else 0
     return config.depth * kept + recomputed + stream + max(hidden, hashing)

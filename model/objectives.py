@@ -28,8 +28,9 @@ def sigmoid_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: floa
     Summed, not averaged, over the classes. logits, targets: (B, K). Smoothing replaces t_k by
     (1 - label_smoothing) t_k + label_smoothing / K.
     """
-    targets = _smooth(targets.float(), label_smoothing)
-    return F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none").sum(dim=1)
+    logits, targets = logits.float(), _smooth(targets.float(), label_smoothing)
+    # Not binary_cross_entropy_with_logits: near -10, where most logits are, its 10.00005 - 10 leaves two digits.
+    return -(targets * F.logsigmoid(logits) + (1 - targets) * F.logsigmoid(-logits)).sum(dim=1)
 
 
 def softmax_cross_entropy(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:

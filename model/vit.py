@@ -36,6 +36,11 @@ class Dense(nn.Linear):
         kernel(self.weight)
         bias(self.bias)
 
+    def forward(self, x: Tensor) -> Tensor:
+        # As a matrix: with more dimensions, the linear function that DeepSpeed puts in under ZeRO-3 adds the bias in
+        # place to a product that selective checkpointing has kept, and the second pass would add it again.
+        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+
 
 class PatchProjection(nn.Conv2d):
     """Cuts the image into P x P patches and projects each one linearly to D features: a convolution of stride P."""

@@ -4,8 +4,6 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
 from orchestrator.job_file import JobError, load_job
 
@@ -36,7 +34,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     run.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
     run.add_argument(
-        "--set", dest="overrides", metavar="a.b=c", action="append", default=[], help="change a key of the job; repeatable"
+        "--set",
+        dest="overrides",
+        metavar="a.b=c",
+        action="append",
+        default=[],
+        help="change a key of the job; repeatable",
     )
     run.add_argument("--json", action="store_true", help="print the result as one JSON object, last")
     run.set_defaults(function=_run)
@@ -70,6 +73,9 @@ def _run(options: argparse.Namespace) -> int:
     claim(job, options.job)
     summary = read_summary(job)
     if summary is None or summary["step"] < inputs.total_steps:
+        from orchestrator.ray_auth import settle_authentication
+
+        settle_authentication()
         from orchestrator.launch import RunFailed, launch
 
         try:
@@ -92,13 +98,12 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from orchestrator.job_docs import json_schema, keys_page
+    from orchestrator.job_docs import KEYS_FILE, SCHEMA_FILE, json_schema, keys_page
 
-    root = Path(__file__).resolve().parent.parent
-    schema = json.dumps(json_schema(), indent=2) + "\n"
+    schema = json.dumps(json_schema(), indent=1) + "\n"
     if options.write:
-        (root / "jobs" / "schema.json").write_text(schema)
-        (root / "docs" / "job-keys.md").write_text(keys_page())
+        SCHEMA_FILE.write_text(schema)
+        KEYS_FILE.write_text(keys_page())
     else:
         print(schema, end="")
     return 0

@@ -19,6 +19,7 @@ from orchestrator.paths import PathError, resolve_url
 from orchestrator.schedule import steps_of
 
 PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
+TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
 READ_ONLY = ("http://", "https://")
 
 
@@ -50,6 +51,8 @@ def check_inputs(job: Run) -> Inputs:
         JobError: something is not there, does not fit, or cannot be written.
     """
     _check_writable(job, "checkpoint.url", job.checkpoint.url)
+    _resolve(job, "tracking.uri", job.tracking.uri)
+    _check_tracking(job)
     if job.model.init_from is not None:
         _check_exists(job, "model.init_from", job.model.init_from)
     if job.data.pack == "digits":
@@ -88,6 +91,9 @@ def _pack_digits(job: Run) -> None:
     parent = storage.parent(url)
     if all(storage.exists(storage.join(parent, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
         return
+    held_out = [_resolve(job, "data.eval", found.url) for found in job.data.eval.values()]
+    if held_out and storage.join(parent, "test") not in held_out:
+        return  # train.url was pointed elsewhere: whatever should be there, it is not these digits
     try:
         pack_digits(parent)
     except DataError as error:
@@ -121,6 +127,14 @@ def _check_writable(job: Run, key: str, url: str) -> None:
         raise problem(job, key, f"{folder} is not a folder")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise problem(job, key, f"no right to write in {folder}")
+
+
+def _check_tracking(job: Run) -> None:
+    uri = _resolve(job, "tracking.uri", job.tracking.uri)
+    if not uri.startswith(TRACKING_SCHEMES):
+        raise problem(
+            job, "tracking.uri", f"MLflow keeps runs in a database or on a server: {', '.join(TRACKING_SCHEMES)}..."
+        )
 
 
 def _resolve(job: Run, key: str, url: str) -> str:

@@ -3,11 +3,11 @@
     {run}/step-000001200-5f3a/
         rank-00000-of-00002.000.safetensors    fragments of rank 0, in files of about half a gigabyte
         rank-00001-of-00002.000.safetensors
-        manifest.json                          written last: step, totals, every file's size and SHA-256, every fragment's place
+        manifest.json                          written last: step, totals, each file's size and SHA-256, each fragment
 
-Saving has two halves. `stage` copies this rank's fragments to local disk; training waits for that. `publish` uploads the
-staged files beside training; rank 0 writes the manifest once all ranks' files are there. A folder without a manifest is
-no checkpoint. The random suffix keeps a new attempt at a step apart from what a crash left of an earlier one.
+Saving has two halves. `stage` copies this rank's fragments to local disk; training waits for that. `publish` uploads
+the staged files beside training; rank 0 writes the manifest once all ranks' files are there. A folder without a manifest
+is no checkpoint. The random suffix keeps a new attempt at a step apart from what a crash left of an earlier one.
 
 Restoring reads only the files whose fragments this rank needs, checks their digests and never runs code from them
 (safetensors and JSON; no pickle). If anything is missing or damaged, all ranks fall back to the checkpoint before.
@@ -58,7 +58,10 @@ class CheckpointError(RuntimeError):
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a complete checkpoint holds. `files`: name -> {bytes, sha256}; `fragments`: state, parameter, start, numel, file."""
+    """What a complete checkpoint holds.
+
+    `files`: name -> {bytes, sha256}; `fragments`: (state, parameter, start, numel, file).
+    """
 
     name: str
     step: int
@@ -119,7 +122,9 @@ def stage(engine: Engine, directory: Path) -> None:
     (directory / "part.json").write_text(json.dumps({"fragments": listing, "parameters": _parameter_sizes(engine)}))
 
 
-def publish(directory: Path, destination: str, *, rank: int, world_size: int, step: int, totals: dict[str, float]) -> None:
+def publish(
+    directory: Path, destination: str, *, rank: int, world_size: int, step: int, totals: dict[str, float]
+) -> None:
     """Upload a staged directory; on rank 0 also wait for all other ranks and write the manifest.
 
     Args:

@@ -2,11 +2,11 @@
 
 The gradient of a step is the mean over the valid samples of the global batch, however many workers share it:
 
-    g = 1/V * sum over ranks r, micro-batches a, valid samples i of  d loss_i / d theta,     V = valid samples of the step
+    g = 1/V * sum over ranks r, micro-batches a, valid samples i of  d loss_i / d theta      V = valid samples
 
-DeepSpeed divides by the number of micro-batches A when it runs backward and by the number of ranks W when it reduces,
-so every micro-batch contributes  (A * W / V) * sum_i loss_i.  V is summed over the ranks on the device before the first
-backward; nothing waits for it on the host.
+DeepSpeed divides by the number of micro-batches A when it runs backward and by the number of ranks W when it
+reduces, so every micro-batch contributes  (A * W / V) * sum_i loss_i.  V is summed over the ranks on the device before
+the first backward; nothing waits for it on the host.
 """
 
 import logging
@@ -47,10 +47,12 @@ def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.float().div_(127.5).sub_(1.0).to(dtype)
 
 
-def deepspeed_config(parallel: Parallel, *, micro_batch: int, micro_batches: int, grad_clip: float | None) -> dict[str, Any]:
+def deepspeed_config(
+    parallel: Parallel, *, micro_batch: int, micro_batches: int, grad_clip: float | None
+) -> dict[str, Any]:
     """The DeepSpeed settings that a job's `parallel` section stands for.
 
-    bf16 runs at stages 1 to 3 accumulate and reduce gradients in float32; stage 0 has no such accumulator in DeepSpeed and
+    bf16 runs at stages 1 to 3 accumulate gradients in float32; stage 0 has no such accumulator in DeepSpeed and
     accumulates in bf16.
     """
     bf16 = parallel.precision == "bf16"
@@ -153,7 +155,7 @@ class Engine:
             micro_sum = torch.where(valid_here[part] > 0, losses, torch.zeros_like(losses)).sum()
             self._engine.backward(micro_sum * scale)
             if self._plain and self._engine.is_gradient_accumulation_boundary():
-                # DeepSpeed keeps no norm of an unsharded float32 gradient, which is reduced and still unclipped here
+                # DeepSpeed keeps no norm of an unsharded float32 gradient; it is reduced and still unclipped here
                 self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
             self._engine.step()
             loss_sum += micro_sum.detach()
@@ -161,7 +163,7 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """Evaluation-mode logits, float32 (n, K), of uint8 images (n, 3, H, W). Every rank must call it equally often."""
+        """Evaluation-mode logits, float32 (n, K), of uint8 images (n, 3, H, W); called equally often on all ranks."""
         self._engine.eval()
         output: Tensor = self._engine(normalise(images.to(self.device, non_blocking=True), self.dtype))
         return output.float()

@@ -1,14 +1,14 @@
 """What a run says about itself: the training curve, accuracy, speed and compute, to MLflow, the terminal and a summary.
 
-All ranks hold one, since sums over ranks are collective; rank 0 alone talks. Numbers stay on the device until a point is
-due, so that the step never waits for them.
+All ranks hold one, since sums over ranks are collective; rank 0 alone talks. Numbers stay on the device until a point
+is due, so that the step never waits for them.
 """
 
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import fsspec
 import torch
@@ -23,7 +23,6 @@ from orchestrator.devices import device_peak
 from orchestrator.engine import Engine, StepResult, all_reduce_sums
 from orchestrator.job import PretrainJob
 from orchestrator.progress import Progress
-from orchestrator.provenance import provenance
 from orchestrator.run_folder import write_summary
 from orchestrator.tracking import RunDescription, TrackedDataset, Tracker
 
@@ -57,13 +56,20 @@ class History:
         self.latest: dict[str, float] = {}
         self._tracker = self._connect(job, index) if self._talks else None
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None and self._tracker is not None:
+            self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
+
     def begin(self, step: int, totals: Totals) -> None:
         """Start counting at `step`, with what the run has cost so far; the time since construction was start-up."""
         self._totals = totals
         self._hold()
-        self._window = self._totals
+        self._window = self._first = self._totals
         self._progress.step, self._progress.note = step, ""
-        if step:
+        if step and self._talks:
             self.say(f"continuing at step {step} of {self._total_steps} on {self._world} workers")
         self._show(force=True)
 
@@ -109,7 +115,9 @@ class History:
     def log_training(self, step: int, *, lr: float, gradient_norm: float, epoch: float) -> None:
         """A point of the training curves. The loss is that of this step: the mean over its valid samples."""
         assert self._result is not None
-        loss_sum, bad = all_reduce_sums([self._result.loss_sum, torch.tensor(float(self._bad), device=self._valid.device)])
+        loss_sum, bad = all_reduce_sums(
+            [self._result.loss_sum, torch.tensor(float(self._bad), device=self._valid.device)]
+        )
         loss = loss_sum / max(1.0, float(self._result.valid))
         totals = self.settle()
         window, self._window = totals - self._window, totals
@@ -140,7 +148,9 @@ class History:
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Points of the held-out sets; call `settle` before the evaluation starts."""
         self._hold()
-        self._log(step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()})
+        self._log(
+            step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
+        )
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric != "images")
             if self._talks:
@@ -160,23 +170,22 @@ class History:
         """A line for the person at the terminal, from any rank."""
         self._board.say.remote(message)
 
-    def flush(self) -> None:
-        """Give the tracker a moment to deliver; what it cannot is on disk."""
-        if self._tracker is not None:
-            self._tracker.flush(timeout=2.0)
-
     def end(self) -> None:
         """Close the tracker and leave `summary.json` in the run's folder."""
         if self._tracker is None:
             return
-        totals = self._totals
+        totals, here = self._totals, self._totals - self._first
         self._tracker.close("FINISHED")
         summary = {
             "step": self._total_steps,
             "metrics": self.latest,
-            "images_per_second": totals.samples * self._world / totals.device_seconds if totals.device_seconds else 0.0,
+            "images_per_second": here.samples * self._world / here.device_seconds if here.device_seconds else 0.0,
             "totals": totals.to_dict(),
-            "device": {"name": self._peak.name, "peak_flops": self._peak.flops_per_second, "peak_is": self._peak.source},
+            "device": {
+                "name": self._peak.name,
+                "peak_flops": self._peak.flops_per_second,
+                "peak_is": self._peak.source,
+            },
             "workers": self._world,
             "mlflow_run_id": self._tracker.run_id,
             "mlflow": self._tracker.url_hint(),
@@ -195,9 +204,10 @@ class History:
             run_key=self._run_url,
             job=resolved,
             job_yaml=yaml.safe_dump(resolved, sort_keys=False),
-            tags={**provenance(), **job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
+            tags={**job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
             datasets=[
-                TrackedDataset(context, name, i.url, i.digest, i.num_samples, i.num_classes) for context, name, i in sets
+                TrackedDataset(context, name, i.url, i.digest, i.num_samples, i.num_classes)
+                for context, name, i in sets
             ],
         )
         fs, folder = fsspec.core.url_to_fs(self._run_url)
@@ -211,9 +221,7 @@ class History:
         return seconds
 
     def _hold(self) -> None:
-        self._totals = self._totals.hold(
-            seconds=self._elapsed(), devices=self._world, peak=self._peak.flops_per_second
-        )
+        self._totals = self._totals.hold(seconds=self._elapsed(), devices=self._world, peak=self._peak.flops_per_second)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)

@@ -1,9 +1,8 @@
 """The schema for editors and for people: `jobs/schema.json` and `docs/job-keys.md`.
 
-`python -m orchestrator.job_docs`, from the project's root, writes both.
+`python -m orchestrator schema --write`, from the project's root, writes both.
 """
 
-import json
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ KEYS_FILE = Path("docs/job-keys.md")
 HEAD = """\
 # Keys of a job file
 
-Generated from `orchestrator/job_sections.py` and `job.py` by `python -m orchestrator.job_docs`.
+Generated from `orchestrator/job_sections.py` and `job.py` by `python -m orchestrator schema --write`.
 
 A job file is YAML; `--set a.b=c` changes a key for one run, with a YAML value: `--set data.eval=null`,
 `--set cluster.resources_per_worker.GPU=0`.
@@ -112,8 +111,3 @@ def _kinds(kinds: list[str]) -> str:
 
 def _one_line(text: str | None) -> str:
     return " ".join((text or "").split())
-
-
-if __name__ == "__main__":
-    SCHEMA_FILE.write_text(json.dumps(json_schema(), indent=1) + "\n")
-    KEYS_FILE.write_text(keys_page())

@@ -237,16 +237,19 @@ def _lookup(raw: Any, parts: Sequence[str]) -> Any:
 
 
 def _with_value(raw: Any, parts: Sequence[str]) -> str:
-    """ "model.image_size = 225"."""
+    """A key and what it holds, as in `model.image_size = 225`; the key alone where it is absent."""
     value = _lookup(raw, parts)
     return ".".join(parts) + ("" if value is _ABSENT else f" = {_shown(value)}")
 
 
 def _shown(value: Any) -> str:
-    """A value as YAML has it, on one line, at most 60 characters."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    """A value as YAML has it, on one line, at most 120 characters."""
+    try:
+        text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
+    except yaml.representer.RepresenterError:  # an object of Python's, from a mapping of overrides
+        text = repr(value)
     text = text.strip().removesuffix("\n...")
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def _did_you_mean(value: Any, words: Sequence[str]) -> str:

@@ -165,12 +165,12 @@ def choices(annotation: Any) -> list[str]:
 
 
 def any_of(words: Sequence[str]) -> str:
-    """ "a", "a or b", "a, b or c"."""
+    """Words in a row: `a`, `a or b`, `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _limits(metadata: Sequence[Any]) -> str:
-    """ " > 0", " >= 0 and < 1": the bounds among a field's metadata."""
+    """The bounds among a field's metadata, to stand after its type: ` > 0`, ` >= 0 and < 1`."""
     flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     signs = {
         annotated_types.Gt: (">", "gt"),

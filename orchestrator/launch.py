@@ -16,6 +16,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import problem
 from orchestrator.progress import Board, Display
+from orchestrator.ray_auth import cluster_is_named
 from orchestrator.run_folder import run_url
 from orchestrator.worker import train
 
@@ -39,7 +40,7 @@ def launch(job: PretrainJob) -> None:
     fs, folder = fsspec.core.url_to_fs(url)
     parent, _, name = folder.rpartition("/")
     local = "file" in fs.protocol
-    board = Board.remote()
+    board = Board.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train,
         train_loop_config={"job": job.model_dump(mode="json"), "run_url": url, "board": board},
@@ -75,13 +76,13 @@ def connect(job: PretrainJob) -> None:
     if ray.is_initialized():
         return
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
-    try:
-        ray.init(address="auto", **quiet)
-        return
-    except ConnectionError:
-        if os.environ.get("RAY_ADDRESS"):
-            raise
+    if cluster_is_named():
+        try:
+            ray.init(address="auto", **quiet)
+            return
+        except ConnectionError:
+            if os.environ.get("RAY_ADDRESS"):
+                raise
     needed = {name: amount * job.cluster.max_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
     cpus = max(os.cpu_count() or 1, int(needed.pop("CPU", 1)) + 1)

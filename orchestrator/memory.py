@@ -16,9 +16,9 @@ def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
     """Weights, gradients and AdamW state of one rank, in bytes.
 
     float32 master weights and two moments are 12 bytes a parameter, divided by the ranks from ZeRO 1 on; gradients
-    from ZeRO 2 on; the weights that the model computes with at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3). bf16 runs
-    hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4; float32 runs hold
-    4 and 4, and at stage 0 step the working weights themselves.
+    from ZeRO 2 on; the weights that the model computes with at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3). bf16
+    runs hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4; float32 runs
+    hold 4 and 4, and at stage 0 step the working weights themselves.
     """
     stage, bf16 = parallel.zero_stage, parallel.precision == "bf16"
     working = 2 if bf16 else 4

@@ -58,7 +58,7 @@ def claim(job: PretrainJob, source: str) -> None:
         if changed:
             key, before, now = changed
             raise JobError(
-                f"{source}: {key} = {now}: the run in {run_url(job)} was started with {before}; "
+                f"{source}: {key} = {now}: the run in {run_url(job)} was started with {key} = {before}; "
                 "give this job another name, or undo the change"
             )
     fs.makedirs(folder, exist_ok=True)

@@ -5,7 +5,6 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +22,10 @@ class Saver:
     Args:
         engine: what is saved.
         run_url: the run's folder, which is also Ray Train's.
-        before_manifest: called on rank 0, in the uploading thread, just before a checkpoint becomes complete: what it
-            does not deliver by then may be lost with the steps that a restart skips.
     """
 
-    def __init__(self, engine: Engine, run_url: str, before_manifest: Callable[[], object]) -> None:
-        self._engine, self._run_url, self._before_manifest = engine, run_url, before_manifest
+    def __init__(self, engine: Engine, run_url: str) -> None:
+        self._engine, self._run_url = engine, run_url
         self._idle = threading.Event()
         self._idle.set()
         run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
@@ -53,13 +50,11 @@ class Saver:
         directory.mkdir(parents=True)
         stage(self._engine, directory)
         rank, world = dist.get_rank(), dist.get_world_size()
-        storage = ray.train.get_context().get_storage()  # type: ignore[no-untyped-call]
+        storage = ray.train.get_context().get_storage()
         self._idle.clear()
 
         def upload(local: Checkpoint, name: str) -> Checkpoint:
             try:
-                if rank == 0:
-                    self._before_manifest()
                 publish(
                     Path(local.path), f"{self._run_url}/{name}", rank=rank, world_size=world, step=step, totals=totals
                 )

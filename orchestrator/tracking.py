@@ -252,10 +252,9 @@ def _public(uri: str) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """The error on one line; of a failure of the network or the disk, which arrives wrapped several times, the core."""
-    core = error
-    while (inner := core.__cause__ or core.__context__) is not None:
-        core = inner
-    said = core if isinstance(core, OSError) else error
-    lines = str(said).strip().splitlines() or [""]
-    return f"{type(said).__name__}: {_public(lines[0])[:300]}"
+    """The error on one line, with the one at its root: a failure of the network arrives wrapped several times."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    said = [f"{type(each).__name__}: {each}".partition("\n")[0][:160] for each in (error, root)]
+    return _public(said[0] if root is error else " <- ".join(said))

@@ -24,8 +24,8 @@ from orchestrator.engine import Engine, Objective
 from orchestrator.evaluate import evaluate
 from orchestrator.history import History
 from orchestrator.job import PretrainJob
-from orchestrator.job_sections import Augment as AugmentSection
-from orchestrator.job_sections import Duration
+from orchestrator.job_sections import Augment as TrainAugment
+from orchestrator.job_sections import Duration, HeldOutAugment
 from orchestrator.job_sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
 from orchestrator.memory import auto_micro_batch, device_memory
@@ -43,32 +43,81 @@ def train(config: dict[str, Any]) -> None:
             progress actor.
     """
     job, run_url = PretrainJob.model_validate(config["job"]), config["run_url"]
-    rank, world = dist.get_rank(), dist.get_world_size()
-    device = _device(job)
 
     # Data: the order says which samples make up a step, whoever trains them.
     index = open_index(job.data.train.url)
     order = SampleOrder(
         index, seed=job.seed, batch_size=job.batch_size, lanes=job.data.train.lanes, block=job.data.train.block
     )
-    total_steps = steps_of(job.schedule.length, job.batch_size, order.steps_per_epoch)
 
-    # Model and optimizer: the same initial weights on every rank, then sharded by DeepSpeed.
+    def steps(duration: Duration) -> int:
+        return steps_of(duration, job.batch_size, order.steps_per_epoch)
+
+    total_steps = steps(job.schedule.length)
+    warmup_steps = steps(job.schedule.warmup) if job.schedule.warmup else 0
+    log_every, evaluate_every, save_every = map(steps, (job.tracking.every, job.evaluate.every, job.checkpoint.every))
+
+    # Model and optimizer, the same on every rank and sharded by DeepSpeed; then where an earlier attempt left them.
+    engine = _build_engine(job)
+    with History(job, run_url, config["board"], index, engine, total_steps=total_steps) as history:
+        restored = restore(engine, run_url, warn=history.say)
+        start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
+        history.begin(start, totals)
+        saver = Saver(engine, run_url)
+        ledger = Ledger(run_url, dist.get_rank(), _same_on_all_ranks(time.time_ns()))
+
+        with _loader(job, index, order, engine, job.data.train.augment, start, total_steps) as batches:
+            for batch in history.timed(batches):
+                lr = learning_rate(
+                    batch.step,
+                    base=job.optimizer.lr,
+                    total_steps=total_steps,
+                    warmup_steps=warmup_steps,
+                    decay=job.schedule.decay,
+                    end_lr=job.schedule.end_lr,
+                )
+                seeds = dropout_seeds(job.seed, batch.step, batch.slots, job.batch_size) if job.model.dropout else None
+                result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
+                step = batch.step + 1  # steps done
+                history.stepped(step, result, batch.bad)
+                if job.tracking.record_samples:
+                    ledger.record(batch.step, batch.ids, batch.valid)
+
+                if is_time(step, log_every, total_steps):
+                    epoch = step / order.steps_per_epoch
+                    history.log_training(step, lr=lr, gradient_norm=engine.gradient_norm(), epoch=epoch)
+                if is_time(step, evaluate_every, total_steps):
+                    history.settle()
+                    history.evaluated(step, _evaluate_all(job, engine, history))
+                if is_time(step, save_every, total_steps):
+                    totals = history.settle()
+                    ledger.write()
+                    stall = saver.save(step, totals.to_dict(), history.latest, last=step == total_steps)
+                    history.saved(stall)
+        if start == total_steps:  # an earlier attempt trained to the end and was stopped before it could say so
+            history.evaluated(total_steps, _evaluate_all(job, engine, history))
+        history.end()
+
+
+def _build_engine(job: PretrainJob) -> Engine:
+    rank_device, world = _device(job), dist.get_world_size()
     torch.manual_seed(job.seed)
     vit = model.VisionTransformer(job.model.vit_config())
-    parameters = sum(p.numel() for p in vit.parameters())
     model.checkpoint_blocks(vit, job.parallel.activation_checkpointing)
     if job.parallel.compile:
         model.compile_blocks(vit)
     local_batch = math.ceil(job.batch_size / world)
     micro_batch = job.parallel.micro_batch
     if micro_batch == "auto":
-        local_world = ray.train.get_context().get_local_world_size()
-        memory = device_memory(device, local_world)
         micro_batch = auto_micro_batch(
-            vit.config, parameters, job.parallel, local_batch=local_batch, world_size=world, memory=memory
+            vit.config,
+            sum(p.numel() for p in vit.parameters()),
+            job.parallel,
+            local_batch=local_batch,
+            world_size=world,
+            memory=device_memory(rank_device, ray.train.get_context().get_local_world_size()),
         )
-    engine = Engine(
+    return Engine(
         vit,
         _objective(job.objective, job.model.num_classes),
         model.decay_mask(vit),
@@ -76,53 +125,8 @@ def train(config: dict[str, Any]) -> None:
         parallel=job.parallel,
         micro_batch=micro_batch,
         local_batch=local_batch,
-        device=device,
+        device=rank_device,
     )
-
-    # Where the run stands.
-    history = History(job, run_url, config["board"], index, engine, total_steps=total_steps)
-    restored = restore(engine, run_url, warn=history.say)
-    start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
-    saver = Saver(engine, run_url, before_manifest=history.flush)
-    ledger = Ledger(run_url, rank, _same_on_all_ranks(time.time_ns())) if job.tracking.record_samples else None
-    history.begin(start, totals)
-
-    def every(duration: Duration) -> int:
-        return steps_of(duration, job.batch_size, order.steps_per_epoch)
-
-    log_every, evaluate_every, save_every = map(every, (job.tracking.every, job.evaluate.every, job.checkpoint.every))
-    warmup_steps = every(job.schedule.warmup) if job.schedule.warmup else 0
-
-    with _loader(job, index, order, engine, job.data.train.augment, start, total_steps) as batches:
-        for batch in history.timed(batches):
-            lr = learning_rate(
-                batch.step,
-                base=job.optimizer.lr,
-                total_steps=total_steps,
-                warmup_steps=warmup_steps,
-                decay=job.schedule.decay,
-                end_lr=job.schedule.end_lr,
-            )
-            seeds = dropout_seeds(job.seed, batch.step, batch.slots, job.batch_size) if job.model.dropout else None
-            result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
-            step = batch.step + 1  # steps done
-            history.stepped(step, result, batch.bad)
-            if ledger:
-                ledger.record(batch.step, batch.ids, batch.valid)
-
-            if is_time(step, log_every, total_steps):
-                epoch = step / order.steps_per_epoch
-                history.log_training(step, lr=lr, gradient_norm=engine.gradient_norm(), epoch=epoch)
-            if is_time(step, evaluate_every, total_steps) and job.data.eval:
-                history.settle()
-                history.evaluated(step, _evaluate_all(job, engine, history))
-            if is_time(step, save_every, total_steps):
-                totals = history.settle()
-                if ledger:
-                    ledger.write()
-                stall = saver.save(step, totals.to_dict(), history.latest, last=step == total_steps)
-                history.saved(stall)
-    history.end()
 
 
 def dropout_seeds(seed: int, step: int, slots: Tensor, batch_size: int) -> Tensor:
@@ -138,15 +142,19 @@ def _evaluate_all(job: PretrainJob, engine: Engine, history: History) -> dict[st
         index = open_index(held_out.url)
         order = SampleOrder(index, batch_size=job.batch_size, shuffle=False)
         with _loader(job, index, order, engine, held_out.augment, 0, order.steps_per_epoch) as batches:
-            results[name] = evaluate(
-                engine, batches, num_classes=job.model.num_classes, multi_label=index.multi_label
-            )
+            results[name] = evaluate(engine, batches, num_classes=job.model.num_classes, multi_label=index.multi_label)
     history.note("")
     return results
 
 
 def _loader(
-    job: PretrainJob, index: Index, order: SampleOrder, engine: Engine, augment: AugmentSection, start: int, stop: int
+    job: PretrainJob,
+    index: Index,
+    order: SampleOrder,
+    engine: Engine,
+    augment: TrainAugment | HeldOutAugment,
+    start: int,
+    stop: int,
 ) -> Loader:
     return Loader(
         index,

@@ -65,26 +65,31 @@ def test_locate_is_the_inverse_of_counting(make_index, counts):
 
 
 @pytest.mark.parametrize(
-    ("content", "words"),
+    ("changes", "words"),
     [
-        (b"{", "corrupt index"),
-        (b"[]", "corrupt index"),
-        (b"{}", "corrupt index .no 'format'"),
-        (b'{"format": "wids", "version": 1}', "corrupt index .it is not an index of this program"),
-        (b'{"format": "vit-at-scale/webdataset-index", "version": 2}', "index version 2, this program reads 1"),
-        (b'"num_samples": 131', "the shards' counts do not add up"),
-        (b'"samples": 130', "a.tar: 3 offsets for 1300 samples"),
+        ({"format": "wids"}, "corrupt index .it is not an index of this program"),
+        ({"version": 2}, "index version 2, this program reads 1; index again with"),
+        ({"num_samples": 132}, "corrupt index .the shards' counts do not add up"),
+        ({"stride": 32}, "corrupt index .a.tar: 3 offsets for 130 samples"),
+        ({"shards": []}, "corrupt index .it lists no shards"),
+        ({"shards": [{"url": "a.tar"}]}, "corrupt index .no 'samples'"),
+        ({"shards": 7}, "corrupt index"),
     ],
 )
-def test_unusable_index(tmp_path, content, words):
+def test_index_that_contradicts_itself(tmp_path, changes, words):
     write_index(small_index(f"{tmp_path}/index.json"))
     path = tmp_path / "index.json"
-    path.write_bytes(path.read_bytes().replace(content, content + b"0") if content in path.read_bytes() else content)
-    if content in (b"{", b"[]", b"{}"):
-        path.write_bytes(content)
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(DataError, match=words) as raised:
         open_index(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
+def test_not_an_index(tmp_path, content):
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"index.json: corrupt index"):
+        open_index(str(tmp_path))
 
 
 def test_nothing_there(tmp_path):
@@ -116,6 +121,15 @@ def test_file_in_place_of_a_folder(tmp_path):
 )
 def test_parent(url, folder):
     assert storage.parent(url) == folder
+
+
+def test_found_again_from_another_working_directory(tmp_path, monkeypatch):
+    """Ray's workers do not run where the job was submitted."""
+    write_index(small_index(f"{tmp_path}/set/index.json"))
+    monkeypatch.chdir(tmp_path)
+    index = open_index("set")
+    monkeypatch.chdir("/")
+    assert index.shard_url(0) == f"{tmp_path}/set/a.tar"
 
 
 def test_home_is_expanded(tmp_path, monkeypatch):

@@ -4,4 +4,4 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: E402, F401
+import deepspeed  # noqa: F401

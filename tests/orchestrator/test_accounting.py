@@ -40,7 +40,7 @@ def test_exaflops_of_table_6(name: str, width: int, epochs: int, exaflops: float
 
 
 def test_core_days_of_the_h14_run() -> None:
-    """Table 2: 2.5k TPUv3-core-days for H/14, at the published 19.6 images a second and core: both equivalents say so."""
+    """Table 2: 2.5k TPUv3-core-days for H/14, at the published 19.6 images/s a core: both equivalents say so."""
     cores, days = 512, 2500 / 512
     seconds = days * 86_400
     totals = Totals().add(
@@ -58,7 +58,7 @@ def test_core_days_of_the_h14_run() -> None:
 
 
 def test_core_days_of_the_l16_run() -> None:
-    """Table 2 gives L/16 0.68k core-days; by H/14's equivalence the same work counts for more, as L/16 ran faster."""
+    """Table 2 gives L/16 0.68k core-days; by H/14's equivalence the same work counts for more."""
     flops = 14 * JFT_IMAGES * flops_per_image("ViT-L/16", 1024)
     assert flops / L16_CORE_DAY_WORK == pytest.approx(680, rel=0.01)
     assert Totals(flops=flops).core_days_by_work == pytest.approx(680 * 43.4 / 32.1, rel=0.01)

@@ -1,0 +1,33 @@
+# Two commands set up everything: `make run` (the small job, from nothing to a result) and `make test`.
+# Both make .venv first, once; it is made anew when a requirements file changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: run test lint schema clean
+
+run: .venv/.runs
+	$(BIN)/python -m orchestrator run jobs/pretrain_digits.yaml
+
+test: .venv/.tests
+	$(BIN)/python -m pytest
+
+lint: .venv/.tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+schema: .venv/.runs  ## jobs/schema.json and docs/job-keys.md, from the code
+	$(BIN)/python -m orchestrator schema --write
+
+.venv/.runs: requirements.txt constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	touch $@
+
+.venv/.tests: .venv/.runs requirements-dev.txt
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
+	touch $@
+
+clean:
+	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

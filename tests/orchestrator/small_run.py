@@ -1,0 +1,109 @@
+"""A small real training on the digits, without Ray: what the engine and checkpoint tests run on each rank."""
+
+import math
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+import model
+from data import Augment, Loader, SampleOrder, open_index
+from model.objectives import dense_targets, softmax_cross_entropy
+from orchestrator.checkpoint import new_name, publish, restore, stage
+from orchestrator.engine import Engine, all_reduce_sums
+from orchestrator.job_sections import SGD, AdamW, Parallel
+from orchestrator.worker import dropout_seeds
+
+BATCH, MICRO = 24, 5  # neither divides among 1 to 4 workers evenly
+
+
+@dataclass
+class Curve:
+    """What one rank saw: ids by step, and the global loss and gradient norm by step."""
+
+    ids: list[list[int]]
+    losses: list[float]
+    norms: list[float]
+    weights: dict[str, torch.Tensor]
+
+
+def build_engine(
+    stage_: int, *, precision: str = "float32", dropout: float = 0.1, checkpointing: str = "none", sgd: bool = False
+) -> Engine:
+    torch.manual_seed(0)
+    vit = model.create_model(
+        "ViT-Ti/16", num_classes=10, image_size=8, patch_size=2, depth=3, width=48, heads=3, mlp_dim=96, dropout=dropout
+    )
+    torch.nn.init.normal_(vit.head.weight, std=0.02)  # zeros would hide a wrong gradient of everything below
+    model.checkpoint_blocks(vit, checkpointing)
+    optimizer = SGD(name="sgd", lr=1e-2, weight_decay=0.1) if sgd else AdamW(name="adamw", lr=1e-3, weight_decay=0.1)
+    return Engine(
+        vit,
+        lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, 10)),
+        model.decay_mask(vit),
+        optimizer=optimizer,
+        parallel=Parallel(zero_stage=stage_, precision=precision),
+        micro_batch=MICRO,
+        local_batch=math.ceil(BATCH / dist.get_world_size()),
+        device=torch.device("cpu"),
+    )
+
+
+def train_digits(
+    shards: str,
+    zero_stage: int,
+    steps: int,
+    save: str | None = None,
+    resume: str | None = None,
+    **engine_options: object,
+) -> Curve:
+    """Train to `steps`, from a checkpoint in `resume` if given; save one in `save` if given."""
+    index = open_index(shards)
+    order = SampleOrder(index, seed=1, batch_size=BATCH)
+    engine = build_engine(zero_stage, **engine_options)  # type: ignore[arg-type]
+    manifest = restore(engine, resume) if resume else None
+    start = manifest.step if manifest else 0
+    if resume:
+        assert manifest is not None, "nothing to resume from"
+    curve = Curve([], [], [], {})
+    with Loader(
+        index,
+        order,
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        image_size=8,
+        augment=Augment(crop="inception", min_area=0.5),
+        seed=1,
+        start_step=start,
+        stop_step=steps,
+        slots_per_rank=engine.micro_batch * engine.micro_batches,
+        threads=1,
+    ) as batches:
+        for batch in batches:
+            seeds = dropout_seeds(1, batch.step, batch.slots, BATCH)
+            result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=1e-3)
+            curve.ids.append(batch.ids[batch.valid].tolist())
+            curve.losses.append(all_reduce_sums([result.loss_sum])[0] / float(result.valid))
+            curve.norms.append(engine.gradient_norm())
+    if save:
+        write_checkpoint(engine, save, steps)
+    return curve
+
+
+def write_checkpoint(engine: Engine, run: str, step: int) -> None:
+    """Stage and publish a checkpoint from all ranks."""
+    name = [new_name(step)]
+    dist.broadcast_object_list(name, src=0)
+    with tempfile.TemporaryDirectory() as staging:
+        stage(engine, Path(staging))
+        publish(
+            Path(staging),
+            f"{run}/{name[0]}",
+            rank=dist.get_rank(),
+            world_size=dist.get_world_size(),
+            step=step,
+            totals={"steps": step},
+        )
+    dist.barrier()

@@ -1,0 +1,168 @@
+"""The checks that open what a job names, on the bundled digits packed for real."""
+
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sklearn.datasets import load_digits
+
+from data import open_index
+from data.sources.digits import pack_digits
+from orchestrator import JobError, load_job
+from orchestrator.check import Inputs, check_inputs
+from orchestrator.job import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+DIGITS = ROOT / "jobs/pretrain_digits.yaml"
+IMAGES = len(load_digits().target)
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    pack_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("VIT_HOME", raising=False)
+
+
+def check(*overrides: str) -> Inputs:
+    job = load_job(DIGITS, overrides)
+    assert isinstance(job, Run)
+    return check_inputs(job)
+
+
+def at(folder: Path) -> list[str]:
+    return ["data.pack=null", f"data.train.url={folder}/train", f"data.eval.test.url={folder}/test"]
+
+
+def line_of(*overrides: str) -> str:
+    with pytest.raises(JobError) as caught:
+        check(*overrides)
+    prefix = f"{DIGITS}: "
+    assert str(caught.value).startswith(prefix)
+    assert "\n" not in str(caught.value)
+    return str(caught.value).removeprefix(prefix)
+
+
+def test_the_small_run_packs_its_images_and_knows_its_lengths(tmp_path: Path) -> None:
+    inputs = check(
+        "schedule.length={epochs: 60}", "schedule.warmup={epochs: 3}", "batch_size=128", "data.train.lanes=1"
+    )
+    assert inputs.train.num_samples + inputs.held_out["test"].num_samples == IMAGES
+    assert inputs.steps_per_epoch == math.ceil(inputs.train.num_samples / 128)
+    assert inputs.total_steps == 60 * inputs.steps_per_epoch
+    assert inputs.warmup_steps == 3 * inputs.steps_per_epoch
+    assert (tmp_path / "runs/data/digits/train/index.json").exists()
+
+
+def test_packing_leaves_what_is_there_and_finishes_what_is_not(tmp_path: Path) -> None:
+    check()
+    train = tmp_path / "runs/data/digits/train"
+    before = {path.name: path.stat().st_mtime_ns for path in train.iterdir()}
+    shutil.rmtree(tmp_path / "runs/data/digits/test")
+    check()
+    assert {path.name: path.stat().st_mtime_ns for path in train.iterdir()} == before
+    assert (tmp_path / "runs/data/digits/test/index.json").exists()
+
+
+def test_a_relative_url_is_looked_for_where_the_program_will_look(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VIT_HOME", str(packed))
+    inputs = check("data.pack=null", "data.train.url=train", "data.eval.test.url=test", f"checkpoint.url={tmp_path}")
+    assert inputs.train.digest == open_index(f"{packed}/train").digest
+
+
+def test_data_that_is_not_there(packed: Path, tmp_path: Path) -> None:
+    assert line_of("data.pack=null") == (
+        f"data.train.url = runs/data/digits/train: does not exist (looked for at {tmp_path}/runs/data/digits/train)"
+    )
+    assert line_of(*at(packed), "data.eval.second.url=/no/where", "data.eval.second.augment.crop=center") == (
+        "data.eval.second.url = /no/where: does not exist"
+    )
+    assert line_of(*at(packed), "model.init_from=/no/where") == "model.init_from = /no/where: does not exist"
+
+
+def test_shards_without_an_index(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    line = line_of(*at(packed), f"data.train.url={tmp_path}/shards")
+    assert line.startswith(f"data.train.url = {tmp_path}/shards: no index.json there; ")
+    assert "python -m data pack --index-only" in line
+
+
+def test_more_classes_than_the_head_has(packed: Path) -> None:
+    assert line_of(*at(packed), "model.num_classes=9") == (
+        f"model.num_classes = 9: fewer than the 10 classes of data.train.url = {packed}/train"
+    )
+
+
+def test_a_head_with_classes_to_spare_is_fine(packed: Path) -> None:
+    assert check(*at(packed), "model.num_classes=11").train.num_classes == 10
+
+
+def test_a_warm_up_longer_than_the_run_in_another_unit(packed: Path) -> None:
+    run = [*at(packed), "batch_size=128", "data.train.lanes=1", "schedule.length={epochs: 1}"]
+    steps = math.ceil(open_index(f"{packed}/train").num_samples / 128)
+    assert check(*run, f"schedule.warmup.steps={steps}").warmup_steps == steps
+    line = line_of(*run, "schedule.warmup.steps=13")
+    assert steps == 12
+    assert line == "schedule.warmup = {steps: 13}: 13 steps are longer than the run of 12; null = no warm-up"
+
+
+def test_where_a_run_cannot_be_written(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert line_of("checkpoint.url=http://x/runs") == (
+        "checkpoint.url = http://x/runs: cannot be written over HTTP; use a local path, gs:// or s3://"
+    )
+    assert line_of("checkpoint.url=gss://x/runs").startswith("checkpoint.url = gss://x/runs: ")
+    assert line_of("checkpoint.url=file/runs") == f"checkpoint.url = file/runs: {tmp_path}/file is not a folder"
+    assert check(*at(packed), "checkpoint.url=new/deep/folder").train.num_samples > 0
+
+
+def test_placeholders_and_variables_that_nobody_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("BUCKET", raising=False)
+    assert line_of("checkpoint.url=gs://YOUR-BUCKET/runs") == (
+        "checkpoint.url = gs://YOUR-BUCKET/runs: put your own bucket in place of YOUR-BUCKET, in the file or with --set"
+    )
+    assert line_of("data.pack=null", "data.train.url=gs://$BUCKET/train") == (
+        "data.train.url = gs://$BUCKET/train: the environment variable BUCKET is not set"
+    )
+
+
+def test_the_big_recipe_runs_on_small_local_shards(packed: Path, tmp_path: Path) -> None:
+    job = load_job(
+        ROOT / "jobs/pretrain_h14.yaml",
+        [
+            f"data.train.url={packed}/train",
+            "data.eval=null",
+            "batch_size=2",
+            "schedule.length.steps=2",
+            "schedule.warmup=null",
+            "cluster.workers=1",
+            "cluster.resources_per_worker.GPU=0",
+            f"checkpoint.url={tmp_path}",
+        ],
+    )
+    assert isinstance(job, Run)
+    inputs = check_inputs(job)
+    assert (inputs.total_steps, inputs.warmup_steps, inputs.held_out) == (2, 0, {})
+
+
+def test_checking_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
+    script = """
+import sys
+import orchestrator.check
+print(sorted({"torch", "ray", "deepspeed", "mlflow", "sklearn"} & sys.modules.keys()))
+"""
+    run = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
+    )
+    assert run.stdout.strip() == "[]"

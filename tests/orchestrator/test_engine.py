@@ -1,0 +1,131 @@
+"""The training step against a plain PyTorch loop, over world sizes, ZeRO stages and precisions."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data import SampleOrder, open_index
+from tests.orchestrator.ranks import run_ranks
+from tests.orchestrator.small_run import BATCH, Curve, build_engine, train_digits
+
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def alone(digits: Path) -> Curve:
+    return run_ranks(1, train_digits, str(digits / "train"), 1, STEPS)[0]
+
+
+def plain_loop(shards: str, steps: int) -> tuple[list[float], list[float]]:
+    """The same training in plain PyTorch: one process, whole batches, torch's own AdamW and clipping."""
+    import model
+    from data import Augment, Loader
+    from orchestrator.optim import parameter_groups
+    from orchestrator.worker import dropout_seeds
+
+    torch.manual_seed(0)
+    vit = model.create_model(
+        "ViT-Ti/16", num_classes=10, image_size=8, patch_size=2, depth=3, width=48, heads=3, mlp_dim=96, dropout=0.1
+    )
+    torch.nn.init.normal_(vit.head.weight, std=0.02)
+    index = open_index(shards)
+    order = SampleOrder(index, seed=1, batch_size=BATCH)
+    optimizer = torch.optim.AdamW(parameter_groups(vit, 0.1, model.decay_mask(vit)), lr=1e-3)
+    losses, norms = [], []
+    loader = Loader(
+        index,
+        order,
+        rank=0,
+        world_size=1,
+        image_size=8,
+        augment=Augment(crop="inception", min_area=0.5),
+        seed=1,
+        stop_step=steps,
+        threads=1,
+    )
+    with loader:
+        for batch in loader:
+            keep = batch.valid
+            pixels = batch.images[keep].float() / 127.5 - 1
+            seeds = dropout_seeds(1, batch.step, batch.slots, BATCH)[keep]
+            loss = torch.nn.functional.cross_entropy(vit(pixels, seeds), batch.labels[keep, 0])
+            optimizer.zero_grad()
+            loss.backward()
+            norms.append(float(torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)))
+            optimizer.step()
+            losses.append(float(loss.detach()))
+    return losses, norms
+
+
+def test_one_worker_equals_a_plain_pytorch_loop(digits: Path, alone: Curve) -> None:
+    losses, norms = plain_loop(str(digits / "train"), STEPS)
+    assert alone.losses == pytest.approx(losses, rel=1e-4)
+    assert alone.norms == pytest.approx(norms, rel=1e-3)
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_world_size_is_no_part_of_the_recipe(digits: Path, alone: Curve, world_size: int) -> None:
+    ranks = run_ranks(world_size, train_digits, str(digits / "train"), 1, STEPS)
+    for step in range(STEPS):
+        assert [i for rank in ranks for i in rank.ids[step]] == alone.ids[step]
+    assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-4)
+
+
+def test_sample_ids_are_the_orders(digits: Path, alone: Curve) -> None:
+    order = SampleOrder(open_index(str(digits / "train")), seed=1, batch_size=BATCH)
+    assert alone.ids == [[i for i in order.batch(step) if i >= 0] for step in range(STEPS)]
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_zero_stages_compute_the_same(digits: Path, alone: Curve, stage: int) -> None:
+    curve = run_ranks(2, train_digits, str(digits / "train"), stage, 20)[0]
+    assert curve.losses == pytest.approx(alone.losses[:20], rel=1e-5)
+    assert curve.norms == pytest.approx(alone.norms[:20], rel=1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_bf16_follows_float32(digits: Path, alone: Curve, stage: int) -> None:
+    curve = run_ranks(2, train_digits, str(digits / "train"), stage, 12, None, None)[0]
+    low = run_ranks(2, train_bf16, str(digits / "train"), stage, 12)[0]
+    assert low.losses != curve.losses
+    assert low.losses == pytest.approx(alone.losses[:12], rel=0.02)
+
+
+def train_bf16(shards: str, stage: int, steps: int) -> Curve:
+    return train_digits(shards, stage, steps, precision="bf16")
+
+
+@pytest.mark.parametrize("mode", ["full", "selective"])
+def test_activation_checkpointing_under_zero_3_changes_nothing(digits: Path, alone: Curve, mode: str) -> None:
+    curve = run_ranks(2, train_checkpointed, str(digits / "train"), mode)[0]
+    assert curve.losses == pytest.approx(alone.losses[:8], rel=1e-5)
+
+
+def train_checkpointed(shards: str, mode: str) -> Curve:
+    return train_digits(shards, 3, 8, checkpointing=mode)
+
+
+def test_a_masked_slot_passes_on_nothing(digits: Path) -> None:
+    with_poison, without = run_ranks(1, gradients_with_and_without_poison)[0]
+    assert with_poison == without
+
+
+def gradients_with_and_without_poison() -> tuple[list[float], list[float]]:
+    """Two steps each on the same valid images, once beside masked slots of other pixels and an impossible label."""
+    results = []
+    for poison in (True, False):
+        engine = build_engine(1, dropout=0.0)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
+        labels = torch.tensor([[1], [2], [3], [-1], [-1]])
+        if not poison:
+            images[3:] = 0
+        valid = torch.tensor([True, True, True, False, False])
+        losses = []
+        for _ in range(3):
+            result = engine.train_step(images, labels, torch.ones(5, 1), valid, None, lr=1e-2)
+            losses.append(float(result.loss_sum))
+            assert float(result.valid) == 3
+        results.append(losses)
+    return results[0], results[1]
