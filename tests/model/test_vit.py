@@ -8,6 +8,7 @@ import pytest
 import scipy.ndimage
 import torch
 from torch import Tensor, nn
+from torch._dynamo.utils import counters
 
 from model import VisionTransformer, checkpoint_blocks, compile_blocks, create_model
 from model.variants import ModelConfigError
@@ -285,11 +286,12 @@ def test_compiled_blocks_equal_eager_ones_and_share_one_graph() -> None:
         names = list(model.state_dict())
         if compiled:
             torch._dynamo.reset()
+            counters.clear()
             compile_blocks(model)
         logits = model(images, seeds)
         logits.square().sum().backward()
         assert list(model.state_dict()) == names
         results.append([logits, *(parameter.grad for parameter in model.parameters())])
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
+    assert counters["stats"]["unique_graphs"] == 1
     for eager, compiled_result in zip(*results, strict=True):
         torch.testing.assert_close(compiled_result, eager, rtol=1e-5, atol=1e-5)

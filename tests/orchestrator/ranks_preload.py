@@ -4,4 +4,8 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed  # noqa: F401
+import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+import torch._inductor.compile_fx  # noqa: F401
+
+import data.loader
+import orchestrator.worker  # noqa: F401
