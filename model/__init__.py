@@ -1,10 +1,15 @@
 """Vision Transformers: the network, its objectives, and its arithmetic. Depends on torch alone."""
 
-from model.checkpointing import checkpoint_blocks
-from model.flops import forward_macs, training_flops
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from model.variants import ViTConfig, vit_config
-from model.vit import VisionTransformer, compile_blocks, create_model
-from model.weight_decay import decay_mask
+
+if TYPE_CHECKING:
+    from model.checkpointing import checkpoint_blocks
+    from model.flops import forward_macs, training_flops
+    from model.vit import VisionTransformer, compile_blocks, create_model
+    from model.weight_decay import decay_mask
 
 __all__ = [
     "ViTConfig",
@@ -17,3 +22,21 @@ __all__ = [
     "training_flops",
     "vit_config",
 ]
+
+# What needs torch is imported when it is first used: a job file is checked without those seconds.
+_WITH_TORCH = {
+    "VisionTransformer": "model.vit",
+    "checkpoint_blocks": "model.checkpointing",
+    "compile_blocks": "model.vit",
+    "create_model": "model.vit",
+    "decay_mask": "model.weight_decay",
+    "forward_macs": "model.flops",
+    "training_flops": "model.flops",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `model` that needs torch."""
+    if name in _WITH_TORCH:
+        return getattr(import_module(_WITH_TORCH[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.checkpointing import CheckpointMode, checkpointed
+from model.cpu_bfloat16 import Float32Linear, attention_in_float32, conv2d_in_float32, through_float32
 from model.dropout import SampleDropout, fold_in
 from model.position import resize_position_embeddings
 from model.variants import ViTConfig, grid_side, vit_config
@@ -39,7 +40,10 @@ class Dense(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         # As a matrix: with more dimensions, the linear function that DeepSpeed puts in under ZeRO-3 adds the bias in
         # place to a product that selective checkpointing has kept, and the second pass would add it again.
-        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        rows = x.flatten(0, -2)
+        if through_float32(rows):
+            return Float32Linear.apply(rows, self.weight, self.bias).unflatten(0, x.shape[:-1])
+        return super().forward(rows).unflatten(0, x.shape[:-1])
 
 
 class PatchProjection(nn.Conv2d):
@@ -51,6 +55,11 @@ class PatchProjection(nn.Conv2d):
     def reset_parameters(self) -> None:
         lecun_normal_(self.weight)
         nn.init.zeros_(self.bias)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if through_float32(x):
+            return conv2d_in_float32(x, self.weight, self.bias, self.stride[0])  # type: ignore[arg-type]
+        return super().forward(x)
 
 
 class PatchEmbedding(nn.Module):
@@ -90,7 +99,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
-        x = F.scaled_dot_product_attention(q, k, v)
+        x = (attention_in_float32 if through_float32(q) else F.scaled_dot_product_attention)(q, k, v)
         return self.out(x.transpose(1, 2).flatten(2))  # heads side by side again: (B, N, D)
 
 

@@ -55,8 +55,8 @@ def check_inputs(job: Run) -> Inputs:
     _check_tracking(job)
     if job.model.init_from is not None:
         _check_exists(job, "model.init_from", job.model.init_from)
-    if job.data.pack == "digits":
-        _pack_digits(job)
+    if job.data.pack is not None:
+        _pack_digits(job, job.data.pack.to)
     train = _open(job, "data.train.url", job.data.train.url)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
 
@@ -86,18 +86,14 @@ def _open(job: Run, key: str, url: str) -> Index:
     return index
 
 
-def _pack_digits(job: Run) -> None:
-    url = _resolve(job, "data.train.url", job.data.train.url)
-    parent = storage.parent(url)
-    if all(storage.exists(storage.join(parent, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
+def _pack_digits(job: Run, to: str) -> None:
+    folder = _resolve(job, "data.pack.to", to)
+    if all(storage.exists(storage.join(folder, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
         return
-    held_out = [_resolve(job, "data.eval", found.url) for found in job.data.eval.values()]
-    if held_out and storage.join(parent, "test") not in held_out:
-        return  # train.url was pointed elsewhere: whatever should be there, it is not these digits
     try:
-        pack_digits(parent)
-    except DataError as error:
-        raise problem(job, "data.pack", str(error)) from error
+        pack_digits(folder)
+    except (DataError, OSError) as error:
+        raise problem(job, "data.pack.to", str(error)) from error
 
 
 def _check_exists(job: Run, key: str, url: str) -> None:

@@ -6,7 +6,7 @@
         manifest.json                          written last: step, totals, each file's size and SHA-256, each fragment
 
 Saving has two halves. `stage` copies this rank's fragments to local disk; training waits for that. `publish` uploads
-the staged files beside training; rank 0 writes the manifest once all ranks' files are there. A folder without a manifest
+the staged files beside training; rank 0 writes the manifest once all ranks' files are there. A folder without manifest
 is no checkpoint. The random suffix keeps a new attempt at a step apart from what a crash left of an earlier one.
 
 Restoring reads only the files whose fragments this rank needs, checks their digests and never runs code from them

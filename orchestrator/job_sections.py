@@ -5,7 +5,6 @@ Values are never coerced, and a key that a choice makes meaningless (`momentum` 
 line of a job file does something. The text under a key is its documentation, in editors and in `docs/job-keys.md`.
 """
 
-import posixpath
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
@@ -141,23 +140,23 @@ class Reading(Section):
     """Batches that are decoded ahead."""
 
 
+class Pack(Section):
+    """Shards that the job makes for itself, where they are not there yet."""
+
+    source: Literal["digits"]
+    """digits: scikit-learn's 1,797 handwritten digits, into the folders train and test."""
+    to: Text
+    """Folder for them."""
+
+
 class Data(Reading):
     """Data of a job that trains."""
 
-    pack: Literal["digits"] | None = None
-    """digits: where train.url, which ends in /train, holds nothing, pack scikit-learn's handwritten digits there and
-    into the folder test beside it."""
+    pack: Pack | None = None
+    """Images that come with the project, to be made into shards before the run; null = all data is there."""
     train: TrainSet
     eval: Annotated[dict[str, HeldOutSet], NullableSets] = Field(default={})
     """Held-out sets by name, measured while training."""
-
-    @model_validator(mode="after")
-    def _packs_where_it_reads(self) -> Self:
-        if self.pack is not None and posixpath.basename(self.train.url.rstrip("/")) != "train":
-            raise ImpossibleValue(
-                "train.url", f"data.pack = {self.pack} packs into a folder named train; use .../train"
-            )
-        return self
 
 
 class HeldOutData(Reading):

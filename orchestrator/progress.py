@@ -4,6 +4,7 @@ Rank 0 tells a small Ray actor where training stands, without waiting for it; th
 actor outlives restarts of the workers, so the bar does too.
 """
 
+import math
 import sys
 import threading
 import time
@@ -116,7 +117,7 @@ class Display:
 
 def describe(p: Progress) -> str:
     """One line: step, share, loss, rate, MFU, time left."""
-    left = "" if p.seconds_left != p.seconds_left else f", {duration(p.seconds_left)} left"
+    left = "" if math.isnan(p.seconds_left) else f", {duration(p.seconds_left)} left"
     note = f", {p.note}" if p.note else ""
     return f"step {p.step:,}/{p.total_steps:,} ({p.step / p.total_steps:.0%}), {_numbers(p)}{left}{note}"
 
@@ -132,4 +133,5 @@ def duration(seconds: float) -> str:
 
 
 def _numbers(p: Progress) -> str:
-    return f"loss {p.loss:.4f}, {p.rate:,.1f} images/s, MFU {p.mfu:.1%}, {p.workers} workers"
+    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {p.rate:,.1f} images/s, MFU {p.mfu:.1%}, "
+    return f"{known}{p.workers} worker{'s' * (p.workers != 1)}"

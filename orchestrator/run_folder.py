@@ -33,6 +33,8 @@ def absolute(job: PretrainJob) -> PretrainJob:
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
     fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
     fields["data"]["train"]["url"] = resolve_url(job.data.train.url)
+    if job.data.pack is not None:
+        fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
     for held_out in fields["data"]["eval"].values():
         held_out["url"] = resolve_url(held_out["url"])
     return type(job).model_validate(fields)

@@ -1,10 +1,23 @@
-"""Shared by the orchestrator's tests: the digits as shards."""
+"""Shared by the orchestrator's tests: the digits as shards, and one Ray cluster for all tests that need one."""
 
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from data.sources.digits import pack_digits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Ray reads its authentication once, when it is first imported, and test modules import it.
+os.environ["RAY_AUTH_MODE"] = "token"
+os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(scope="session")
@@ -13,3 +26,56 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     pack_digits(str(folder))
     return folder
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head: its address, that of its job server, and the environment for commands that use it."""
+
+    address: str
+    jobs: str
+    environment: dict[str, str]
+
+    def start(self, *words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
+        """Start a command on the cluster."""
+        return subprocess.Popen(
+            words, cwd=cwd, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def call(self, *words: str, cwd: Path = ROOT) -> str:
+        """Run a command to its end; returns what it printed. Fails the test unless its exit code is 0."""
+        process = self.start(*words, cwd=cwd)
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A head node of this test session's own, with a job server; it ends with the session."""
+    home = tmp_path_factory.mktemp("home")
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    os.environ.update(HOME=str(home), PATH=path)
+    from ray.cluster_utils import Cluster
+
+    port = free_port()
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={
+            "num_cpus": 8,
+            "include_dashboard": True,
+            "dashboard_host": "127.0.0.1",
+            "dashboard_port": port,
+        },
+    )
+    jobs = f"http://127.0.0.1:{port}"
+    environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_API_SERVER_ADDRESS": jobs}
+    yield RayHead(cluster.address, jobs, environment)
+    cluster.shutdown()
+
+
+def free_port() -> int:
+    """A TCP port that nobody listens on."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])

@@ -81,6 +81,11 @@ def test_a_relative_url_is_looked_for_where_the_program_will_look(
     assert inputs.train.digest == open_index(f"{packed}/train").digest
 
 
+def test_a_training_set_elsewhere_is_not_packed(tmp_path: Path) -> None:
+    assert line_of("data.train.url=elsewhere/train").startswith("data.train.url = elsewhere/train: does not exist")
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_data_that_is_not_there(packed: Path, tmp_path: Path) -> None:
     assert line_of("data.pack=null") == (
         f"data.train.url = runs/data/digits/train: does not exist (looked for at {tmp_path}/runs/data/digits/train)"

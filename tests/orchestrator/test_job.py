@@ -302,12 +302,6 @@ def test_even_a_key_of_two_lines_is_told_in_one() -> None:
     assert line_of(VALID + '"a\\nb": 1\n').startswith("job.yaml: a b: unknown key; there are kind, name, ")
 
 
-def test_digits_are_packed_only_where_they_are_read() -> None:
-    assert line_of(VALID.replace("digits/train", "digits/all"), "data.pack=digits") == (
-        "job.yaml: data.train.url = digits/all: data.pack = digits packs into a folder named train; use .../train"
-    )
-
-
 def test_files_that_are_not_there_or_are_no_files() -> None:
     with pytest.raises(JobError, match=r"^absent\.yaml: no such file$"):
         load_job("absent.yaml")

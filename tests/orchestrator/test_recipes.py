@@ -91,7 +91,7 @@ def test_workers_share_the_batch_evenly(name: str) -> None:
 
 def test_the_small_run_is_two_plain_cpu_workers_on_bundled_images() -> None:
     job = load(Path("jobs/pretrain_digits.yaml"))
-    assert job.data.pack == "digits"
+    assert (job.data.pack.source, job.data.pack.to) == ("digits", "runs/data/digits")
     assert (job.cluster.workers, job.parallel.zero_stage, job.parallel.precision) == (2, 1, "float32")
     assert "GPU" not in job.cluster.resources_per_worker
     assert not job.data.train.augment.flip, "a digit is not its mirror image"

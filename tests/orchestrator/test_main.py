@@ -1,0 +1,76 @@
+"""The command line: bad job files are answered with one line and exit code 2, at once, and nothing is started."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from orchestrator.__main__ import main
+from tests.orchestrator.conftest import ROOT
+
+DIGITS = "jobs/pretrain_digits.yaml"
+
+BAD = {
+    "unknown key": ("model.heds=3", "model.heds", "model.heads"),
+    "unknown section": ("optimiser.lr=1", "optimiser", "optimizer"),
+    "wrong type": ("batch_size=many", "batch_size = many", "integer"),
+    "heads do not divide": ("model.heads=7", "model.heads", "7 heads do not divide the width 64"),
+    "image no multiple": ("model.image_size=9", "model.image_size", "nearest: 8 or 10"),
+    "fewer images than workers": ("cluster.workers=65", "batch_size = 64", "65 workers"),
+    "warm-up longer than run": ("schedule.warmup.epochs=61", "schedule.warmup", "longer than the run"),
+    "no such URL": ("data.train.url=nowhere/train", "data.train.url = nowhere/train", "does not exist"),
+    "no such bucket scheme": ("data.eval.test.url=ftpp://x/y", "ftpp://x/y", "data.eval.test.url"),
+    "unknown variant": ("model.name=ViT-Q/16", "ViT-Q/16", "model.name"),
+    "unknown choice": ("optimizer.name=adm", "adm", "adamw"),
+    "negative rate": ("optimizer.lr=-1", "optimizer.lr = -1", "> 0"),
+    "two units": ("schedule.length={steps: 1, epochs: 1}", "schedule.length", "exactly one"),
+    "too few classes": ("model.num_classes=9", "model.num_classes = 9", "10 classes"),
+    "file store": ("tracking.uri=file:///tmp/x", "tracking.uri", "database or on a server"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_one_line_and_exit_code_2(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: object) -> None:
+    override, *expected = BAD[name]
+    monkeypatch.setenv("VIT_HOME", str(tmp_path))
+    assert main(["run", str(ROOT / DIGITS), "--set", override]) == 2
+    output = capsys.readouterr()  # type: ignore[attr-defined]
+    assert output.out == ""
+    assert output.err.count("\n") == 1
+    assert output.err.startswith(f"error: {ROOT / DIGITS}: ")
+    for text in expected:
+        assert text in output.err
+    assert not (tmp_path / "runs" / "pretrain_digits").exists()
+
+
+@pytest.mark.parametrize("override", ["model.heads=7", "model.heds=3", "data.train.url=nowhere/train"])
+def test_a_bad_job_is_refused_before_ray_or_torch_are_imported(override: str, tmp_path: Path) -> None:
+    program = (
+        "import sys; from orchestrator.__main__ import main; code = main(sys.argv[1:]); "
+        "print(sorted({'ray', 'torch', 'deepspeed', 'mlflow'} & set(sys.modules))); sys.exit(code)"
+    )
+    words = [sys.executable, "-c", program, "run", DIGITS, "--set", override]
+    began = time.monotonic()
+    found = subprocess.run(
+        words, cwd=ROOT, env={"VIT_HOME": str(tmp_path)}, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2, found.stderr
+    assert found.stdout == "[]\n"
+    assert time.monotonic() - began < 60  # a hang, not a speed: what is imported above decides that
+
+
+def test_a_job_file_is_a_program(tmp_path: Path) -> None:
+    environment = {"VIT_HOME": str(tmp_path), "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin"}
+    words = [f"./{DIGITS}", "--set", "batch_size=0"]
+    found = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert found.returncode == 2
+    assert found.stderr == f"error: {DIGITS}: batch_size = 0: expected an integer >= 1\n"
+
+
+def test_kinds_that_are_not_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    job = tmp_path / "grid.yaml"
+    job.write_text(f"kind: sweep\nbase: {ROOT / DIGITS}\ngrid: {{optimizer.lr: [0.001, 0.002]}}\n")
+    assert main(["run", str(job)]) == 2
+    assert "runs only pretrain" in capsys.readouterr().err

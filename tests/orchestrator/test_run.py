@@ -1,0 +1,234 @@
+"""Whole runs on a real Ray cluster, as a user starts them: to the end, through kills, with other numbers of workers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from data import SampleOrder, open_index
+from orchestrator.checkpoint import MANIFEST
+from orchestrator.ledger import trained_samples
+from tests.orchestrator.conftest import ROOT, RayHead
+from tests.orchestrator.test_checkpoint import weights
+
+STEPS, EVERY, BATCH = 60, 20, 64
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def settings(folder: Path, name: str, **more: object) -> list[str]:
+    """--set words of a short run of the digits job."""
+    keys: dict[str, object] = {
+        "name": name,
+        "schedule.length.steps": STEPS,
+        "schedule.warmup.steps": 5,
+        "model.dropout": 0.1,
+        "checkpoint.url": folder,
+        "checkpoint.every.steps": EVERY,
+        "evaluate.every.steps": 30,
+        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+        "tracking.every.steps": 1,
+        "tracking.record_samples": "true",
+        "data.pack.to": f"{folder}/digits",
+        "data.train.url": f"{folder}/digits/train",
+        "data.eval.test.url": f"{folder}/digits/test",
+        **more,
+    }
+    return [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+
+
+def command(folder: Path, name: str, **more: object) -> list[str]:
+    job = "jobs/pretrain_digits.yaml"
+    return [sys.executable, "-m", "orchestrator", "run", job, *settings(folder, name, **more)]
+
+
+@pytest.fixture(scope="module")
+def quiet(ray_head: RayHead, folder: Path) -> Path:
+    """A run of 60 steps that nothing disturbs."""
+    output = ray_head.call(*command(folder, "quiet"))
+    assert "held-out test:" in output
+    return folder / "quiet"
+
+
+def history(folder: Path, name: str, metric: str) -> list[tuple[int, float]]:
+    """The points of a metric, in the order in which MLflow got them; the run must be the only one of its name."""
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    experiment = client.get_experiment_by_name("vit")
+    assert experiment is not None
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name == name]
+    assert len(runs) == 1
+    assert runs[0].info.status == "FINISHED"
+    return [(point.step, point.value) for point in client.get_metric_history(runs[0].info.run_id, metric)]
+
+
+def assert_every_sample_once_an_epoch(run: Path, folder: Path) -> None:
+    samples = trained_samples(str(run))
+    assert sorted(samples) == list(range(STEPS))
+    order = SampleOrder(open_index(f"{folder}/digits/train"), batch_size=BATCH)
+    assert order.steps_per_epoch * 2 < STEPS
+    for epoch in range(2):
+        steps = range(epoch * order.steps_per_epoch, (epoch + 1) * order.steps_per_epoch)
+        counts = Counter(sample for step in steps for sample in samples[step])
+        assert counts == dict.fromkeys(range(order.num_samples), 1)
+    for step, ids in samples.items():
+        assert ids == sorted(i for i in order.batch(step) if i >= 0)
+
+
+def wait_for_checkpoint(run: Path, step: int, process: subprocess.Popen[str]) -> None:
+    while not list(run.glob(f"step-{step:09d}-*/{MANIFEST}")):
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.1)
+
+
+def training_workers() -> list[psutil.Process]:
+    """The training workers of this test session's cluster."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if "RayTrainWorker" in " ".join(process.info["cmdline"] or []) and ancestor(process, os.getpid())
+    ]
+
+
+def ancestor(process: psutil.Process, pid: int) -> bool:
+    return any(parent.pid == pid for parent in process.parents())
+
+
+def test_a_run_and_its_history(quiet: Path, folder: Path) -> None:
+    losses = history(folder, "quiet", "train/loss")
+    assert [step for step, _ in losses] == list(range(1, STEPS + 1))
+    assert losses[-1][1] < losses[0][1] - 0.2
+    summary = json.loads((quiet / "summary.json").read_text())
+    assert summary["step"] == STEPS
+    assert [step for step, _ in history(folder, "quiet", "eval/test/top1")] == [30, 60]
+    assert dict(history(folder, "quiet", "eval/test/images"))[60] == open_index(f"{folder}/digits/test").num_samples
+    valid = sum(len(ids) for ids in trained_samples(str(quiet)).values())
+    assert summary["totals"]["samples"] == valid
+    assert dict(history(folder, "quiet", "train/samples"))[60] == valid
+
+
+def test_the_run_in_mlflow_says_what_it_is(quiet: Path, folder: Path) -> None:
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run = client.search_runs(["1"], filter_string="attributes.run_name = 'quiet'")[0]
+    assert run.data.params["optimizer.lr"] == "0.002"
+    assert run.data.params["data.train.url"] == f"{folder}/digits/train"
+    inputs = {(i.tags[0].value, i.dataset.name): i.dataset.digest for i in run.inputs.dataset_inputs if i.tags}
+    digest = open_index(f"{folder}/digits/train").digest
+    assert any(digest.startswith(found) for (_, name), found in inputs.items() if name == "train")
+    assert {"compute/exaflops", "compute/tpuv3_core_days_allocated", "compute/tpuv3_core_days_work"} <= set(
+        run.data.metrics
+    )
+    assert {a.path for a in client.list_artifacts(run.info.run_id)} >= {"job.yaml", "requirements.txt"}
+    # 6 x MACs of the job's model, by hand: 16 patches of 2x2x3, 17 tokens, D 64, MLP 256, 4 blocks, 10 classes
+    tokens, width, mlp = 17, 64, 256
+    macs = 16 * 12 * width + 4 * (4 * tokens * width**2 + 2 * tokens * width * mlp + 2 * tokens**2 * width) + 10 * width
+    assert run.data.metrics["compute/exaflops"] * 1e18 == pytest.approx(6 * macs * run.data.metrics["train/samples"])
+
+
+def test_every_sample_is_trained_once_an_epoch(quiet: Path, folder: Path) -> None:
+    assert_every_sample_once_an_epoch(quiet, folder)
+
+
+def test_the_newest_checkpoints_are_kept(quiet: Path) -> None:
+    assert sorted(path.name[:14] for path in quiet.glob("step-*")) == [f"step-{s:09d}" for s in (20, 40, 60)]
+
+
+def test_a_complete_run_is_not_trained_again(quiet: Path, ray_head: RayHead, folder: Path) -> None:
+    before = (quiet / "summary.json").read_bytes()
+    assert "quiet is complete" in ray_head.call(*command(folder, "quiet"))
+    assert (quiet / "summary.json").read_bytes() == before
+
+
+def test_another_recipe_may_not_continue_a_run(quiet: Path, ray_head: RayHead, folder: Path) -> None:
+    process = ray_head.start(*command(folder, "quiet", **{"optimizer.lr": 0.5}))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert output.count("\n") == 1
+    assert "optimizer.lr = 0.5" in output
+
+
+def kill_a_worker() -> None:
+    training_workers()[0].send_signal(signal.SIGKILL)
+
+
+def test_a_killed_worker_restarts_by_itself(quiet: Path, ray_head: RayHead, folder: Path) -> None:
+    process = ray_head.start(*command(folder, "worker_killed"))
+    wait_for_checkpoint(folder / "worker_killed", EVERY, process)
+    kill_a_worker()
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    assert "continuing at step" in output
+    assert_as_if_nothing_happened(quiet, folder, "worker_killed", bitwise=True)
+
+
+@pytest.mark.parametrize(
+    ("workers", "stage", "compare"),
+    [(2, 1, "bitwise"), (3, 2, "closely")],
+)
+def test_a_killed_job_submitted_again_continues(
+    quiet: Path, ray_head: RayHead, folder: Path, workers: int, stage: int, compare: str
+) -> None:
+    name = f"job_killed_{workers}"
+    process = ray_head.start(*command(folder, name))
+    wait_for_checkpoint(folder / name, EVERY, process)
+    process.kill()
+    process.communicate()
+    until(lambda: not training_workers(), "the killed job's workers end")
+    more = {"cluster.workers": workers, "parallel.zero_stage": stage}
+    output = ray_head.call(*command(folder, name, **more))
+    assert "continuing at step" in output
+    assert_as_if_nothing_happened(quiet, folder, name, bitwise=compare == "bitwise")
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
+        time.sleep(0.2)
+
+
+def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str, *, bitwise: bool) -> None:
+    """Samples, weights and history equal those of the undisturbed run."""
+    assert_every_sample_once_an_epoch(folder / name, folder)
+    expected, found = history(folder, "quiet", "train/loss"), history(folder, name, "train/loss")
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert dict(found) == pytest.approx(dict(expected), rel=1e-4)
+    samples = [json.loads((run / "summary.json").read_text())["totals"]["samples"] for run in (quiet, folder / name)]
+    assert samples[0] == samples[1]
+    here, there = weights(quiet), weights(folder / name)
+    for key in here:
+        if bitwise:
+            assert torch.equal(here[key], there[key]), key
+        elif key.startswith("weight/"):
+            torch.testing.assert_close(here[key], there[key], rtol=1e-3, atol=1e-4)
+
+
+def test_submitted_from_the_projects_root(ray_head: RayHead, folder: Path) -> None:
+    """`ray job submit jobs/NAME.yaml`, as it stands: the job file is the program."""
+    job = ["jobs/pretrain_digits.yaml", *settings(folder, "submitted", **{"schedule.length.steps": 10})]
+    output = ray_head.call("ray", "job", "submit", "--address", ray_head.jobs, "--", *job)
+    assert "succeeded" in output
+    assert "held-out test:" in output
+    assert (folder / "submitted" / "summary.json").exists()
+
+
+def test_submitted_with_a_working_directory_from_elsewhere(ray_head: RayHead, tmp_path: Path) -> None:
+    """Relative paths of the job then begin at ~/vit, since Ray deletes the folder that it unpacks."""
+    job = ["jobs/pretrain_digits.yaml", "--set", "schedule.length.steps=5", "--set", "schedule.warmup=null"]
+    words = ["ray", "job", "submit", "--address", ray_head.jobs, "--working-dir", str(ROOT), "--", *job]
+    output = ray_head.call(*words, cwd=tmp_path)
+    assert "succeeded" in output
+    assert Path(ray_head.environment["HOME"], "vit/runs/pretrain_digits/summary.json").exists()
