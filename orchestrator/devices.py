@@ -14,6 +14,8 @@ from typing import Literal
 
 import torch
 
+from model.cpu_bfloat16 import CPU_HAS_BFLOAT16_PRODUCTS
+
 MEASURE_SECONDS = 0.3
 """Time that a measurement takes, about."""
 
@@ -52,6 +54,11 @@ def datasheet_peak(name: str, dtype: torch.dtype) -> float | None:
     return next((peak for pattern, peak in _DATASHEET if re.search(pattern, name, re.IGNORECASE)), None)
 
 
+def without_bf16(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the model takes its bf16 products in float32 on this device, whose bf16 peak then says nothing."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16_PRODUCTS
+
+
 def device_peak(device: torch.device | str, dtype: torch.dtype) -> DevicePeak:
     """The peak of `device` in `dtype`: the datasheet's where there is one, else measured here and now (about 0.3 s).
 
@@ -63,7 +70,7 @@ def device_peak(device: torch.device | str, dtype: torch.dtype) -> DevicePeak:
     promised = datasheet_peak(name, dtype) if device.type == "cuda" else None
     if promised is not None:
         return DevicePeak(name, promised, "datasheet")
-    return DevicePeak(name, measure_peak(device, dtype), "measured")
+    return DevicePeak(name, measure_peak(device, torch.float32 if without_bf16(device, dtype) else dtype), "measured")
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

@@ -25,6 +25,7 @@ from orchestrator.job import PretrainJob
 from orchestrator.progress import Progress
 from orchestrator.run_folder import write_summary
 from orchestrator.tracking import RunDescription, TrackedDataset, Tracker
+from orchestrator.wording import count
 
 SHOW_SECONDS = 0.5  # between two updates of the progress bar
 SHOWN_BAD = 5  # bad samples that a worker names; all are counted
@@ -70,7 +71,7 @@ class History:
         self._window = self._first = self._totals
         self._progress.step, self._progress.note = step, ""
         if step and self._talks:
-            self.say(f"continuing at step {step} of {self._total_steps} on {self._world} workers")
+            self.say(f"continuing at step {step} of {self._total_steps} on {count(self._world, 'worker')}")
         self._show(force=True)
 
     def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
@@ -143,7 +144,7 @@ class History:
             },
         )
         self._waited = 0.0
-        self._show()
+        self._show(force=True)
 
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Points of the held-out sets; call `settle` before the evaluation starts."""

@@ -28,6 +28,7 @@ def create_optimizer(model: torch.nn.Module, settings: AdamW | SGD, mask: dict[s
     """AdamW or SGD as the job says. Its learning rate is 0 until the training loop sets that of the step."""
     groups = parameter_groups(model, settings.weight_decay, mask)
     # lr = 0: some ZeRO stages take a step on zero gradients while they build their state, which must not decay weights.
+    # fused: one pass over memory; the others make temporaries as large as the whole flat partition, gigabytes of them.
     if isinstance(settings, AdamW):
-        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps)
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum)
+        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
+    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=True)

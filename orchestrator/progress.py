@@ -14,6 +14,8 @@ from typing import Any, TextIO
 import ray
 from tqdm import tqdm
 
+from orchestrator.wording import count, duration, rate
+
 LOG_SECONDS = 5.0
 
 
@@ -122,16 +124,6 @@ def describe(p: Progress) -> str:
     return f"step {p.step:,}/{p.total_steps:,} ({p.step / p.total_steps:.0%}), {_numbers(p)}{left}{note}"
 
 
-def duration(seconds: float) -> str:
-    """3725 -> '1h02m', 65 -> '1m05s', 5 -> '5s'; days from 48 hours on."""
-    whole = round(seconds)
-    if whole >= 48 * 3600:
-        return f"{whole // 86400}d{whole % 86400 // 3600:02d}h"
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
-
-
 def _numbers(p: Progress) -> str:
-    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {p.rate:,.1f} images/s, MFU {p.mfu:.1%}, "
-    return f"{known}{p.workers} worker{'s' * (p.workers != 1)}"
+    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {rate(p.rate)}, MFU {p.mfu:.1%}, "
+    return known + count(p.workers, "worker")

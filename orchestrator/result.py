@@ -3,6 +3,7 @@
 from typing import Any
 
 from orchestrator.accounting import Totals
+from orchestrator.wording import rate
 
 
 def describe_result(summary: dict[str, Any], run_url: str) -> str:
@@ -20,7 +21,7 @@ def describe_result(summary: dict[str, Any], run_url: str) -> str:
         lines.append(f"held-out {name}:   {accuracy}, loss {found['loss']:.4f} ({found['images']:,.0f} images)")
     device = summary["device"]
     lines += [
-        f"speed:           {summary['images_per_second']:,.1f} images/s, MFU {totals.mfu:.1%} of "
+        f"speed:           {rate(summary['images_per_second'])}, MFU {totals.mfu:.1%} of "
         f"{device['peak_flops'] / 1e12:,.3g} TFLOP/s a device ({device['peak_is']})",
         f"compute:         {totals.exaflops:.3g} exaFLOPs, TPUv3-core-days {totals.core_days_allocated:.3g} allocated, "
         f"{totals.core_days_by_work:.3g} by work",

@@ -1,16 +1,6 @@
 """What the terminal and the log show."""
 
-import pytest
-
-from orchestrator.progress import Progress, describe, duration
-
-
-@pytest.mark.parametrize(
-    ("seconds", "shown"),
-    [(0.4, "0s"), (59.6, "1m00s"), (65, "1m05s"), (3725, "1h02m"), (47 * 3600 + 59, "47h00m"), (50 * 3600, "2d02h")],
-)
-def test_durations(seconds: float, shown: str) -> None:
-    assert duration(seconds) == shown
+from orchestrator.progress import Progress, describe
 
 
 def test_a_log_line() -> None:

@@ -1,0 +1,22 @@
+"""Numbers as people read them."""
+
+import pytest
+
+from orchestrator.wording import count, duration, rate
+
+
+@pytest.mark.parametrize(
+    ("seconds", "shown"),
+    [(0.4, "0s"), (59.6, "1m00s"), (65, "1m05s"), (3725, "1h02m"), (47 * 3600 + 59, "47h00m"), (50 * 3600, "2d02h")],
+)
+def test_durations(seconds: float, shown: str) -> None:
+    assert duration(seconds) == shown
+
+
+def test_rates() -> None:
+    assert rate(1234.56) == "1,234.6 images/s"
+    assert rate(0.043219) == "0.0432 images/s"
+
+
+def test_counts() -> None:
+    assert [count(n, "worker") for n in (1, 2)] == ["1 worker", "2 workers"]
