@@ -21,7 +21,7 @@ schema: .venv/.runs  ## jobs/schema.json and docs/job-keys.md, from the code
 	$(BIN)/python -m orchestrator schema --write
 
 .venv/.runs: requirements.txt constraints.txt
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@
 

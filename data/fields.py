@@ -1,6 +1,7 @@
 """What the fields of a sample mean: which one is the image, and how labels are spelt."""
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -48,7 +49,7 @@ def labels(fields: Mapping[str, Bytes]) -> Labels:
             return _from_cls(bytes(fields["cls"]))
         if "json" in fields:
             return _from_json(bytes(fields["json"]))
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise BadSample("unreadable label") from error
     raise BadSample("no label")
 
@@ -68,6 +69,8 @@ def _from_json(text: bytes) -> Labels:
     weights = (1.0,) * len(classes) if given is None else tuple(float(value) for value in given)
     if len(weights) != len(classes):
         raise ValueError("as many weights as labels")
+    if not all(math.isfinite(weight) and weight >= 0 for weight in weights):
+        raise ValueError("weights are finite and not negative")
     return Labels(classes, weights, is_list=True)
 
 

@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, cast
 
+# gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
@@ -24,8 +27,8 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
-    except (ValueError, ImportError) as error:
-        raise DataError(f"{url}: {error}") from error
+    except Exception as error:  # a back end may connect here already, and each has errors of its own
+        raise DataError(f"{url}: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
 @contextmanager

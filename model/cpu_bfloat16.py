@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CPU_HAS_BFLOAT16_PRODUCTS: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+CPU_HAS_BFLOAT16_PRODUCTS: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def through_float32(x: Tensor) -> bool:

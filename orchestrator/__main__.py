@@ -4,8 +4,12 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.job_file import JobError, load_job
+
+if TYPE_CHECKING:
+    from orchestrator.job import PretrainJob
 
 EXAMPLES = """\
 examples:
@@ -15,9 +19,16 @@ examples:
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Errors in one line, as everywhere."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {self.prog}: {message} (--help explains)\n")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 1 the run failed, 2 the command or the job file is wrong."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m orchestrator",
         description="Pre-train Vision Transformers from a job file.",
         epilog=EXAMPLES,
@@ -59,30 +70,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from orchestrator.check import check_inputs
-    from orchestrator.job import PretrainJob
+    job, run_id, total_steps = _prepare(options)
+    from orchestrator.run_folder import read_summary, run_url
 
-    job = load_job(options.job, options.overrides)
-    if not isinstance(job, PretrainJob):
-        raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only pretrain")
-    inputs = check_inputs(job)
-
-    from orchestrator.run_folder import absolute, claim, read_summary, run_url
-
-    job = absolute(job)
-    claim(job, options.job)
     summary = read_summary(job)
-    if summary is None or summary["step"] < inputs.total_steps:
+    if summary is None or summary["step"] < total_steps:
         from orchestrator.ray_auth import settle_authentication
 
         settle_authentication()
         from orchestrator.launch import RunFailed, launch
 
         try:
-            launch(job)
+            launch(job, run_id)
         except RunFailed as failure:
             print(f"error: {options.job}: the run stopped: {failure}", file=sys.stderr)
             return 1
+        except KeyboardInterrupt:
+            print(f"{options.job}: stopped; the same command continues at the newest checkpoint", file=sys.stderr)
+            return 130
         summary = read_summary(job)
         if summary is None:
             print(f"error: {options.job}: the run left no summary in {run_url(job)}", file=sys.stderr)
@@ -95,6 +100,31 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(summary))
     return 0
+
+
+def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, int]":
+    """The job with absolute URLs, the identity of its run, its length in steps: all checked, nothing started.
+
+    Raises:
+        JobError: whatever is wrong. File systems, clouds and parsers each have errors of their own, and this is where
+            all of them become one line.
+    """
+    from orchestrator.check import check_inputs
+    from orchestrator.job import PretrainJob
+    from orchestrator.run_folder import absolute, claim
+
+    try:
+        job = load_job(options.job, options.overrides)
+        if not isinstance(job, PretrainJob):
+            raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only pretrain")
+        inputs = check_inputs(job)
+        job = absolute(job)
+        return job, claim(job, inputs.train.digest), inputs.total_steps
+    except JobError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise JobError(f"{options.job}: {type(error).__name__}: {reason or 'no further explanation'}") from error
 
 
 def _schema(options: argparse.Namespace) -> int:

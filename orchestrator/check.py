@@ -55,6 +55,7 @@ def check_inputs(job: Run) -> Inputs:
     _check_tracking(job)
     if job.model.init_from is not None:
         _check_exists(job, "model.init_from", job.model.init_from)
+        raise problem(job, "model.init_from", "this version starts every run from random weights; remove the key")
     if job.data.pack is not None:
         _pack_digits(job, job.data.pack.to)
     train = _open(job, "data.train.url", job.data.train.url)
@@ -112,6 +113,8 @@ def _check_writable(job: Run, key: str, url: str) -> None:
     resolved = _resolve(job, key, url)
     if resolved.startswith(READ_ONLY):
         raise problem(job, key, "cannot be written over HTTP; use a local path, gs:// or s3://")
+    if resolved.startswith("memory://"):
+        raise problem(job, key, "one process's memory, which workers do not share; use a local path, gs:// or s3://")
     if "://" in resolved:
         try:
             storage.resolve(resolved)

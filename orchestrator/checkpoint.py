@@ -1,6 +1,6 @@
 """Checkpoints: float32 weights and optimizer state in fragments that any world size and ZeRO stage reads back.
 
-    {run}/step-000001200-5f3a/
+    {run}/step-000001200-5f3a90c1/
         rank-00000-of-00002.000.safetensors    fragments of rank 0, in files of about half a gigabyte
         rank-00001-of-00002.000.safetensors
         manifest.json                          written last: step, totals, each file's size and SHA-256, each fragment
@@ -14,6 +14,7 @@ Restoring reads only the files whose fragments this rank needs, checks their dig
 """
 
 import hashlib
+import itertools
 import json
 import logging
 import re
@@ -48,6 +49,7 @@ MANIFEST = "manifest.json"
 FILE_BYTES = 512 * 2**20  # also bounds the memory that staging needs on top of the state itself
 PARTS_TIMEOUT = 3600.0  # seconds that rank 0 waits for the other ranks' uploads of one checkpoint
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
+_FILE = re.compile(r"rank-\d{5}-of-\d{5}\.\d{3}\.safetensors")
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +67,8 @@ class Manifest:
 
     name: str
     step: int
-    totals: dict[str, float]
+    totals: dict[str, Any]
+    metrics: dict[str, float]
     parameters: dict[str, int]
     files: dict[str, dict[str, Any]]
     fragments: list[tuple[str, str, int, int, str]]
@@ -82,9 +85,21 @@ class Manifest:
         if record["format"] != FORMAT:
             raise ValueError(f"checkpoint format {record['format']}, this version reads {FORMAT}")
         fragments = [(str(s), str(p), int(a), int(n), str(f)) for s, p, a, n, f in record["fragments"]]
-        if any("/" in file for file in record["files"]):
-            raise ValueError("a file name leaves the checkpoint's folder")
-        return cls(name, int(record["step"]), record["totals"], record["parameters"], record["files"], fragments)
+        files = dict(record["files"])
+        odd = [
+            file for file in files.keys() | {f[4] for f in fragments} if file not in files or not _FILE.fullmatch(file)
+        ]
+        if odd:
+            raise ValueError(f"{odd[0]!r} is no file of a checkpoint")
+        return cls(
+            name,
+            int(record["step"]),
+            dict(record["totals"]),
+            dict(record["metrics"]),
+            dict(record["parameters"]),
+            files,
+            fragments,
+        )
 
 
 def new_name(step: int) -> str:
@@ -123,14 +138,21 @@ def stage(engine: Engine, directory: Path) -> None:
 
 
 def publish(
-    directory: Path, destination: str, *, rank: int, world_size: int, step: int, totals: dict[str, float]
+    directory: Path,
+    destination: str,
+    *,
+    rank: int,
+    world_size: int,
+    step: int,
+    totals: dict[str, Any],
+    metrics: dict[str, float],
 ) -> None:
     """Upload a staged directory; on rank 0 also wait for all other ranks and write the manifest.
 
     Args:
         directory: what `stage` wrote; its files are moved when the destination is on local disk.
         destination: URL of the checkpoint's folder, the same on all ranks.
-        step, totals: steps done and the accounting totals, restored with the weights.
+        step, totals, metrics: steps done, the accounting totals and the latest metrics, restored with the weights.
 
     Raises:
         CheckpointError: another rank's files did not arrive within an hour.
@@ -155,6 +177,7 @@ def publish(
         "step": step,
         "world_size": world_size,
         "totals": totals,
+        "metrics": metrics,
         "parameters": parts[0]["parameters"],
         "files": {name: entry for p in parts for name, entry in p["files"].items()},
         "fragments": [fragment for p in parts for fragment in p["fragments"]],
@@ -162,6 +185,18 @@ def publish(
     _write_text(fs, f"{root}/{MANIFEST}", json.dumps(record))
     for i in range(world_size):
         fs.rm_file(f"{root}/part-{i:05d}.json")
+
+
+def prune(run_url: str, keep: int) -> None:
+    """Delete all but the `keep` newest complete checkpoints, and the unfinished ones that crashes left before them.
+
+    Ray Train's own pruning knows only what was registered with it, which a crash may prevent.
+    """
+    fs, root = fsspec.core.url_to_fs(run_url)
+    kept = [manifest.name for manifest in itertools.islice(complete_checkpoints(run_url), keep)]
+    for name in _names(fs, root):
+        if kept and name not in kept and name < max(kept):
+            fs.rm(f"{root}/{name}", recursive=True)
 
 
 def _wait_for_parts(fs: Any, root: str, world_size: int) -> list[dict[str, Any]]:
@@ -186,14 +221,13 @@ def complete_checkpoints(run_url: str) -> Iterator[Manifest]:
     fs.invalidate_cache()
     if not fs.exists(root):
         return
-    names = [path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
-    for name in sorted(filter(_NAME.fullmatch, names), reverse=True):
+    for name in sorted(_names(fs, root), reverse=True):
         folder = f"{root}/{name}"
         if not fs.exists(f"{folder}/{MANIFEST}"):
             continue  # a crash left it unfinished
         try:
             manifest = Manifest.parse(name, fs.cat_file(f"{folder}/{MANIFEST}").decode())
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             log.warning("checkpoint %s: unreadable manifest (%s); trying the one before", name, error)
             continue
         sizes = {entry["name"].rsplit("/", 1)[-1]: entry["size"] for entry in fs.ls(folder, detail=True)}
@@ -204,11 +238,18 @@ def complete_checkpoints(run_url: str) -> Iterator[Manifest]:
         yield manifest
 
 
+def _names(fs: Any, root: str) -> list[str]:
+    names = [path.rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(root, detail=False)]
+    return [name for name in names if _NAME.fullmatch(name)]
+
+
 def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warning) -> Manifest | None:
     """Load the newest complete and intact checkpoint of a run, the same on all ranks; None if there is none.
 
     Raises:
-        CheckpointError: the checkpoint is intact but of another model.
+        CheckpointError: the checkpoint is intact but of another model, or there are checkpoints and none is intact:
+            starting over would be worse than stopping.
+        OSError: the storage cannot be read.
     """
     candidates: list[Any] = [list(complete_checkpoints(run_url)) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(candidates, src=0)
@@ -225,6 +266,10 @@ def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warn
             reader.load()
         publish_weights(engine)
         return manifest
+    if candidates[0]:
+        raise CheckpointError(
+            f"{run_url}: none of {len(candidates[0])} checkpoints is intact; see the log, or move them"
+        )
     return None
 
 
@@ -261,12 +306,12 @@ class _Reader:
                     absent = {_key(s, n, a) for s, n, a, _ in self.needed[file]} - set(tensors.keys())
                 if absent:
                     return f"{file} lacks {min(absent)}"
-            except (OSError, KeyError, SafetensorError) as error:
+            except (FileNotFoundError, SafetensorError) as error:
                 return f"{file}: {error}"
         return None
 
     def load(self) -> None:
-        """Copy the fetched fragments into the engine; every held element must be covered, once."""
+        """Copy the fetched fragments into the engine; as many elements as it holds must come."""
         allocate_optimizer_state(self.engine, self.manifest.states, self.manifest.step)
         held = defaultdict(list)
         for f in self.held:

@@ -11,7 +11,6 @@ the first backward; nothing waits for it on the host.
 
 import logging
 import math
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,6 +100,9 @@ class Engine:
     ) -> None:
         import deepspeed
 
+        # A CPU all-reduce for inference, which training never calls; building it takes minutes of g++ on a new machine,
+        # and a lock that a killed build leaves behind would stop every later start.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.device = device
         self.dtype = PRECISIONS[parallel.precision]
@@ -151,7 +153,6 @@ class Engine:
         for i in range(self.micro_batches):
             part = slice(i * self.micro_batch, (i + 1) * self.micro_batch)
             losses = self._losses(images[part], labels[part], weights[part], None if seeds is None else seeds[part])
-            # where, not a product: a masked slot must not pass on a NaN
             micro_sum = torch.where(valid_here[part] > 0, losses, torch.zeros_like(losses)).sum()
             self._engine.backward(micro_sum * scale)
             if self._plain and self._engine.is_gradient_accumulation_boundary():
@@ -188,11 +189,6 @@ class Engine:
             for value in state.values():
                 if isinstance(value, Tensor):
                     value.zero_()
-
-
-def set_accelerator(use_gpu: bool) -> None:
-    """Tell DeepSpeed which accelerator the worker was given. Call before the first `import deepspeed`."""
-    os.environ["DS_ACCELERATOR"] = "cuda" if use_gpu else "cpu"
 
 
 def all_reduce_sums(values: Sequence[Tensor]) -> list[float]:

@@ -80,7 +80,7 @@ def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None
             if key not in state:
                 state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
         if isinstance(inner, torch.optim.AdamW):
-            state["step"] = torch.tensor(float(step))
+            state["step"] = torch.tensor(float(step), device=flat.device)  # where the fused kernel wants it
 
 
 def publish_weights(engine: Engine) -> None:

@@ -35,16 +35,24 @@ class History:
     """The curves and totals of one run.
 
     Args:
-        job, run_url: the run; its folder.
+        job, run_url, run_id: the run; its folder; its identity in MLflow.
         board: the progress actor.
         index: of the training set.
         total_steps: length of the run.
     """
 
     def __init__(
-        self, job: PretrainJob, run_url: str, board: Any, index: Index, engine: Engine, *, total_steps: int
+        self,
+        job: PretrainJob,
+        run_url: str,
+        run_id: str,
+        board: Any,
+        index: Index,
+        engine: Engine,
+        *,
+        total_steps: int,
     ) -> None:
-        self._began = self._mark = time.monotonic()
+        self._mark = time.monotonic()
         self._engine, self._board, self._run_url, self._total_steps = engine, board, run_url, total_steps
         self._talks, self._world = dist.get_rank() == 0, dist.get_world_size()
         self._peak = device_peak(engine.device, engine.dtype)
@@ -55,7 +63,7 @@ class History:
         self._progress = Progress(total_steps=total_steps, workers=self._world)
         self._shown = 0.0
         self.latest: dict[str, float] = {}
-        self._tracker = self._connect(job, index) if self._talks else None
+        self._tracker = self._connect(job, run_id, index) if self._talks else None
 
     def __enter__(self) -> Self:
         return self
@@ -64,9 +72,13 @@ class History:
         if kind is not None and self._tracker is not None:
             self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
 
-    def begin(self, step: int, totals: Totals) -> None:
-        """Start counting at `step`, with what the run has cost so far; the time since construction was start-up."""
+    def begin(self, step: int, totals: Totals, latest: dict[str, float]) -> None:
+        """Start counting at `step`, with what the run has cost and the metrics it had so far.
+
+        The time since construction was start-up.
+        """
         self._totals = totals
+        self.latest = dict(latest)
         self._hold()
         self._window = self._first = self._totals
         self._progress.step, self._progress.note = step, ""
@@ -175,12 +187,13 @@ class History:
         """Close the tracker and leave `summary.json` in the run's folder."""
         if self._tracker is None:
             return
-        totals, here = self._totals, self._totals - self._first
-        self._tracker.close("FINISHED")
+        totals = self._totals
+        if not self._tracker.close("FINISHED"):
+            self.say("MLflow was away at the end; what it did not get lies beside the run (docs/operations.md)")
         summary = {
             "step": self._total_steps,
             "metrics": self.latest,
-            "images_per_second": here.samples * self._world / here.device_seconds if here.device_seconds else 0.0,
+            "images_per_second": self._speed(),
             "totals": totals.to_dict(),
             "device": {
                 "name": self._peak.name,
@@ -194,7 +207,7 @@ class History:
         write_summary(self._run_url, summary)
         self._show(force=True)
 
-    def _connect(self, job: PretrainJob, index: Index) -> Tracker:
+    def _connect(self, job: PretrainJob, run_id: str, index: Index) -> Tracker:
         sets: list[tuple[str, str, Index]] = [("train", "train", index)]
         sets += [("eval", name, open_index(held_out.url)) for name, held_out in job.data.eval.items()]
         resolved = job.model_dump(mode="json")
@@ -202,7 +215,7 @@ class History:
             uri=job.tracking.uri,
             experiment=job.tracking.experiment,
             run_name=job.name,
-            run_key=self._run_url,
+            run_key=run_id,
             job=resolved,
             job_yaml=yaml.safe_dump(resolved, sort_keys=False),
             tags={**job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
@@ -215,6 +228,13 @@ class History:
         local = "file" in fs.protocol
         spool = Path(folder) if local else Path(tempfile.gettempdir()) / "vit-tracking"
         return Tracker(description, spool_dir=spool)
+
+    def _speed(self) -> float:
+        """Images/s since this attempt began; of the last window before it, if it trained nothing."""
+        here = self._totals - self._first
+        if here.device_seconds:
+            return here.samples * self._world / here.device_seconds
+        return self.latest.get("speed/images_per_second", 0.0)
 
     def _elapsed(self) -> float:
         now = time.monotonic()

@@ -128,6 +128,7 @@ def _without_nulls(sets: Any) -> Any:
     return {name: keys for name, keys in sets.items() if keys is not None} if isinstance(sets, dict) else sets
 
 
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
 NullableSets = BeforeValidator(_without_nulls, json_schema_input_type=dict[str, HeldOutSet | None] | None)
 
 
@@ -155,14 +156,14 @@ class Data(Reading):
     pack: Pack | None = None
     """Images that come with the project, to be made into shards before the run; null = all data is there."""
     train: TrainSet
-    eval: Annotated[dict[str, HeldOutSet], NullableSets] = Field(default={})
+    eval: Annotated[dict[SetName, HeldOutSet], NullableSets] = Field(default={})
     """Held-out sets by name, measured while training."""
 
 
 class HeldOutData(Reading):
     """Data of a job that measures only."""
 
-    eval: Annotated[dict[str, HeldOutSet], Field(min_length=1)]
+    eval: Annotated[dict[SetName, HeldOutSet], Field(min_length=1)]
     """Held-out sets by name."""
 
 
@@ -188,7 +189,8 @@ class Optimizer(Section):
     lr: Positive
     """Learning rate at the end of warm-up."""
     weight_decay: NonNegative
-    """Decoupled decay, multiplied by the learning rate as in torch's AdamW; of kernels only."""
+    """Decay of kernels; biases, norms, tokens and positions have none. adamw: decoupled, times the learning rate; sgd:
+    added to the gradient."""
     grad_clip: Positive | None = 1.0
     """Largest global norm of the gradient; null = any."""
 
@@ -278,6 +280,18 @@ class Cluster(Section):
     def _least_below_most(self) -> Self:
         if self.min_workers > self.max_workers:
             raise ImpossibleValue("workers", f"least above most; use [{self.max_workers}, {self.min_workers}]")
+        return self
+
+    @model_validator(mode="after")
+    def _resources_ray_knows(self) -> Self:
+        if self.resources_per_worker["CPU"] == 0:
+            raise ImpossibleValue("resources_per_worker.CPU", "a worker needs some of a CPU to read images")
+        for name in self.resources_per_worker:
+            known = next((known for known in ("CPU", "GPU", "memory") if known.lower() == name.lower()), name)
+            if name != known:
+                raise ImpossibleValue(f"resources_per_worker.{name}", f"Ray spells it {known}")
+            if name == "TPU":
+                raise ImpossibleValue("resources_per_worker.TPU", "DeepSpeed runs on GPUs and CPUs")
         return self
 
     @property

@@ -1,6 +1,7 @@
 """From a checked job to a run on Ray: connect or start a cluster, start the workers, follow them to the end."""
 
 import logging
+import math
 import os
 import sys
 from pathlib import Path
@@ -10,14 +11,14 @@ import fsspec
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from orchestrator.job import PretrainJob
-from orchestrator.job_file import problem
+from orchestrator.job_file import JobError, problem
 from orchestrator.progress import Board, Display
 from orchestrator.ray_auth import cluster_is_named
-from orchestrator.run_folder import run_url
+from orchestrator.run_folder import forget_rays_snapshot, run_url
 from orchestrator.worker import train
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,23 +28,38 @@ class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
 
 
-def launch(job: PretrainJob) -> None:
-    """Run a job to its end. All its URLs are absolute.
+class SayFailures(UserCallback):
+    """Tells the person at the terminal why the workers are being restarted."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller."""
+        rank = min(worker_exceptions)
+        self._board.say.remote(f"worker {rank} failed: {root_cause(worker_exceptions[rank])}")
+
+
+def launch(job: PretrainJob, run_id: str) -> None:
+    """Run a job to its end. All its URLs are absolute; `run_id` identifies the run in MLflow.
 
     Raises:
-        JobError: the cluster can never give what the job asks for.
-        RunFailed: workers failed more often than `cluster.max_failures`.
+        JobError: there is no cluster where one is named, or this machine can never give what the job asks for.
+        RunFailed: workers failed more often than `cluster.max_failures`, or Ray itself did.
+        KeyboardInterrupt: stopped by the user.
     """
     url = run_url(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # read here, by Ray Train's driver side
     connect(job)
+    forget_rays_snapshot(url)
     fs, folder = fsspec.core.url_to_fs(url)
     parent, _, name = folder.rpartition("/")
     local = "file" in fs.protocol
     board = Board.remote()  # type: ignore[attr-defined]
     trainer = TorchTrainer(
         train,
-        train_loop_config={"job": job.model_dump(mode="json"), "run_url": url, "board": board},
+        train_loop_config={"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board},
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=gpus > 0,
@@ -54,7 +70,8 @@ def launch(job: PretrainJob) -> None:
             storage_path=parent,
             storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=job.checkpoint.keep),
+            checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `saver.py`
+            callbacks=[SayFailures(board)],
             worker_runtime_env={"env_vars": worker_environment(gpus > 0)},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
@@ -63,15 +80,17 @@ def launch(job: PretrainJob) -> None:
     with Display(board, job.name):
         try:
             trainer.fit()
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise RunFailed(root_cause(error)) from error
+        except SystemExit as stop:  # Ray Train's own answer to Ctrl-C
+            raise KeyboardInterrupt from stop
 
 
 def connect(job: PretrainJob) -> None:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
 
     Raises:
-        JobError: the local machine lacks what the workers ask for.
+        JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
     """
     if ray.is_initialized():
         return
@@ -80,12 +99,14 @@ def connect(job: PretrainJob) -> None:
         try:
             ray.init(address="auto", **quiet)
             return
-        except ConnectionError:
-            if os.environ.get("RAY_ADDRESS"):
-                raise
-    needed = {name: amount * job.cluster.max_workers for name, amount in job.cluster.resources_per_worker.items()}
+        except Exception as error:  # Ray raises many kinds here
+            if address := os.environ.get("RAY_ADDRESS"):
+                reason = " ".join(str(error).split())
+                raise JobError(f"{job.source}: RAY_ADDRESS = {address}: cannot join that cluster: {reason}") from error
+    needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
-    cpus = max(os.cpu_count() or 1, int(needed.pop("CPU", 1)) + 1)
+    wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
+    cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
     ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
@@ -93,7 +114,7 @@ def connect(job: PretrainJob) -> None:
             raise problem(
                 job,
                 f"cluster.resources_per_worker.{resource}",
-                f"the {job.cluster.max_workers} workers need {amount:g} {resource} and this machine has "
+                f"the {job.cluster.min_workers} workers need {amount:g} {resource} and this machine has "
                 f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
                 f"cluster.resources_per_worker.{resource}=0",
             )
@@ -103,7 +124,6 @@ def worker_environment(gpu: bool) -> dict[str, str]:
     """Environment of every worker."""
     return {
         "DS_ACCELERATOR": "cuda" if gpu else "cpu",
-        "RAY_CHDIR_TO_TRIAL_DIR": "0",
         # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),

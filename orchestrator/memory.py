@@ -1,6 +1,7 @@
 """How many images fit on a device at once, from the model's own arithmetic."""
 
 import math
+from pathlib import Path
 
 import psutil
 import torch
@@ -9,6 +10,7 @@ from model import ViTConfig
 from model.flops import activation_bytes
 from orchestrator.job import Parallel
 
+CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces, communication buffers and fragmentation
 
 
@@ -33,7 +35,9 @@ def device_memory(device: torch.device, workers_here: int) -> int:
     """Bytes that one worker may count on: its GPU's memory, or its share of the machine's."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
-    return psutil.virtual_memory().total // workers_here
+    limits = [psutil.virtual_memory().total]
+    limits += [int(f.read_text()) for f in CGROUP_LIMITS if f.exists() and f.read_text().strip().isdigit()]
+    return min(limits) // workers_here
 
 
 def auto_micro_batch(

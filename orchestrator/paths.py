@@ -45,4 +45,7 @@ def relative_paths_begin_at() -> Path:
 
 
 def _absolute(path: str) -> str:
-    return os.path.normpath(relative_paths_begin_at() / Path(path).expanduser())
+    try:
+        return os.path.normpath(relative_paths_begin_at() / Path(path).expanduser())
+    except RuntimeError as error:  # ~name of nobody
+        raise PathError(f"{path}: no such home folder") from error

@@ -1,28 +1,30 @@
 """The folder of a run, `{checkpoint.url}/{name}`: what lies in it, and whether a job may continue in it.
 
+    run.json        the run's identity and the digest of its training set
     job.yaml        the resolved job as it was last started
     step-*/         checkpoints (`checkpoint.py`)
     samples/        sample ids by step, if the job asks for them (`ledger.py`)
     summary.json    the result, once the run is complete
 
-Ray Train keeps its own state of the run beside these.
+Ray Train keeps its own state of the run beside these, in files that nothing of ours reads.
 """
 
 import json
+import uuid
 from typing import Any
 
-import fsspec
 import yaml
 
+from data import storage
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError
 from orchestrator.paths import resolve_url
 
-JOB = "job.yaml"
-SUMMARY = "summary.json"
+RUN, JOB, SUMMARY = "run.json", "job.yaml", "summary.json"
+RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
-# What may differ from one start of a run to the next without changing what is computed. Where data lies is compared by
-# what the index says, when the checkpoint is restored and not here: a bucket may have moved.
+# What may differ from one start of a run to the next without changing what is computed. The training set is compared by
+# the digest of its index, so it may move.
 FREE_SECTIONS = {"parallel", "cluster", "checkpoint", "evaluate", "tracking"}
 FREE_DATA_KEYS = {"pack", "eval", "threads", "prefetch"}
 
@@ -37,7 +39,9 @@ def absolute(job: PretrainJob) -> PretrainJob:
         fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
     for held_out in fields["data"]["eval"].values():
         held_out["url"] = resolve_url(held_out["url"])
-    return type(job).model_validate(fields)
+    resolved = type(job).model_validate(fields)
+    resolved._source = job.source
+    return resolved
 
 
 def run_url(job: PretrainJob) -> str:
@@ -45,60 +49,81 @@ def run_url(job: PretrainJob) -> str:
     return f"{job.checkpoint.url.rstrip('/')}/{job.name}"
 
 
-def claim(job: PretrainJob, source: str) -> None:
-    """Write the job into its run's folder.
+def claim(job: PretrainJob, digest: str) -> str:
+    """Write the job into its run's folder; returns the run's identity, which a folder keeps as long as it exists.
+
+    Args:
+        job: with absolute URLs.
+        digest: of the training set's index.
 
     Raises:
-        JobError: the folder holds a run of another recipe, which this job must not continue.
+        JobError: the folder holds a run of another recipe or other training data, which this job must not continue, or
+            files that cannot be read.
     """
-    fs, folder = fsspec.core.url_to_fs(run_url(job))
-    fields = job.model_dump(mode="json")
-    path = f"{folder}/{JOB}"
-    if fs.exists(path):
-        earlier = yaml.safe_load(fs.cat_file(path))
-        changed = _first_difference(recipe(earlier), recipe(fields))
+    folder, fields = run_url(job), job.model_dump(mode="json")
+    if storage.exists(f"{folder}/{RUN}"):
+        run = _read(job, RUN)
+        before, now = recipe(_read(job, JOB)), recipe(fields)
+        before["data.train (digest of its index)"], now["data.train (digest of its index)"] = run.get("train"), digest
+        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
-            key, before, now = changed
+            key = changed[0]
             raise JobError(
-                f"{source}: {key} = {now}: the run in {run_url(job)} was started with {key} = {before}; "
+                f"{job.source}: {key} = {now.get(key)}: the run in {folder} was started with {before.get(key)}; "
                 "give this job another name, or undo the change"
             )
-    fs.makedirs(folder, exist_ok=True)
-    fs.pipe_file(path, yaml.safe_dump(fields, sort_keys=False).encode())
+    else:
+        run = {"id": uuid.uuid4().hex, "train": digest}
+    storage.write_atomic(f"{folder}/{JOB}", yaml.safe_dump(fields, sort_keys=False).encode())
+    storage.write_atomic(f"{folder}/{RUN}", json.dumps(run).encode())  # last: a folder that has it has a job, too
+    return str(run["id"])
+
+
+def forget_rays_snapshot(url: str) -> None:
+    """Remove Ray Train's list of checkpoints.
+
+    Ours is in the checkpoints' manifests, and Ray refuses to start where a folder on its own list is gone.
+    """
+    storage.remove(f"{url}/{RAY_SNAPSHOT}")
 
 
 def read_summary(job: PretrainJob) -> dict[str, Any] | None:
-    """The summary of a complete run, or None."""
-    fs, folder = fsspec.core.url_to_fs(run_url(job))
-    path = f"{folder}/{SUMMARY}"
-    if not fs.exists(path):
+    """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
+    try:
+        summary = _read(job, SUMMARY) if storage.exists(f"{run_url(job)}/{SUMMARY}") else {}
+    except JobError:
         return None
-    summary: dict[str, Any] = json.loads(fs.cat_file(path))
-    return summary
+    return summary if "step" in summary else None
 
 
 def write_summary(url: str, summary: dict[str, Any]) -> None:
     """Write the summary of the run in the folder `url`."""
-    fs, folder = fsspec.core.url_to_fs(url)
-    fs.pipe_file(f"{folder}/{SUMMARY}", json.dumps(summary, indent=1).encode())
+    storage.write_atomic(f"{url}/{SUMMARY}", json.dumps(summary, indent=1).encode())
 
 
 def recipe(fields: dict[str, Any]) -> dict[str, Any]:
     """The part of a job that decides what is computed, with dotted keys."""
     kept = {section: value for section, value in fields.items() if section not in FREE_SECTIONS}
+    kept["parallel"] = {"precision": fields["parallel"]["precision"]}
     kept["data"] = {key: value for key, value in fields["data"].items() if key not in FREE_DATA_KEYS}
     kept["data"]["train"] = {key: value for key, value in fields["data"]["train"].items() if key != "url"}
     return dict(_flat(kept, ""))
+
+
+def _read(job: PretrainJob, name: str) -> dict[str, Any]:
+    url = f"{run_url(job)}/{name}"
+    try:
+        content = yaml.safe_load(storage.read(url))  # JSON is YAML, too
+        if not isinstance(content, dict):
+            raise ValueError("no mapping")
+    except (ValueError, yaml.YAMLError) as error:
+        raise JobError(
+            f"{job.source}: {url} is damaged ({type(error).__name__}); move the run's folder away"
+        ) from error
+    return content
 
 
 def _flat(value: Any, prefix: str) -> list[tuple[str, Any]]:
     if not isinstance(value, dict):
         return [(prefix, value)]
     return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else key)]
-
-
-def _first_difference(before: dict[str, Any], now: dict[str, Any]) -> tuple[str, Any, Any] | None:
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            return key, before.get(key), now.get(key)
-    return None

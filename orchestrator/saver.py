@@ -1,6 +1,7 @@
 """Checkpoints through Ray Train: staged while training waits, uploaded beside it, at most one upload at a time."""
 
 import hashlib
+import os
 import shutil
 import tempfile
 import threading
@@ -8,11 +9,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import ray.train
 import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
-from orchestrator.checkpoint import new_name, publish, stage
+from orchestrator.checkpoint import new_name, prune, publish, stage
 from orchestrator.engine import Engine
 
 
@@ -22,14 +24,20 @@ class Saver:
     Args:
         engine: what is saved.
         run_url: the run's folder, which is also Ray Train's.
+        keep: newest checkpoints that stay.
     """
 
-    def __init__(self, engine: Engine, run_url: str) -> None:
-        self._engine, self._run_url = engine, run_url
+    def __init__(self, engine: Engine, run_url: str, keep: int) -> None:
+        self._engine, self._run_url, self._keep = engine, run_url, keep
         self._idle = threading.Event()
         self._idle.set()
-        run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
-        self._staging = Path(tempfile.gettempdir()) / f"vit-staging-{run}-{dist.get_rank()}"
+        fs, folder = fsspec.core.url_to_fs(run_url)
+        if "file" in fs.protocol:  # on the same disk as its destination: publishing is a rename
+            parent = Path(folder) / ".staging"
+        else:
+            run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
+            parent = Path(tempfile.gettempdir()) / f"vit-staging-{os.getuid()}-{run}"
+        self._staging = parent / f"rank-{dist.get_rank():05d}"
         shutil.rmtree(self._staging, ignore_errors=True)  # what a killed worker of this run left
 
     def save(self, step: int, totals: dict[str, Any], metrics: dict[str, float], *, last: bool) -> float:
@@ -56,8 +64,16 @@ class Saver:
         def upload(local: Checkpoint, name: str) -> Checkpoint:
             try:
                 publish(
-                    Path(local.path), f"{self._run_url}/{name}", rank=rank, world_size=world, step=step, totals=totals
+                    Path(local.path),
+                    f"{self._run_url}/{name}",
+                    rank=rank,
+                    world_size=world,
+                    step=step,
+                    totals=totals,
+                    metrics=metrics,
                 )
+                if rank == 0:
+                    prune(self._run_url, self._keep)
             finally:
                 self._idle.set()
             return Checkpoint(f"{storage.experiment_fs_path}/{name}", storage.storage_filesystem)

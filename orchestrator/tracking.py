@@ -16,6 +16,7 @@ import logging
 import os
 import re
 import shlex
+import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -168,7 +169,9 @@ class Tracker:
         uri = self._description.uri
         if uri.startswith(("http://", "https://")):
             return _public(self._run_url or uri)
-        return f"mlflow server --backend-store-uri {shlex.quote(self._store)} --host 127.0.0.1 --port 5000"
+        # By its path, since the reader's shell may not be in this environment.
+        program, store = shlex.quote(str(Path(sys.executable).parent / "mlflow")), shlex.quote(self._store)
+        return f"{program} server --backend-store-uri {store} --host 127.0.0.1 --port 5000"
 
     def _put(self, step: int, metrics: Mapping[str, float]) -> None:
         self._queue.put({"time": int(time.time() * 1000), "step": int(step), "metrics": metrics})

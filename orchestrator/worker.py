@@ -39,8 +39,8 @@ def train(config: dict[str, Any]) -> None:
     """What each Ray Train worker runs.
 
     Args:
-        config: `job`, the resolved job as plain data with absolute URLs; `run_url`, the run's folder; `board`, the
-            progress actor.
+        config: `job`, the resolved job as plain data with absolute URLs; `run_url`, the run's folder; `run_id`, its
+            identity in MLflow; `board`, the progress actor.
     """
     job, run_url = PretrainJob.model_validate(config["job"]), config["run_url"]
 
@@ -59,11 +59,11 @@ def train(config: dict[str, Any]) -> None:
 
     # Model and optimizer, the same on every rank and sharded by DeepSpeed; then where an earlier attempt left them.
     engine = _build_engine(job)
-    with History(job, run_url, config["board"], index, engine, total_steps=total_steps) as history:
+    with History(job, run_url, config["run_id"], config["board"], index, engine, total_steps=total_steps) as history:
         restored = restore(engine, run_url, warn=history.say)
         start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
-        history.begin(start, totals)
-        saver = Saver(engine, run_url)
+        history.begin(start, totals, restored.metrics if restored else {})
+        saver = Saver(engine, run_url, job.checkpoint.keep)
         ledger = Ledger(run_url, dist.get_rank(), _same_on_all_ranks(time.time_ns()))
 
         with _loader(job, index, order, engine, job.data.train.augment, start, total_steps) as batches:
@@ -94,7 +94,7 @@ def train(config: dict[str, Any]) -> None:
                     ledger.write()
                     stall = saver.save(step, totals.to_dict(), history.latest, last=step == total_steps)
                     history.saved(stall)
-        if start == total_steps:  # an earlier attempt trained to the end and was stopped before it could say so
+        if start >= total_steps:  # an earlier attempt trained to the end and was stopped before it could say so
             history.evaluated(total_steps, _evaluate_all(job, engine, history))
         history.end()
 

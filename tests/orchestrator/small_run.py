@@ -105,5 +105,6 @@ def write_checkpoint(engine: Engine, run: str, step: int) -> None:
             world_size=dist.get_world_size(),
             step=step,
             totals={"steps": step},
+            metrics={},
         )
     dist.barrier()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.checkpoint import MANIFEST, CheckpointError, Manifest, complete_checkpoints, publish, restore
+from orchestrator.checkpoint import MANIFEST, CheckpointError, Manifest, complete_checkpoints, prune, publish, restore
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import Curve, build_engine, train_digits
 
@@ -168,9 +168,13 @@ def test_another_models_checkpoint_is_refused(two_checkpoints: Path, tmp_path: P
 
 def test_a_manifest_cannot_name_files_elsewhere(two_checkpoints: Path) -> None:
     record = json.loads((newest(two_checkpoints) / MANIFEST).read_text())
-    record["files"]["../../outside.safetensors"] = {"bytes": 1, "sha256": ""}
-    with pytest.raises(ValueError, match="leaves"):
-        Manifest.parse("x", json.dumps(record))
+    for harm in ("../../outside.safetensors", "/etc/passwd", "rank-00000-of-00001.000.safetensors/../x"):
+        named = {**record, "files": {**record["files"], harm: {"bytes": 1, "sha256": ""}}}
+        with pytest.raises(ValueError, match="no file of a checkpoint"):
+            Manifest.parse("x", json.dumps(named))
+        fragment = ["weight", "head.bias", 0, 1, harm]
+        with pytest.raises(ValueError, match="no file of a checkpoint"):
+            Manifest.parse("x", json.dumps({**record, "fragments": [*record["fragments"], fragment]}))
 
 
 def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path: Path) -> None:
@@ -195,8 +199,55 @@ def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path
         "sha256": hashlib.sha256(shard.read_bytes()).hexdigest(),
     }
     (folder / MANIFEST).write_text(json.dumps(record))
-    assert run_ranks(2, restored_step, str(run)) == [None, None]
+    with pytest.raises(RuntimeError, match="none of 1 checkpoints is intact"):
+        run_ranks(2, restored_step, str(run))
     assert not marker.exists()
+
+
+def test_storage_that_cannot_be_read_is_no_damage(two_checkpoints: Path, tmp_path: Path) -> None:
+    """Falling back, or starting over, because of an outage would throw good work away."""
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    shard = min(newest(run).glob("*.safetensors"))
+    size = shard.stat().st_size
+    shard.unlink()
+    shard.mkdir()  # reading it raises IsADirectoryError
+    path = newest(run) / MANIFEST
+    record = json.loads(path.read_text())
+    record["files"][shard.name]["bytes"] = shard.stat().st_size
+    path.write_text(json.dumps(record))
+    assert size > 0
+    with pytest.raises(RuntimeError, match="IsADirectoryError"):
+        run_ranks(2, restored_step, str(run))
+
+
+def test_pruning_keeps_the_newest_and_what_is_being_written(two_checkpoints: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(two_checkpoints, run)
+    older, newer = sorted(path.name for path in run.glob("step-*"))
+    unfinished = [run / f"step-{step:09d}-00000000" for step in (1, 3, 9)]
+    for folder in unfinished:
+        folder.mkdir()
+    prune(str(run), keep=2)
+    left = sorted(path.name for path in run.glob("step-*"))
+    assert left == [older, newer, unfinished[2].name]
+    prune(str(run), keep=1)
+    assert sorted(path.name for path in run.glob("step-*")) == [newer, unfinished[2].name]
+
+
+def test_the_restored_step_counter_is_where_the_weights_are(two_checkpoints: Path) -> None:
+    """torch's fused AdamW reads it on the device of the parameter; a CPU can only show that it is not left behind."""
+    steps, devices = run_ranks(2, restored_counters, str(two_checkpoints))[0]
+    assert steps == {4.0}
+    assert devices
+
+
+def restored_counters(run: str) -> tuple[set[float], bool]:
+    engine = build_engine(1)
+    restore(engine, run)
+    state = engine.deepspeed.basic_optimizer.state
+    same = all(values["step"].device == flat.device for flat, values in state.items())
+    return {float(values["step"]) for values in state.values()}, same
 
 
 def test_publishing_to_an_object_store(two_checkpoints: Path, tmp_path: Path) -> None:
@@ -212,7 +263,15 @@ def test_publishing_to_an_object_store(two_checkpoints: Path, tmp_path: Path) ->
         fragments = [f for f in record["fragments"] if f[4].startswith(prefix)]
         part = {"fragments": fragments, "parameters": record["parameters"]}
         (staging / "part.json").write_text(json.dumps(part))
-        publish(staging, f"memory://bucket/run/{source.name}", rank=rank, world_size=2, step=4, totals={"steps": 4})
+        publish(
+            staging,
+            f"memory://bucket/run/{source.name}",
+            rank=rank,
+            world_size=2,
+            step=4,
+            totals={"steps": 4},
+            metrics={},
+        )
     fs = fsspec.filesystem("memory")
     left = {path.rsplit("/", 1)[-1] for path in fs.ls(f"/bucket/run/{source.name}", detail=False)}
     assert left == {MANIFEST, *(path.name for path in source.glob("*.safetensors"))}
@@ -238,5 +297,7 @@ def test_a_rank_that_never_uploads_leaves_no_checkpoint(
     staging.mkdir()
     (staging / "part.json").write_text(json.dumps({"fragments": [], "parameters": {}}))
     with pytest.raises(CheckpointError, match="1 of 2 ranks did not finish"):
-        publish(staging, str(tmp_path / "run/step-000000001-00000000"), rank=0, world_size=2, step=1, totals={})
+        publish(
+            staging, str(tmp_path / "run/step-000000001-00000000"), rank=0, world_size=2, step=1, totals={}, metrics={}
+        )
     assert list(complete_checkpoints(str(tmp_path / "run"))) == []

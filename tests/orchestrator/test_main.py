@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
+from orchestrator.job_file import JobError
 from tests.orchestrator.conftest import ROOT
 
 DIGITS = "jobs/pretrain_digits.yaml"
@@ -27,6 +28,13 @@ BAD = {
     "negative rate": ("optimizer.lr=-1", "optimizer.lr = -1", "> 0"),
     "two units": ("schedule.length={steps: 1, epochs: 1}", "schedule.length", "exactly one"),
     "too few classes": ("model.num_classes=9", "model.num_classes = 9", "10 classes"),
+    "no room for a worker": ("cluster.resources_per_worker.CPU=0", "cluster.resources_per_worker.CPU = 0", "CPU"),
+    "resource misspelt": ("cluster.resources_per_worker.gpu=1", "resources_per_worker.gpu = 1", "GPU"),
+    "memory as storage": ("checkpoint.url=memory://runs", "checkpoint.url = memory://runs", "workers do not share"),
+    "weights to start from": ("model.init_from=README.md", "model.init_from", "not exist"),
+    "set name": ("data.eval={a/b: {url: x}}", "data.eval", "a/b"),
+    "no such home": ("checkpoint.url=~nobody_at_all/runs", "nobody_at_all", "home"),
+    "not to be written": ("checkpoint.url=/proc/runs", "/proc", ""),
     "file store": ("tracking.uri=file:///tmp/x", "tracking.uri", "database or on a server"),
 }
 
@@ -67,6 +75,58 @@ def test_a_job_file_is_a_program(tmp_path: Path) -> None:
     found = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
     assert found.stderr == f"error: {DIGITS}: batch_size = 0: expected an integer >= 1\n"
+
+
+@pytest.mark.parametrize("name", ["job.yaml", "run.json"])
+def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
+    from orchestrator.job_file import load_job
+    from orchestrator.run_folder import absolute, claim, read_summary, run_url
+
+    job = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"]))
+    identity = claim(job, "digest")
+    assert claim(job, "digest") == identity
+    folder = Path(run_url(job))
+    (folder / "summary.json").write_text('{"step": 1')
+    assert read_summary(job) is None
+    (folder / name).write_text("{")
+    with pytest.raises(JobError, match=rf"{name} is damaged"):
+        claim(job, "digest")
+
+
+@pytest.mark.parametrize(
+    ("override", "digest", "key"),
+    [
+        ("seed=1", "digest", "seed"),
+        ("parallel.precision=bf16", "digest", "parallel.precision"),
+        ("seed=0", "other", "data.train"),
+    ],
+)
+def test_what_decides_the_result_may_not_change(override: str, digest: str, key: str, tmp_path: Path) -> None:
+    from orchestrator.job_file import load_job
+    from orchestrator.run_folder import absolute, claim
+
+    claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
+    with pytest.raises(JobError, match=rf"{key}.* was started with"):
+        claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), digest)
+
+
+@pytest.mark.parametrize("override", ["cluster.workers=3", "parallel.zero_stage=3", "checkpoint.keep=9"])
+def test_what_does_not_may(override: str, tmp_path: Path) -> None:
+    from orchestrator.job_file import load_job
+    from orchestrator.run_folder import absolute, claim
+
+    first = claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
+    assert claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), "digest") == first
+
+
+@pytest.mark.parametrize("words", [[], ["rum"], ["run"], ["run", DIGITS, "--sett", "a=b"], ["run", "no/such.yaml"]])
+def test_a_wrong_command_line_is_one_line(words: list[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, "-m", "orchestrator", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 2
+    assert found.stderr.count("\n") == 1
+    assert found.stdout == ""
 
 
 def test_kinds_that_are_not_run_say_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
