@@ -30,4 +30,4 @@ schema: .venv/.runs  ## jobs/schema.json and docs/job-keys.md, from the code
 	touch $@
 
 clean:
-	rm -rf .venv runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis

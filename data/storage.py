@@ -6,9 +6,11 @@ process and thread, and an object made before a fork (a gcsfs session, an event 
 
 import os
 import posixpath
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, cast
+from urllib.parse import urlsplit
 
 # gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
@@ -45,6 +47,25 @@ def reporting(url: str) -> Iterator[None]:
     except Exception as error:
         reason = next(iter(str(error).splitlines()), "")
         raise DataError(f"{url}: cannot be opened ({type(error).__name__}: {reason})") from error
+
+
+def check_reachable(url: str) -> None:
+    """Try for three seconds to reach the server of a gs:// URL; other URLs pass.
+
+    gcsfs takes most of a minute, and pages of log, to say that there is no network.
+
+    Raises:
+        DataError: nobody answers there.
+    """
+    if not url.startswith(("gs://", "gcs://")) or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return
+    server = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com")
+    if server.hostname is None:
+        return  # an emulator's address in a form that only gcsfs understands
+    try:
+        socket.create_connection((server.hostname, server.port or 443), timeout=3.0).close()
+    except OSError as error:
+        raise DataError(f"{url}: cannot reach {server.hostname} ({error.strerror or error})") from error
 
 
 def absolute(url: str) -> str:

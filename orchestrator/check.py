@@ -79,6 +79,7 @@ def check_inputs(job: Run) -> Inputs:
 def _open(job: Run, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
+        storage.check_reachable(resolved)
         index = open_index(resolved)
     except DataError as error:
         raise _at(job, key, url, resolved, str(error)) from error
@@ -117,6 +118,7 @@ def _check_writable(job: Run, key: str, url: str) -> None:
         raise problem(job, key, "one process's memory, which workers do not share; use a local path, gs:// or s3://")
     if "://" in resolved:
         try:
+            storage.check_reachable(resolved)
             storage.resolve(resolved)
         except DataError as error:
             raise _at(job, key, url, resolved, str(error)) from error

@@ -3,6 +3,7 @@
 import hashlib
 import platform
 import subprocess
+import sysconfig
 import tomllib
 from importlib import metadata
 from pathlib import Path
@@ -54,7 +55,10 @@ def code_digest(root: Path = ROOT) -> str:
 
 def requirements_text() -> str:
     """Every installed distribution as `name==version`, by name: what `pip install -r` needs to install the same."""
-    found = {dist.metadata["Name"]: dist.version for dist in metadata.distributions() if dist.metadata["Name"]}
+    # Not sys.path: setuptools puts private copies of packages there once it is imported.
+    folders = [sysconfig.get_path("purelib"), sysconfig.get_path("platlib")]
+    installed = metadata.distributions(path=folders)
+    found = {dist.metadata["Name"]: dist.version for dist in installed if dist.metadata["Name"]}
     return "".join(f"{name}=={version}\n" for name, version in sorted(found.items(), key=lambda item: item[0].lower()))
 
 

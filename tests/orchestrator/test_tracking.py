@@ -3,6 +3,7 @@
 import logging
 import math
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,7 @@ def test_how_to_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert resolve_uri("http://host:5000") == "http://host:5000"
     tracker = Tracker(description("sqlite:///runs/mlflow.db"), spool_dir=tmp_path)
     database = f"sqlite:///{tmp_path}/runs/mlflow.db"
-    assert tracker.url_hint() == f"mlflow server --backend-store-uri {database} --host 127.0.0.1 --port 5000"
+    program = Path(sys.executable).parent / "mlflow"
+    assert tracker.url_hint() == f"{program} server --backend-store-uri {database} --host 127.0.0.1 --port 5000"
     assert tracker.close(timeout=PATIENCE)
     assert (tmp_path / "runs" / "mlflow.db").exists()
