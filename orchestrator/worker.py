@@ -64,7 +64,7 @@ def train(config: dict[str, Any]) -> None:
         start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
         history.begin(start, totals, restored.metrics if restored else {})
         saver = Saver(engine, run_url, job.checkpoint.keep)
-        ledger = Ledger(run_url, dist.get_rank(), _same_on_all_ranks(time.time_ns()))
+        ledger = Ledger(run_url, dist.get_rank(), _on_all_ranks(time.time_ns())[0])
 
         with _loader(job, index, order, engine, job.data.train.augment, start, total_steps) as batches:
             for batch in history.timed(batches):
@@ -100,7 +100,7 @@ def train(config: dict[str, Any]) -> None:
 
 
 def _build_engine(job: PretrainJob) -> Engine:
-    rank_device, world = _device(job), dist.get_world_size()
+    device, world = _device(job), dist.get_world_size()
     torch.manual_seed(job.seed)
     vit = model.VisionTransformer(job.model.vit_config())
     model.checkpoint_blocks(vit, job.parallel.activation_checkpointing)
@@ -109,13 +109,15 @@ def _build_engine(job: PretrainJob) -> Engine:
     local_batch = math.ceil(job.batch_size / world)
     micro_batch = job.parallel.micro_batch
     if micro_batch == "auto":
+        memory = device_memory(device, ray.train.get_context().get_local_world_size())
+        parameters = sum(p.numel() for p in vit.parameters())
         micro_batch = auto_micro_batch(
             vit.config,
-            sum(p.numel() for p in vit.parameters()),
+            parameters,
             job.parallel,
             local_batch=local_batch,
             world_size=world,
-            memory=device_memory(rank_device, ray.train.get_context().get_local_world_size()),
+            memory=min(_on_all_ranks(memory)),  # ranks must take equally many micro-batches
         )
     return Engine(
         vit,
@@ -125,7 +127,7 @@ def _build_engine(job: PretrainJob) -> Engine:
         parallel=job.parallel,
         micro_batch=micro_batch,
         local_batch=local_batch,
-        device=rank_device,
+        device=device,
     )
 
 
@@ -189,7 +191,8 @@ def _device(job: PretrainJob) -> torch.device:
     return device
 
 
-def _same_on_all_ranks(value: int) -> int:
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+def _on_all_ranks(value: int) -> list[int]:
+    """Every rank's value, by rank."""
+    values = [0] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
