@@ -64,7 +64,7 @@ class Display:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __enter__(self) -> "Display":
-        self._stop = threading.Event()
+        self._stop, self._heard = threading.Event(), False
         self._bar: tqdm | None = None
         self._last_line, self._last_shown = 0.0, ""
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
@@ -86,9 +86,11 @@ class Display:
         try:
             progress, messages = ray.get(self.board.read.remote(), timeout=5)
         except (ray.exceptions.RayError, TimeoutError) as error:
-            if not final:
+            if self._heard and not final:
                 self._print(f"{self.name}: no progress report ({type(error).__name__})")
+            self._heard = False  # say it once; and not while the board is still starting
             return
+        self._heard = True
         for message in messages:
             self._print(f"{self.name}: {message}")
         if not progress.total_steps:
