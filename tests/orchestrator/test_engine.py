@@ -112,15 +112,16 @@ def test_a_masked_slot_passes_on_nothing(digits: Path) -> None:
 
 
 def gradients_with_and_without_poison() -> tuple[list[float], list[float]]:
-    """Two steps each on the same valid images, once beside masked slots of other pixels and an impossible label."""
+    """Three steps each on the same valid images, once beside masked slots with pixels and labels."""
     results = []
     for poison in (True, False):
         engine = build_engine(1, dropout=0.0)
         generator = torch.Generator().manual_seed(0)
         images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=generator)
-        labels = torch.tensor([[1], [2], [3], [-1], [-1]])
+        labels = torch.tensor([[1], [2], [3], [4], [5]])
         if not poison:
             images[3:] = 0
+            labels[3:] = -1
         valid = torch.tensor([True, True, True, False, False])
         losses = []
         for _ in range(3):
