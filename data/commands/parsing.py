@@ -1,0 +1,39 @@
+"""What the commands share: one way to say errors, one to describe a data set."""
+
+import argparse
+from typing import Any, NoReturn
+
+from data import storage
+from data.index import Index
+
+Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
+Outcome = tuple[dict[str, Any], int]
+"""What a command gives back: the facts that `--json` prints, and the exit code."""
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors as everywhere in this project: one line on stderr, exit code 2."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+
+
+def summary(index: Index) -> str:
+    return (
+        f"{index.num_samples:,} samples of {index.num_classes:,} classes in {len(index.shards):,} shards, "
+        f"{index.num_bytes:,} bytes, at {storage.parent(index.url)}"
+    )
+
+
+def facts(index: Index) -> dict[str, object]:
+    return {
+        "url": index.url,
+        "num_samples": index.num_samples,
+        "shards": len(index.shards),
+        "bytes": index.num_bytes,
+        "num_classes": index.num_classes,
+        "multi_label": index.multi_label,
+        "extensions": list(index.extensions),
+        "source": index.source,
+        "digest": index.digest,
+    }
