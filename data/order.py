@@ -1,55 +1,126 @@
 """Which samples make up step t: pure arithmetic on (seed, t), the same for any number of workers.
 
     shards of the epoch, permuted    | 7 | 0 | 3 |  5  | 1 |  6  | 2 | 4 |
-    one line, cut into C lanes       |-------|-------|-------|-------|         lengths differ by at most 1
+    one line, cut into C lanes       |-------|-------|-------|-------|         in proportion to their slots
     each lane shuffled in blocks     |--|--|-|-|--|--|--|--|-|-|--|--|         of K samples
-    step t                              ^       ^       ^       ^              B/C samples from each lane
+    step t                              ^       ^       ^       ^              about B/C samples from each lane
 
+Lane l fills slots s_l .. s_(l+1)-1 of a batch of B, s_l = floor(l B / C), and has places floor(N s_l / B) ..
+floor(N s_(l+1) / B) - 1 of the line of N samples. So every lane fills the first floor(N / B) batches of an epoch, and
+an epoch is ceil(N / B) steps: every sample comes exactly once, and what is missing in the last batch is masked (-1).
 A rank that owns some slots of the batch reads the lanes that these slots fall in, block after block: long sequential
-reads. What a batch mixes comes from C places of the data set, each shuffled over K samples. Every sample comes exactly
-once an epoch; lanes that are one sample short, and the rest of the epoch's last batch, are masked (-1).
+reads.
 
-Blocks of different lanes are staggered (lane l's first block is shorter by l*K/C), so that lanes turn to their
-next block one after another: reads spread evenly over the steps instead of coming all at once every K*C/B steps.
+Blocks of different lanes are staggered: lane l's first block is shorter by K times the number that l's binary digits
+make in reverse order behind the point (van der Corput). So lanes turn to their next block one after another, and the
+few lanes in a row that one worker reads as evenly as all of them: reads spread over the steps instead of coming all at
+once every K*C/B steps.
+
+How well this shuffles:
+
+- A batch draws from C places of the set, each shuffled over K samples: from a window of C x K samples.
+- Neighbours in storage are nearly always in one block (all but 1 in K pairs). Their places in it are a uniformly random
+  pair, so they come K*C/(3B) steps apart on average, and at most K*C/B.
+- The epoch has no favourites: the line is turned by a seeded number of places each epoch, so over the epochs a
+  sample's step is exactly uniform, however few shards there are.
+- What shuffling over a window cannot do is take a set apart that is sorted beyond it: a batch holds samples of the C
+  to 2C shards in use, whatever the number of shards. Sets should be packed in shuffled order.
 
 Evaluation (`shuffle=False`) is the same scheme with one lane, nothing permuted: batch t holds ids tB .. (t+1)B-1.
 """
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
+from data import selection
 from data.errors import DataError
 from data.index import Index
-from data.splitmix import Purpose, key, permutation
+from data.splitmix import Draws, Purpose, key, permutation
 
 MAX_DEFAULT_LANES = 64
 MASKED = -1
 
 
-@dataclass(frozen=True, eq=False)
-class EpochLine:
-    """The shards of one epoch laid end to end.
+class Order(Protocol):
+    """What a loader and its reader need to know of the samples of every step.
 
     Attributes:
-        starts: int64 (shards + 1,): where each shard begins on the line, in the epoch's order; then the length.
-        shift: int64 (shards,): sample id minus line position within that shard.
+        batch_size: B, slots of a step over all workers.
+        num_samples: samples of an epoch.
+        steps_per_epoch: steps that use as many.
+    """
+
+    batch_size: int
+    num_samples: int
+    steps_per_epoch: int
+
+    def batch(self, step: int) -> list[int]:
+        """Sample ids of a step, slot by slot; -1 is a masked slot. Length batch_size."""
+
+    def slots(self, step: int, start: int, stop: int) -> np.ndarray:
+        """Sample ids of slots start .. stop-1 of a step: int64 (stop - start,). Costs nothing for other slots.
+
+        Raises:
+            ValueError: there is no such step, or there are no such slots (every method that takes them).
+        """
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the whole that a step belongs to, from 0."""
+
+    def epochs(self, step: int, start: int, stop: int) -> np.ndarray:
+        """For slots start .. stop-1, which pass over its own source each is in: int64 (stop - start,)."""
+
+    def entered(
+        self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
+    ) -> list[tuple[int, np.ndarray]]:
+        """What a reader has to fetch at `step`: the blocks that slots start .. stop-1 enter there.
+
+        Of each lane block that these slots touch at `step` and did not touch in steps since .. step-1, the ids that
+        they use in steps step .. until-1 (default: to the block's end). Over consecutive steps from `since` on, every
+        id that the slots use is given exactly once in each pass, at or before the step that uses it.
+
+        Returns:
+            [(pass, int64 ids in storage order), ...], without empty ones.
+        """
+
+    def window(self, start: int, stop: int) -> int:
+        """The most samples of slots start .. stop-1 that wait at one time: given by `entered` and not used before.
+
+        What is read ahead of the step comes on top.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class EpochLine:
+    """The selected samples of one epoch laid end to end.
+
+    Attributes:
+        starts: int64 (runs + 1,): where each run begins on the line, in the epoch's order; then the length.
+        shift: int64 (runs,): sample id minus line position within that run.
+        turn: how far the line is turned: position p of the turned line is position (p + turn) mod length of the runs'.
     """
 
     starts: np.ndarray
     shift: np.ndarray
+    turn: int
 
     def ids(self, positions: np.ndarray) -> np.ndarray:
         """Sample ids at these positions of the line: int64, same shape."""
+        positions = (positions + self.turn) % self.starts[-1]
         return positions + self.shift[np.searchsorted(self.starts, positions, side="right") - 1]
 
 
-def epoch_line(shard_starts: np.ndarray, shard_order: np.ndarray) -> EpochLine:
-    """Lay shards out in `shard_order`; `shard_starts` are the first ids of each and then the number of samples."""
-    counts = np.diff(shard_starts)[shard_order]
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-    return EpochLine(starts, shard_starts[shard_order] - starts[:-1])
+def epoch_line(selected: selection.Selection, shard_bounds: np.ndarray, shard_order: np.ndarray, turn: int) -> EpochLine:
+    """Lay the runs out shard by shard, in `shard_order`; shard s has runs shard_bounds[s] .. shard_bounds[s+1]-1."""
+    sizes = np.diff(shard_bounds)[shard_order]
+    # Of each shard in turn, the numbers of its runs: a count over all runs, moved to where the shard's begin.
+    runs = np.arange(sizes.sum()) + np.repeat(shard_bounds[shard_order] - (np.cumsum(sizes) - sizes), sizes)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(selected.count[runs])])
+    return EpochLine(starts, selected.first[runs] - starts[:-1], turn)
 
 
 @lru_cache(maxsize=4096)
@@ -58,16 +129,28 @@ def block_permutation(seed: int, epoch: int, lane: int, block: int, size: int) -
     return permutation(key(Purpose.BLOCK, seed, epoch, lane, block), size).astype(np.int32)
 
 
+class _OwnLane(NamedTuple):
+    """A lane, and which of its `width` slots (low .. high-1) somebody asks about."""
+
+    lane: int
+    width: int
+    low: int
+    high: int
+
+
 class SampleOrder:
-    """The sample ids of every step.
+    """The order of one data set: see `Order` for what its methods promise.
 
     Args:
         index: the data set (only the shards' counts are used).
         seed: of all permutations.
         batch_size: B, samples a step over all workers.
-        lanes: C, a divisor of B. Default: the largest one that is at most 64 and leaves no lane empty.
+        lanes: C, 1 to B. Default: 64, or as many as leave none empty.
         block: K, samples within which a lane is shuffled.
         shuffle: False gives storage order, for evaluation.
+        subset: how many samples take part (selection.subset, seed 0: the same ones whatever `seed` is). Default: all.
+        exclude: int64, ids that do not take part: taken out of the subset, which they leave smaller.
+        selected: the samples that take part, in place of `subset` and `exclude`.
 
     Raises:
         DataError: an empty data set, or numbers that do not fit together.
@@ -82,119 +165,142 @@ class SampleOrder:
         lanes: int | None = None,
         block: int = 1024,
         shuffle: bool = True,
+        subset: int | None = None,
+        exclude: np.ndarray | None = None,
+        selected: selection.Selection | None = None,
     ) -> None:
         if index.num_samples == 0:
             raise DataError(f"{index.url}: the data set holds no samples")
         if batch_size < 1 or block < 1:
             raise DataError(f"batch_size {batch_size} and block {block} must be at least 1")
-        if lanes is not None and (lanes < 1 or batch_size % lanes):
-            raise DataError(f"lanes {lanes} does not divide the batch size {batch_size}")
+        if lanes is not None and not 1 <= lanes <= batch_size:
+            raise DataError(f"lanes {lanes}: choose 1 to {batch_size}, the batch size")
+        self._selected = selected if selected is not None else _select(index, subset, exclude)
+        self._shard_bounds = np.searchsorted(self._selected.first, index.starts)
         self.seed, self.batch_size, self.block, self.shuffle = seed, batch_size, block, shuffle
-        self.num_samples = index.num_samples
-        self.lanes = (lanes or _default_lanes(batch_size, index.num_samples)) if shuffle else 1
-        self.lane_slots = batch_size // self.lanes
-        """Slots that each lane fills in a batch. Slots are lane-major: lane l has [l*lane_slots, (l+1)*lane_slots)."""
-        longest = self._lane_length(self.lanes - 1)  # the last lane gets what rounding leaves
-        self.steps_per_epoch = -(-longest // self.lane_slots)
-        self._shard_starts = index.starts
+        self.num_samples = self._selected.num_samples
+        self.lanes = (lanes or _default_lanes(batch_size, self.num_samples)) if shuffle else 1
+        self.steps_per_epoch = -(-self.num_samples // batch_size)
         self._lines: dict[int, EpochLine] = {}
 
     def epoch(self, step: int) -> int:
-        """The epoch that a step belongs to, from 0."""
-        return step // self.steps_per_epoch
+        return self._when(step)[0]
+
+    def epochs(self, step: int, start: int, stop: int) -> np.ndarray:
+        self._check_slots(start, stop)
+        return np.full(stop - start, self.epoch(step), np.int64)
 
     def batch(self, step: int) -> list[int]:
-        """Sample ids of a step, slot by slot; -1 is a masked slot. Length batch_size."""
-        return self.slots(step, 0, self.batch_size).tolist()
+        ids: list[int] = self.slots(step, 0, self.batch_size).tolist()
+        return ids
 
     def slots(self, step: int, start: int, stop: int) -> np.ndarray:
-        """Sample ids of slots start .. stop-1 of a step: int64 (stop - start,). Costs nothing for other slots."""
         epoch, row = self._when(step)
-        positions = np.full(max(stop - start, 0), MASKED, np.int64)
-        for lane, low, high in self._lanes_of(start, stop):
-            places = self._sequence(epoch, lane, row * self.lane_slots + low, row * self.lane_slots + high)
-            first_slot = lane * self.lane_slots + low - start
-            positions[first_slot : first_slot + len(places)] = self._lane_start(lane) + places
-        filled = positions != MASKED
-        positions[filled] = self._line(epoch).ids(positions[filled])
+        own_lanes = self._lanes_of(start, stop)
+        positions = np.full(stop - start, MASKED, np.int64)
+        filled = 0
+        for lane, width, low, high in own_lanes:
+            places = self._sequence(epoch, lane, row * width + low, row * width + high)
+            positions[filled : filled + len(places)] = self._lane_start(lane) + places
+            filled += high - low
+        used = positions != MASKED
+        positions[used] = self._line(epoch).ids(positions[used])
         return positions
 
-    def entered(self, step: int, start: int, stop: int, since: int = 0, until: int | None = None) -> np.ndarray:
-        """What a reader has to fetch at `step`: the blocks that slots start .. stop-1 enter there.
-
-        Of each lane block that these slots touch at `step` and did not touch in steps since .. step-1, the ids that
-        they use in steps step .. until-1 (default: to the block's end). Over consecutive steps from `since` on, every
-        id that the slots use is given exactly once, at or before the step that uses it.
-
-        Returns:
-            int64 ids in storage order.
-        """
+    def entered(
+        self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
+    ) -> list[tuple[int, np.ndarray]]:
         epoch, row = self._when(step)
         last_row = self.steps_per_epoch
         if until is not None:
             last_row = min(last_row, until - epoch * self.steps_per_epoch)
-        found = [np.empty(0, np.int64)]
-        for lane, low, high in self._lanes_of(start, stop):
-            first, last = row * self.lane_slots + low, min(row * self.lane_slots + high, self._lane_length(lane))
+        found = []
+        for lane, width, low, high in self._lanes_of(start, stop):
+            first, last = row * width + low, min(row * width + high, self._lane_length(lane))
             if first >= last:
                 continue
             entered = self._block_of(lane, first)
             if row > 0 and step > since:
-                entered = max(entered, self._block_of(lane, first - low + high - self.lane_slots - 1) + 1)
+                entered = max(entered, self._block_of(lane, (row - 1) * width + high - 1) + 1)
             for block in range(entered, self._block_of(lane, last - 1) + 1):
-                begin, end = self._block_bounds(lane, block)
-                places = np.arange(begin, end)
-                slot = places % self.lane_slots
-                used = (places >= first) & (places < last_row * self.lane_slots) & (slot >= low) & (slot < high)
+                places = np.arange(*self._block_bounds(lane, block))
+                slot = places % width
+                used = (places >= first) & (places < last_row * width) & (slot >= low) & (slot < high)
                 found.append(self._lane_start(lane) + self._shuffled(epoch, lane, block)[used])
-        return np.sort(self._line(epoch).ids(np.concatenate(found)))
+        ids = self._line(epoch).ids(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return [(epoch, np.sort(ids))] if len(ids) else []
 
-    def block_ranges(self, epoch: int, lane: int, block: int) -> list[tuple[int, int, int]]:
-        """Where a block lies in storage: [(shard number, first position, last position + 1), ...], in reading order."""
-        begin, end = (self._lane_start(lane) + place for place in self._block_bounds(lane, block))
-        line = self._line(epoch)
-        edges = np.unique(np.clip(line.starts, begin, end))
-        first_ids = line.ids(edges[:-1])
-        shards = np.searchsorted(self._shard_starts, first_ids, side="right") - 1
-        positions = first_ids - self._shard_starts[shards]
-        return list(zip(shards.tolist(), positions.tolist(), (positions + np.diff(edges)).tolist(), strict=True))
+    def window(self, start: int, stop: int) -> int:
+        """See `Order`. Exact for long lanes of one width that are owned whole; else a bound.
+
+        A lane waits for the samples from this step's first to the end of the block that holds this step's last. Lanes
+        of one width keep their stagger, so their sum is taken at every place that a step can have in a block; it is
+        about half a block a lane, and up to a whole one where a worker has a single lane.
+        """
+        waiting: dict[int, np.ndarray] = {}
+        for lane, width, low, high in self._lanes_of(start, stop):
+            last_place = np.arange(0, self.block, math.gcd(width, self.block)) + high - 1 + self._stagger(lane)
+            to_come = self.block - 1 - last_place % self.block  # places of the block behind this step's last
+            others = width - (high - low)  # places of other slots, which come first
+            cycles, rest = np.divmod(to_come, width)
+            own = (high - low) * (cycles + 1) + np.maximum(rest - others, 0)
+            waiting[width] = waiting.get(width, 0) + np.minimum(own, self._lane_length(lane))
+        return sum(int(at_each_place.max()) for at_each_place in waiting.values())
 
     def _when(self, step: int) -> tuple[int, int]:
         """(epoch, step within it)."""
         if step < 0:
             raise ValueError(f"step {step} is negative")
-        return divmod(step, self.steps_per_epoch)
+        return divmod(int(step), self.steps_per_epoch)  # a numpy integer would overflow in the hashes
 
     def _line(self, epoch: int) -> EpochLine:
         line = self._lines.get(epoch)
         if line is None:
-            count = len(self._shard_starts) - 1
+            count = len(self._shard_bounds) - 1
             order = permutation(key(Purpose.SHARDS, self.seed, epoch), count) if self.shuffle else np.arange(count)
-            line = epoch_line(self._shard_starts, order)
+            draws = Draws(key(Purpose.TURN, self.seed, epoch))
+            turn = draws.integer(self.num_samples) if self.shuffle else 0
+            line = epoch_line(self._selected, self._shard_bounds, order, turn)
             # The reader runs ahead into the next epoch while the loader ends this one: two are alive at a time.
             self._lines = {other: self._lines[other] for other in list(self._lines)[-1:]} | {epoch: line}
         return line
 
-    def _lanes_of(self, start: int, stop: int) -> list[tuple[int, int, int]]:
-        """Lanes that slots start .. stop-1 fall in: (lane, first, last + 1 of the lane's own slots)."""
+    def _check_slots(self, start: int, stop: int) -> None:
         if not 0 <= start <= stop <= self.batch_size:
             raise ValueError(f"slots {start} to {stop} of a batch of {self.batch_size}")
-        n = self.lane_slots
-        lanes = range(start // n, -(-stop // n)) if start < stop else ()
-        return [(lane, max(start - lane * n, 0), min(stop - lane * n, n)) for lane in lanes]
+
+    def _lanes_of(self, start: int, stop: int) -> list[_OwnLane]:
+        """Lanes that slots start .. stop-1 fall in."""
+        self._check_slots(start, stop)
+        found = []
+        lane = ((start + 1) * self.lanes - 1) // self.batch_size  # the last one that begins at or before `start`
+        while start < stop:
+            begin, end = self._first_slot(lane), self._first_slot(lane + 1)
+            found.append(_OwnLane(lane, end - begin, start - begin, min(stop, end) - begin))
+            start, lane = end, lane + 1
+        return found
+
+    def _first_slot(self, lane: int) -> int:
+        return lane * self.batch_size // self.lanes
 
     def _lane_start(self, lane: int) -> int:
-        return lane * self.num_samples // self.lanes
+        return self.num_samples * self._first_slot(lane) // self.batch_size
 
     def _lane_length(self, lane: int) -> int:
         return self._lane_start(lane + 1) - self._lane_start(lane)
 
+    def _stagger(self, lane: int) -> int:
+        """By how much the first block of a lane is shorter."""
+        digits = (self.lanes - 1).bit_length()
+        reverse = int(f"{lane:0{digits}b}"[::-1], 2)
+        return self.block * reverse >> digits
+
     def _block_of(self, lane: int, place: int) -> int:
-        return (place + lane * self.block // self.lanes) // self.block
+        return (place + self._stagger(lane)) // self.block
 
     def _block_bounds(self, lane: int, block: int) -> tuple[int, int]:
         """First place and last place + 1 of a block in its lane."""
-        begin = block * self.block - lane * self.block // self.lanes
+        begin = block * self.block - self._stagger(lane)
         return max(begin, 0), min(begin + self.block, self._lane_length(lane))
 
     def _shuffled(self, epoch: int, lane: int, block: int) -> np.ndarray:
@@ -214,5 +320,21 @@ class SampleOrder:
         return np.concatenate(found)
 
 
+def _select(index: Index, subset: int | None, exclude: np.ndarray | None) -> selection.Selection:
+    selected = selection.everything(index) if subset is None else selection.subset(index, subset)
+    if exclude is None:
+        return selected
+    if len(exclude) and not (exclude.min() >= 0 and exclude.max() < index.num_samples):
+        raise DataError(
+            f"{index.url}: ids {exclude.min()} to {exclude.max()} are excluded, of {index.num_samples} samples; "
+            f"the list belongs to another data set"
+        )
+    selected = selection.without(selected, exclude)
+    if selected.num_samples == 0:
+        raise DataError(f"{index.url}: every selected sample is excluded; nothing is left to train on")
+    return selected
+
+
 def _default_lanes(batch_size: int, num_samples: int) -> int:
-    return next(lanes for lanes in range(min(MAX_DEFAULT_LANES, num_samples), 0, -1) if batch_size % lanes == 0)
+    """64, or a lane a slot, or few enough that each lane's slots stand for at least one sample of the line."""
+    return min(MAX_DEFAULT_LANES, batch_size // -(-batch_size // num_samples))

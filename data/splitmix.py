@@ -22,6 +22,8 @@ class Purpose(IntEnum):
     SHARDS = 1
     BLOCK = 2
     AUGMENT = 3
+    SUBSET = 4
+    TURN = 5
 
 
 def mix(state: int) -> int:

@@ -9,6 +9,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from data.index import Index, Shard, open_index
+from data.order import Order
 from data.sources.digits import pack_digits
 
 
@@ -52,3 +53,42 @@ def make_index():
         return Index("memory://nowhere/index.json", shards, num_classes=1, multi_label=False)
 
     return index_of_counts
+
+
+@pytest.fixture(scope="session")
+def train():
+    """train(order, first, last, workers) -> the batches of steps first .. last-1, put together from all workers' slots.
+
+    Each worker does what a reader does: it fetches what it enters, keeps it till it is used, and ends with nothing
+    left. Whatever it uses it must hold, it is never told to fetch anything twice, and it never holds more than
+    `order.window` says. Returns [(ids, passes), ...], one pair of lists a step.
+    """
+
+    def run_workers(order: Order, first: int, last: int, workers: int) -> list[tuple[list[int], list[int]]]:
+        batches: list[tuple[list[int], list[int]]] = [([], []) for _ in range(first, last)]
+        share = -(-order.batch_size // workers)
+        for rank in range(workers):
+            own = (min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
+            window = order.window(*own)
+            fetched: set[tuple[int, int]] = set()
+            held: set[tuple[int, int]] = set()
+            for step, (batch_ids, batch_passes) in zip(range(first, last), batches, strict=True):
+                for number, ids in order.entered(step, *own, since=first, until=last):
+                    assert ids.dtype == np.int64
+                    assert len(ids)
+                    assert (ids[1:] > ids[:-1]).all()
+                    new = {(number, sample) for sample in ids.tolist()}
+                    assert not new & fetched
+                    fetched |= new
+                    held |= new
+                assert len(held) <= window
+                ids, passes = order.slots(step, *own).tolist(), order.epochs(step, *own).tolist()
+                used = {pair for pair in zip(passes, ids, strict=True) if pair[1] != -1}
+                assert used <= held
+                held -= used
+                batch_ids += ids
+                batch_passes += passes
+            assert not held
+        return batches
+
+    return run_workers

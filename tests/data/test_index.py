@@ -1,6 +1,11 @@
+import base64
 import json
 import pickle
+import struct
+import subprocess
+import sys
 import uuid
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import DataError, Index, Shard, open_index, storage
-from data.index import write_index
+from data.index import concatenate, write_index
 
 
 def small_index(url: str, **changes) -> Index:
@@ -21,16 +26,27 @@ def small_index(url: str, **changes) -> Index:
     return Index(url=url, shards=options.pop("shards", shards), **options)
 
 
+def as_version_1(content: bytes) -> bytes:
+    """The same index as the first version of the program wrote it: offsets as numbers, no counts of labels."""
+    record = json.loads(content)
+    for shard in record["shards"]:
+        places = base64.b64decode(shard["offsets"])
+        shard["offsets"] = [512 * place for place in struct.unpack(f"<{len(places) // 4}I", places)]
+    del record["label_counts"]
+    return json.dumps(record | {"version": 1}).encode()
+
+
 @pytest.mark.parametrize("kind", ["local", "memory"])
 def test_written_and_read(tmp_path, kind):
     folder = str(tmp_path / "new") if kind == "local" else f"memory://{uuid.uuid4()}"
-    index = small_index(f"{folder}/index.json")
+    index = small_index(f"{folder}/index.json", label_counts={6: 1, 0: 120, 3: 10})
     write_index(index)
     for url in (folder, f"{folder}/", f"{folder}/index.json"):
         read = open_index(url)
         assert read.num_samples == 131
         assert (read.num_classes, read.multi_label, read.extensions, read.source) == (7, True, ("cls", "jpg"), "test")
         assert [shard.offsets.tolist() for shard in read.shards] == [[0, 4096, 8192], [], [0]]
+        assert list(read.label_counts.items()) == [(0, 120), (3, 10), (6, 1)]
         assert read.digest == index.digest
         assert [read.shard_url(n) for n in range(3)] == [f"{folder}/a.tar", "/elsewhere/b.tar", f"{folder}/sub/c.tar"]
     assert pickle.loads(pickle.dumps(read)).locate(130) == (2, 0)
@@ -42,7 +58,36 @@ def test_same_bytes_every_time_and_nothing_left_beside(tmp_path):
     write_index(small_index(f"{tmp_path}/index.json"))
     assert (tmp_path / "index.json").read_bytes() == first
     assert [path.name for path in tmp_path.iterdir()] == ["index.json"]
-    assert json.loads(first)["shards"][0]["offsets"] == [0, 4096, 8192]
+    assert base64.b64decode(json.loads(first)["shards"][0]["offsets"]) == struct.pack("<3I", 0, 8, 16)
+
+
+def test_version_1_is_still_read(tmp_path):
+    """Nobody has to index again; and what was read is written as version 2."""
+    path = tmp_path / "index.json"
+    write_index(small_index(str(path)))
+    second = path.read_bytes()
+    path.write_bytes(as_version_1(second))
+    assert path.read_bytes() != second
+    read = open_index(str(tmp_path))
+    assert [shard.offsets.tolist() for shard in read.shards] == [[0, 4096, 8192], [], [0]]
+    assert all(shard.offsets.dtype == np.int64 for shard in read.shards)
+    assert read.digest == small_index("x").digest
+    assert read.label_counts == {}
+    write_index(read)
+    assert path.read_bytes() == second
+
+
+@pytest.mark.parametrize(
+    ("offsets", "fits"), [([0, 512 * (2**32 - 1)], True), ([0, 512 << 32], False), ([0, 700], False)]
+)
+def test_offsets_that_no_tar_has(tmp_path, offsets, fits):
+    index = small_index(f"{tmp_path}/index.json", shards=(Shard("a.tar", 65, 2**41, "ab", np.array(offsets)),))
+    if fits:
+        write_index(index)
+        assert open_index(str(tmp_path)).shards[0].offsets.tolist() == offsets
+    else:
+        with pytest.raises(DataError, match=r"a.tar: byte offsets must be multiples of 512 below 2 TB"):
+            write_index(index)
 
 
 def test_digest_follows_the_samples_only():
@@ -68,12 +113,21 @@ def test_locate_is_the_inverse_of_counting(make_index, counts):
     ("changes", "words"),
     [
         ({"format": "wids"}, "corrupt index .it is not an index of this program"),
-        ({"version": 2}, "index version 2, this program reads 1; index again with"),
+        ({"version": 3}, "index version 3, this program reads 2 and older; index again with"),
         ({"num_samples": 132}, "corrupt index .the shards' counts do not add up"),
         ({"stride": 32}, "corrupt index .a.tar: 3 offsets for 130 samples"),
         ({"shards": []}, "corrupt index .it lists no shards"),
-        ({"shards": [{"url": "a.tar"}]}, "corrupt index .no 'samples'"),
+        ({"stride": 0}, "corrupt index .stride 0"),
+        ({"shards": [{"url": "a.tar"}]}, "corrupt index .shard 0: no 'samples'"),
+        ({"shards": ["a.tar"]}, "corrupt index .shard 0: "),
         ({"shards": 7}, "corrupt index"),
+        ({"num_classes": 1e999}, "corrupt index"),
+        ({"label_counts": {"7": 1}}, "corrupt index .1 images of label 7, of 131 and 7 classes"),
+        ({"label_counts": {"-1": 1}}, "corrupt index .1 images of label -1"),
+        ({"label_counts": {"1": 132}}, "corrupt index .132 images of label 1"),
+        ({"label_counts": {"1": 0}}, "corrupt index .0 images of label 1"),
+        ({"label_counts": {"cat": 1}}, "corrupt index .*'cat'"),
+        ({"label_counts": [1]}, "corrupt index"),
     ],
 )
 def test_index_that_contradicts_itself(tmp_path, changes, words):
@@ -83,6 +137,50 @@ def test_index_that_contradicts_itself(tmp_path, changes, words):
     with pytest.raises(DataError, match=words) as raised:
         open_index(str(tmp_path))
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("shard", "changes", "words"),
+    [
+        (0, {"samples": -1}, "a.tar: -1 samples in 9000 bytes"),
+        (0, {"bytes": -1}, "a.tar: 130 samples in -1 bytes"),
+        (0, {"bytes": 8192}, "a.tar: the offsets do not ascend within its 8192 bytes"),
+        (0, {"offsets": [0, 4096, 4096]}, "a.tar: the offsets do not ascend within"),
+        (0, {"offsets": [4096, 0, 8192]}, "a.tar: the offsets do not ascend within"),
+        (0, {"offsets": [-512, 0, 8192]}, "a.tar: the offsets do not ascend within"),
+        (0, {"offsets": [0, 4096]}, "a.tar: 2 offsets for 130 samples"),
+        (2, {"offsets": "AAAA"}, "shard 2: "),
+        (2, {"offsets": "AAA"}, "shard 2: "),
+        (2, {"offsets": "!AAAAAA=="}, "shard 2: "),
+        (2, {"offsets": [[0]]}, "shard 2: "),
+        (2, {"offsets": None}, "shard 2: "),
+        (2, {"offsets": [2**70]}, "shard 2: "),
+        (2, {"samples": "one"}, "shard 2: .*'one'"),
+        (2, {"url": "../c.tar"}, "../c.tar: it lies outside the index's folder"),
+        (2, {"url": "sub/../../c.tar"}, "sub/../../c.tar: it lies outside the index's folder"),
+    ],
+)
+def test_shard_that_contradicts_itself(tmp_path, version, shard, changes, words):
+    path = tmp_path / "index.json"
+    write_index(small_index(str(path)))
+    record = json.loads(as_version_1(path.read_bytes()) if version == 1 else path.read_bytes())
+    record["shards"][shard] |= changes
+    path.write_text(json.dumps(record))
+    with pytest.raises(DataError, match=f"corrupt index .{words}.*index again with") as raised:
+        open_index(str(tmp_path))
+    assert "\n" not in str(raised.value)
+
+
+def test_shard_urls_that_stay_inside(tmp_path):
+    path = tmp_path / "set" / "index.json"
+    write_index(small_index(str(path)))
+    record = json.loads(path.read_text())
+    urls = ["sub/../a.tar", f"{tmp_path}/x/../b.tar", "..c.tar"]
+    for shard, url in zip(record["shards"], urls, strict=True):
+        shard["url"] = url
+    path.write_text(json.dumps(record))
+    assert [shard.url for shard in open_index(str(path)).shards] == urls
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff\xfe"])
@@ -137,3 +235,67 @@ def test_home_is_expanded(tmp_path, monkeypatch):
     write_index(small_index("~/set/index.json"))
     assert open_index("~/set").num_samples == 131
     assert (tmp_path / "set" / "index.json").exists()
+
+
+def test_concatenate(tmp_path):
+    """Ids of the second set follow those of the first; every shard keeps its place and its offsets."""
+    first = small_index(f"{tmp_path}/one/index.json", label_counts={0: 120, 6: 11})
+    shards = (Shard("d.tar", 200, 90_000, "12" * 32, np.array([0, 51_200])), first.shards[1])
+    second = Index("gs://bucket/two/index.json", shards, 9, False, ("png",), "other", 100, {0: 3, 8: 197})
+    joint = concatenate([first, second])
+    assert joint.num_samples == 331
+    assert joint.locate(131) == (3, 0)
+    assert joint.locate(330) == (3, 199)
+    assert [joint.shard_url(n) for n in range(5)] == [
+        *(first.shard_url(n) for n in range(3)),
+        "gs://bucket/two/d.tar",
+        "/elsewhere/b.tar",
+    ]
+    assert (joint.num_classes, joint.multi_label, joint.source) == (9, True, "test + other")
+    assert joint.extensions == ("cls", "jpg", "png")
+    assert joint.label_counts == {0: 123, 6: 11, 8: 197}
+    assert joint.stride == 1600
+    assert [shard.offsets.tolist() for shard in joint.shards] == [[0], [], [0], [0], []]
+    assert concatenate([first, small_index("x/index.json")]).label_counts == {}
+    same = concatenate([first, first])
+    assert (same.stride, same.source) == (64, "test")
+    assert [shard.offsets.tolist() for shard in same.shards[:3]] == [[0, 4096, 8192], [], [0]]
+    assert concatenate([first]) is first
+
+
+OPEN_AND_MEASURE = """
+import sys
+import data
+
+index = data.open_index(sys.argv[1])
+batch = data.SampleOrder(index, batch_size=4096).batch(1_000_000)
+for line in open("/proc/self/status"):
+    if line.startswith("VmHWM:"):
+        print(index.num_samples, len(set(batch)), int(line.split()[1]) // 1024)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
+def test_full_size_opens_in_little_memory(tmp_path):
+    """303M samples in 30,000 uneven shards: a process that opens them and finds a late batch stays below 300 MB."""
+    counts = [9_000 + (n * 7919) % 2201 for n in range(30_000)]
+    places = np.arange(-(-max(counts) // 64)) * (64 * 100 * 1024)  # images of 100 kB
+    shards = tuple(
+        Shard(
+            f"{n:06d}.tar",
+            count,
+            count * 100 * 1024 + 512 * 50,
+            f"{n:064x}",
+            places[: -(-count // 64)] + 512 * (n % 50),
+        )
+        for n, count in enumerate(counts)
+    )
+    write_index(
+        Index(f"{tmp_path}/index.json", shards, 21_841, True, label_counts=dict.fromkeys(range(21_841), 13_873))
+    )
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "-c", OPEN_AND_MEASURE, str(tmp_path)]
+    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    assert int(printed[0]) == sum(counts) > 303_000_000
+    assert int(printed[1]) == 4096
+    assert int(printed[2]) < 300
