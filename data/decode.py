@@ -1,19 +1,28 @@
-"""Encoded image -> RGB pixels, with OpenCV: outside Python's lock, and JPEG at a reduced scale where that is enough.
+"""Encoded image -> RGB pixels: outside Python's lock, at a reduced scale where that is enough, and only what is used.
 
 A JPEG is stored as 8x8 frequency blocks, of which libjpeg can decode 4x4, 2x2 or 1x1 pixels directly: an image at 1/2,
-1/4 or 1/8 scale for a fraction of the time, already low-pass filtered.
+1/4 or 1/8 scale for a fraction of the time, already low-pass filtered. And its blocks are independent but for their
+entropy coding, so that a window costs less than the whole (turbojpeg.py). OpenCV decodes all else.
 
-Conventions: RGB whatever the file holds (grey is repeated, CMYK converted, alpha dropped, 16 bits cut to 8); the EXIF
-orientation is ignored, as TensorFlow's decoder does in the authors' code. An incomplete file is refused, not
-filled up with grey.
+Formats: JPEG, PNG and WebP, told by their first bytes. OpenCV could read more; what a data set should not hold is not
+given to decoders that few people attack or repair.
+
+Conventions: RGB whatever the file holds. Grey is repeated. CMYK is converted by (1 - C)(1 - K), taken as inverted, as
+Adobe writes it and everybody reads it. Alpha is dropped: the colours stay as stored, not blended with anything. 16 bits
+are cut to 8. Of an animation, the first picture. Colour profiles, gamma and the EXIF orientation are ignored, as
+TensorFlow's decoder does in the authors' code. An incomplete file is refused, not filled up with grey.
 """
 
 import struct
+from typing import Literal, NamedTuple
 
 import cv2
 import numpy as np
 
-from data.errors import BadSample
+from data import turbojpeg
+from data.errors import BadSample, Cause
+
+MAX_PIXELS = 89_478_485  # Pillow's limit: 256 MiB of RGB. A few hundred bytes can claim to be more.
 
 # IMREAD_REDUCED_COLOR_n includes the BGR bit, which excludes the RGB one; the "grey" flag is the bare scale.
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -23,52 +32,163 @@ _FLAGS = {
     4: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_4,
     8: _RGB | cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+
+_JPEG_START, _JPEG_END = b"\xff\xd8", b"\xff\xd9"
+_PNG_START = b"\x89PNG\r\n\x1a\n"
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 .. SOF15 without DHT, JPG, DAC
-_STANDALONE = frozenset(range(0xD0, 0xD9)) | {0x01}  # markers without a length: RSTn, SOI, TEM
+_BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {
+    0x00,
+    0x01,
+}  # without a length: RSTn, TEM; 0 is a stuffed byte, no marker
+_NO_FRAME = frozenset({0xD8, 0xD9, 0xDA})  # SOI, EOI, SOS: none may precede the frame header
+_BASELINE = frozenset({0xC0, 0xC1})  # sequential, Huffman-coded
+# Sampling factors (horizontal, vertical: 4 bits each) of the components that turbojpeg.py is used for.
+_SAMPLINGS = frozenset({b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x11", b"\x22\x11\x11"})
+
+
+class Header(NamedTuple):
+    """What an image file says of itself.
+
+    Attributes:
+        format: by the first bytes. Only JPEG is decoded at a reduced scale.
+        size: (height, width), pixels.
+        divisible: a window can be decoded alone, with the pixels and the verdict that the whole image would have.
+    """
+
+    format: Literal["jpeg", "png", "webp"]
+    size: tuple[int, int]
+    divisible: bool
+
+
+def read_header(encoded: bytes) -> Header:
+    """Read what precedes the pixels: in a few microseconds, without memory for them.
+
+    Raises:
+        BadSample: EMPTY; UNDECODABLE: not a JPEG, PNG or WebP, no readable header, or no pixels; HUGE: more than
+            MAX_PIXELS.
+    """
+    if encoded[:2] == _JPEG_START:
+        header = _jpeg_header(encoded)
+    elif encoded[:8] == _PNG_START:
+        header = _png_header(encoded)
+    elif encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
+        header = _webp_header(encoded)
+    else:
+        raise BadSample(Cause.UNDECODABLE if encoded else Cause.EMPTY)
+    height, width = header.size
+    if not height or not width:
+        raise BadSample(Cause.UNDECODABLE)
+    if height * width > MAX_PIXELS:
+        raise BadSample(Cause.HUGE)
+    return header
 
 
 def decode(encoded: bytes, scale: int = 1) -> np.ndarray:
     """Decode JPEG, PNG or WebP.
 
     Args:
-        scale: 1, 2, 4 or 8: the sides are divided by it, rounded up.
+        scale: 1, and 2, 4 or 8 for a JPEG: the sides are divided by it, rounded up.
 
     Returns:
         uint8 (height, width, 3), RGB.
 
     Raises:
-        BadSample: empty, truncated, or no image.
+        BadSample: as `read_header`; UNDECODABLE also if the file is damaged or incomplete.
     """
-    if not encoded:
-        raise BadSample("empty image")
+    return _decode(encoded, read_header(encoded), scale)
+
+
+def decode_window(
+    encoded: bytes, header: Header, start: tuple[int, int], shape: tuple[int, int], scale: int = 1
+) -> np.ndarray:
+    """decode(encoded, scale)[y : y + height, x : x + width], to the bit, but in less time where the window is smaller.
+
+    Args:
+        header: of `encoded`.
+        start: (y, x), in pixels of the reduced image.
+        shape: (height, width) of the window. What exceeds the image is cut off.
+
+    Returns:
+        uint8 (height, width, 3), RGB; rows need not be adjacent in memory.
+
+    Raises:
+        BadSample: as `decode`, whatever the window.
+    """
+    (y, x), (rows, columns) = start, _reduced(header.size, scale)
+    height, width = min(shape[0], rows - y), min(shape[1], columns - x)
+    if header.divisible and (height, width) != (rows, columns):
+        window = turbojpeg.decode_window(encoded, header.size, scale, start, (height, width))
+        if window is not None:
+            return window
+    return _decode(encoded, header, scale)[y : y + height, x : x + width]
+
+
+def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
+    """The whole image, by OpenCV."""
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
-    except cv2.error as error:  # such as more pixels than OpenCV allows
-        raise BadSample("undecodable image") from error
-    if image is None:
-        raise BadSample("undecodable image")
+    except cv2.error as error:  # such as a side longer than OpenCV allows
+        raise BadSample(Cause.UNDECODABLE) from error
+    # The crop, and whether there is memory for the image, have been decided by the header.
+    if image is None or image.shape[:2] != _reduced(header.size, scale):
+        raise BadSample(Cause.UNDECODABLE)
     return image
-
-
-def jpeg_size(encoded: bytes) -> tuple[int, int] | None:
-    """(height, width) from a JPEG's frame header, in a few microseconds; None for anything else."""
-    if encoded[:2] != b"\xff\xd8":
-        return None
-    position = 2
-    while position + 9 <= len(encoded) and encoded[position] == 0xFF:
-        marker = encoded[position + 1]
-        if marker in _FRAME_HEADERS:
-            height, width = struct.unpack_from(">HH", encoded, position + 5)
-            return (height, width) if height and width else None
-        if marker == 0xFF:  # a fill byte
-            position += 1
-        elif marker in _STANDALONE:
-            position += 2
-        else:
-            position += 2 + int.from_bytes(encoded[position + 2 : position + 4], "big")
-    return None
 
 
 def reduction(window: tuple[int, int], target: tuple[int, int]) -> int:
     """The largest of 8, 4, 2, 1 at which a window of (height, width) pixels still covers `target` pixels."""
     return next((s for s in (8, 4, 2) if window[0] >= target[0] * s and window[1] >= target[1] * s), 1)
+
+
+def _reduced(size: tuple[int, int], scale: int) -> tuple[int, int]:
+    return -(-size[0] // scale), -(-size[1] // scale)
+
+
+def _jpeg_header(encoded: bytes) -> Header:
+    """Find the frame header (SOF) as libjpeg does, which skips bytes between segments. Size (0, 0): there is none.
+
+    A window can be decoded alone if the whole image would be accepted whatever is below the window, and if its pixels
+    depend on nothing far from it. Of a single scan, libjpeg refuses nothing but its end before the last row, and that
+    cannot come before the file's end marker: libjpeg stops there and fills up. (Files of several scans are read to
+    their end for any window.) A progressive image may be smoothed across blocks, so it has to be decoded whole.
+    """
+    position, last = 2, len(encoded) - 10
+    while 0 < (position := encoded.find(b"\xff", position)) <= last:
+        marker = encoded[position + 1]
+        if marker in _FRAME_HEADERS:
+            precision, height, width, components = struct.unpack_from(">BHHB", encoded, position + 4)
+            sampling = encoded[position + 11 : position + 10 + 3 * components : 3]
+            divisible = (
+                marker in _BASELINE and precision == 8 and sampling in _SAMPLINGS and encoded.endswith(_JPEG_END)
+            )
+            return Header("jpeg", (height, width), divisible)
+        if marker == 0xFF:  # a fill byte
+            position += 1
+        elif marker in _BARE_MARKERS:
+            position += 2
+        elif marker in _NO_FRAME:
+            break
+        else:
+            position += 2 + max(encoded[position + 2] << 8 | encoded[position + 3], 2)
+    return Header("jpeg", (0, 0), False)
+
+
+def _png_header(encoded: bytes) -> Header:
+    """The size in the first chunk, IHDR. (0, 0) if that is something else."""
+    whole = len(encoded) >= 24 and encoded[12:16] == b"IHDR"
+    width, height = struct.unpack_from(">II", encoded, 16) if whole else (0, 0)
+    return Header("png", (height, width), False)
+
+
+def _webp_header(encoded: bytes) -> Header:
+    """The size of the canvas, or in simple files that of the picture. (0, 0) if it is nowhere."""
+    height = width = 0
+    chunk = encoded[12:16] if len(encoded) >= 30 else b""
+    if chunk == b"VP8 " and encoded[23:26] == b"\x9d\x01\x2a":
+        width, height = (side & 0x3FFF for side in struct.unpack_from("<HH", encoded, 26))
+    elif chunk == b"VP8L" and encoded[20] == 0x2F:
+        bits = int.from_bytes(encoded[21:25], "little")
+        width, height = (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    elif chunk == b"VP8X":
+        width, height = (int.from_bytes(encoded[at : at + 3], "little") + 1 for at in (24, 27))
+    return Header("webp", (height, width), False)

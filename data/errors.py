@@ -5,11 +5,26 @@ class DataError(ValueError):
     """A data set that cannot be used. The message is one line: what, where, what to do about it."""
 
 
+class Cause:
+    """Why samples cannot be used: the same few words for the same kind of damage, so that causes can be counted."""
+
+    EMPTY = "empty image"
+    UNDECODABLE = "undecodable image"
+    HUGE = "absurd dimensions"
+    NO_IMAGE = "no image"
+    NO_LABEL = "no label"
+    BAD_LABEL = "unreadable label"
+    OUTSIDE = "label outside the classes"
+    SEVERAL = "several labels"
+    CUT_SHORT = "shard cut short"
+    UNREADABLE = "unreadable shard"
+
+
 class BadSample(Exception):
     """One sample that cannot be used: the loader masks its slot and reports the cause.
 
     Attributes:
-        cause: a few words, the same for the same kind of damage, so that causes can be counted.
+        cause: one of `Cause`.
     """
 
     def __init__(self, cause: str) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from data.errors import BadSample
+from data.errors import BadSample, Cause
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 LABEL_EXTENSIONS = ("cls", "json")
@@ -34,7 +34,7 @@ def image_bytes(fields: Mapping[str, bytes]) -> bytes:
     for extension in IMAGE_EXTENSIONS:
         if extension in fields:
             return fields[extension]
-    raise BadSample("no image")
+    raise BadSample(Cause.NO_IMAGE)
 
 
 def labels(fields: Mapping[str, Bytes]) -> Labels:
@@ -50,8 +50,8 @@ def labels(fields: Mapping[str, Bytes]) -> Labels:
         if "json" in fields:
             return _from_json(bytes(fields["json"]))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise BadSample("unreadable label") from error
-    raise BadSample("no label")
+        raise BadSample(Cause.BAD_LABEL) from error
+    raise BadSample(Cause.NO_LABEL)
 
 
 def _from_cls(text: bytes) -> Labels:

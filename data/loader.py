@@ -20,10 +20,12 @@ import torch
 
 from data import fields
 from data.augment import Augment
-from data.errors import BadSample
+from data.budget import decoded_bytes
+from data.errors import BadSample, Cause
+from data.cache import Cache
 from data.index import Index
-from data.order import MASKED, SampleOrder
-from data.reader import Reader, Sample
+from data.order import MASKED, Order
+from data.reader import Lost, Reader, Sample, Statistics
 
 TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
 
@@ -34,10 +36,11 @@ def usable_cpus() -> int:
 
 
 class Bad(NamedTuple):
-    """A sample that could not be used."""
+    """A sample that could not be used. `key` is empty where not even that could be read."""
 
     sample_id: int
     key: str
+    shard: str
     cause: str
 
 
@@ -116,17 +119,22 @@ class Loader:
         slots_per_rank: slots a batch, padded with masked ones. Default and least: ceil(B / world_size).
         threads: that decode. Default: one for each CPU this process may use.
         prefetch: batches decoded ahead of the one in use.
+        num_classes: a sample with a label from here on is unusable. Default: the index's.
+        memory: bytes for samples, encoded and decoded. Default: what the order needs, and some to read ahead.
+        cache: of whole shards on a local disk.
+        mask_unreadable: a shard that stays unreadable makes its samples unusable; else it is an error.
 
     Use it in a `with`, or run it to its end, or call `close()`. Errors of the threads come out of `next()`.
 
     Raises:
         ValueError: numbers that do not fit together.
+        DataError: `memory` is too little for the order.
     """
 
     def __init__(
         self,
         index: Index,
-        order: SampleOrder,
+        order: Order,
         *,
         rank: int,
         world_size: int,
@@ -138,6 +146,10 @@ class Loader:
         slots_per_rank: int | None = None,
         threads: int | None = None,
         prefetch: int = 2,
+        num_classes: int | None = None,
+        memory: int | None = None,
+        cache: Cache | None = None,
+        mask_unreadable: bool = False,
     ) -> None:
         if not 0 <= rank < world_size:
             raise ValueError(f"rank {rank} of {world_size} workers")
@@ -148,12 +160,22 @@ class Loader:
         self._slots = range(min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
         self._size = slots_per_rank or share
         self._multi_label, self._order = index.multi_label, order
+        self._num_classes = num_classes or index.num_classes
         self._image_size, self._augment, self._seed = image_size, augment, seed
         self._steps = iter(range(start_step, stop_step))
         self._prefetch = prefetch
         self._pending: deque[_Unfinished] = deque()
         cv2.setNumThreads(1)  # one image is one thread's work; OpenCV's own threads would only fight with ours
-        self._reader = Reader(index, order, self._slots, start_step, stop_step)
+        self._reader = Reader(
+            index,
+            order,
+            self._slots,
+            start_step,
+            stop_step,
+            memory=None if memory is None else memory - decoded_bytes(self._size, image_size, prefetch),
+            cache=cache,
+            mask_unreadable=mask_unreadable,
+        )
         self._decoders = ThreadPoolExecutor(threads or usable_cpus(), thread_name_prefix="data-decode")
         self._fill()
 
@@ -171,6 +193,10 @@ class Loader:
         except BaseException:
             self.close()
             raise
+
+    def statistics(self) -> Statistics:
+        """What reading has cost so far."""
+        return self._reader.statistics()
 
     def close(self) -> None:
         """Stop the threads; batches not yet handed out are dropped. May be called twice."""
@@ -196,29 +222,37 @@ class Loader:
         slots = np.full(self._size, MASKED, np.int64)
         slots[: len(self._slots)] = self._slots
         images = torch.zeros((self._size, self._image_size, self._image_size, 3), dtype=torch.uint8)
+        epochs = np.zeros(self._size, np.int64)
+        epochs[: len(self._slots)] = self._order.epochs(step, self._slots.start, self._slots.stop)
         used = np.flatnonzero(ids != MASKED)
         tasks = [
-            self._decoders.submit(self._decode, step, ids, images.numpy(), used[first : first + TASK_SAMPLES])
+            self._decoders.submit(self._decode, step, ids, epochs, images.numpy(), used[first : first + TASK_SAMPLES])
             for first in range(0, len(used), TASK_SAMPLES)
         ]
         return _Unfinished(step, ids, slots, images, tasks, self._multi_label)
 
-    def _decode(self, step: int, ids: np.ndarray, images: np.ndarray, places: np.ndarray) -> list[Outcome]:
+    def _decode(
+        self, step: int, ids: np.ndarray, epochs: np.ndarray, images: np.ndarray, places: np.ndarray
+    ) -> list[Outcome]:
         """Decode the samples at some places of a batch into its buffer."""
-        samples = self._reader.take(step, ids[places].tolist())
-        epoch = self._order.epoch(step)
+        numbers, passes = ids[places].tolist(), epochs[places].tolist()
+        samples = self._reader.take(step, list(zip(passes, numbers, strict=True)))
         return [
-            (place, self._render(sample, images[place], epoch, int(ids[place])))
-            for place, sample in zip(places.tolist(), samples, strict=True)
+            (place, self._render(sample, images[place], epoch, number))
+            for place, sample, epoch, number in zip(places.tolist(), samples, passes, numbers, strict=True)
         ]
 
-    def _render(self, sample: Sample, image: np.ndarray, epoch: int, sample_id: int) -> fields.Labels | Bad:
+    def _render(self, sample: Sample | Lost, image: np.ndarray, epoch: int, sample_id: int) -> fields.Labels | Bad:
+        if isinstance(sample, Lost):
+            return Bad(sample_id, "", sample.shard, sample.cause)
         try:
             labels = fields.labels(sample.fields)
             if not self._multi_label and len(labels.classes) != 1:
-                raise BadSample("several labels in a single-label data set")
+                raise BadSample(Cause.SEVERAL)
+            if max(labels.classes, default=0) >= self._num_classes:
+                raise BadSample(Cause.OUTSIDE)
             encoded = fields.image_bytes(sample.fields)
             self._augment.render(encoded, image, seed=self._seed, epoch=epoch, sample_id=sample_id)
             return labels
         except BadSample as bad:
-            return Bad(sample_id, sample.key, bad.cause)
+            return Bad(sample_id, sample.key, sample.shard, bad.cause)

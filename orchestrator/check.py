@@ -9,14 +9,15 @@ from pathlib import Path
 
 from data import storage
 from data.errors import DataError
+from data.budget import needed_bytes
 from data.index import INDEX_NAME, Index, open_index
-from data.order import SampleOrder
 from data.sources.digits import pack_digits
 from orchestrator.job import Run
 from orchestrator.job_file import JobError, problem
 from orchestrator.job_sections import Model
 from orchestrator.paths import PathError, resolve_url
 from orchestrator.schedule import steps_of
+from orchestrator.training_set import TrainingSet, compose, select
 
 PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
 TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
@@ -28,14 +29,14 @@ class Inputs:
     """What a job reads, and the lengths that follow from it.
 
     Attributes:
-        train: index of the training set.
+        train: the training set.
         held_out: indexes of `data.eval`, by name.
         steps_per_epoch: of the training set, at the job's batch size.
         total_steps: length of the run.
         warmup_steps: of these, with a rising learning rate.
     """
 
-    train: Index
+    train: TrainingSet
     held_out: dict[str, Index]
     steps_per_epoch: int
     total_steps: int
@@ -58,14 +59,12 @@ def check_inputs(job: Run) -> Inputs:
         raise problem(job, "model.init_from", "this version starts every run from random weights; remove the key")
     if job.data.pack is not None:
         _pack_digits(job, job.data.pack.to)
-    train = _open(job, "data.train.url", job.data.train.url)
+    train = _training_set(job)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
-
-    settings = job.data.train
-    try:
-        order = SampleOrder(train, seed=job.seed, batch_size=job.batch_size, lanes=settings.lanes, block=settings.block)
-    except DataError as error:
-        raise problem(job, "data.train.url", str(error)) from error
+    _check_memory(job, train)
+    if job.data.cache_dir is not None:
+        _check_cache(job, job.data.cache_dir)
+    order = train.order
     total_steps = steps_of(job.schedule.length, job.batch_size, order.steps_per_epoch)
     warmup = job.schedule.warmup
     warmup_steps = 0 if warmup is None else steps_of(warmup, job.batch_size, order.steps_per_epoch)
@@ -76,6 +75,45 @@ def check_inputs(job: Run) -> Inputs:
     return Inputs(train, held_out, order.steps_per_epoch, total_steps, warmup_steps)
 
 
+def _training_set(job: Run) -> TrainingSet:
+    """Open the training set, each source of it under its own key."""
+    indexes, selections = [], []
+    for key, source in job.data.train.all_sources().items():
+        index = _open(job, f"{key}.url", source.url)
+        if source.exclude is not None:
+            exclude = _resolve(job, f"{key}.exclude", source.exclude)
+            source = source.model_copy(update={"exclude": exclude})
+        try:
+            selections.append(select(source, index))
+        except DataError as error:
+            raise problem(job, f"{key}.{'subset' if source.exclude is None else 'exclude'}", str(error)) from error
+        indexes.append(index)
+    try:
+        return compose(job.data.train, indexes, selections, seed=job.seed, batch_size=job.batch_size)
+    except DataError as error:
+        raise problem(job, "data.train.url", str(error)) from error
+
+
+def _check_memory(job: Run, train: TrainingSet) -> None:
+    """The encoded and decoded images of a worker fit into `data.memory`, with the fewest workers that the job takes."""
+    if job.data.memory is None:
+        return
+    slots = -(-job.batch_size // job.cluster.min_workers)
+    needed = needed_bytes(train.index, train.order, range(slots), job.model.image_size, job.data.prefetch)
+    if needed > job.data.memory:
+        raise problem(
+            job,
+            "data.memory",
+            f"a worker needs {needed:,} bytes for {slots:,} images a step; give more, or lower data.train.block "
+            f"({job.data.train.block}), data.train.lanes or data.prefetch",
+        )
+
+
+def _check_cache(job: Run, folder: str) -> None:
+    if "://" in folder and not folder.startswith("file://"):
+        raise problem(job, "data.cache_dir", "must be a local folder, on each node")
+
+
 def _open(job: Run, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
@@ -84,8 +122,15 @@ def _open(job: Run, key: str, url: str) -> Index:
     except DataError as error:
         raise _at(job, key, url, resolved, str(error)) from error
     if isinstance(job.model, Model) and index.num_classes > job.model.num_classes:
-        raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
+        _check_labels(job, job.model.num_classes, key, url, index)
     return index
+
+
+def _check_labels(job: Run, num_classes: int, key: str, url: str, index: Index) -> None:
+    """Stray labels beyond the classes are bad samples, to be masked; more of them are a mistake in the job."""
+    outside = sum(count for label, count in index.label_counts.items() if label >= num_classes)
+    if not index.label_counts or outside > job.data.max_bad_fraction * index.num_samples:
+        raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
 
 
 def _pack_digits(job: Run, to: str) -> None:

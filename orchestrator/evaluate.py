@@ -1,28 +1,42 @@
 """Exact held-out metrics: every image once, for any number of workers; the last batch is masked, not dropped."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from data import Loader
+from data.loader import Bad
 from model.objectives import correct_top_k, dense_targets
 from orchestrator.engine import Engine, all_reduce_sums
 
 
-def evaluate(engine: Engine, loader: Loader, *, num_classes: int, multi_label: bool) -> dict[str, float]:
+def evaluate(
+    engine: Engine,
+    loader: Loader,
+    *,
+    num_classes: int,
+    multi_label: bool,
+    report: Callable[[list[Bad]], None] = lambda bad: None,
+) -> dict[str, float]:
     """Metrics of one held-out set, equal on all ranks.
 
-    Every rank must call it at the same point with its own slices of the same order.
+    Every rank must call it at the same point with its own slices of the same order. `report` is told of images of this
+    rank that could not be used.
 
     Returns:
         `loss` and, for single-label sets, `top1` and `top5` (top-k for k = min(5, classes)); for multi-label sets
         `precision_at_1`: the share of images whose highest-scored class is one of their labels (authors' ImageNet-21k
-        and JFT validation metric). `images` is the number of images that counted.
+        and JFT validation metric). `images` is the number of images that counted, `bad_samples` of those that could not be
+        used.
     """
     names = {"precision_at_1": 1} if multi_label else {"top1": 1, "top5": min(5, num_classes)}
     zero = torch.zeros((), dtype=torch.float64, device=engine.device)
-    loss, count = zero.clone(), zero.clone()
+    loss, count, unusable = zero.clone(), zero.clone(), zero.clone()
     correct: dict[str, Tensor] = {name: zero.clone() for name in names}
     for batch in loader:
+        report(batch.bad)
+        unusable += len(batch.bad)
         labels, weights = batch.labels.to(engine.device), batch.weights.to(engine.device)
         valid = batch.valid.to(engine.device)
         for part in torch.arange(len(valid)).split(engine.micro_batch):
@@ -34,8 +48,7 @@ def evaluate(engine: Engine, loader: Loader, *, num_classes: int, multi_label: b
             count += keep.sum()
             for name, k in names.items():
                 correct[name] += (correct_top_k(logits, targets, k) & keep).sum()
-    totals = all_reduce_sums([loss, count, *correct.values()])
-    images = totals[1]
-    metrics = {"loss": totals[0] / max(images, 1.0), "images": images}
-    metrics.update({name: total / max(images, 1.0) for name, total in zip(names, totals[2:], strict=True)})
+    loss_sum, images, bad, *hits = all_reduce_sums([loss, count, unusable, *correct.values()])
+    metrics = {"loss": loss_sum / max(images, 1.0), "images": images, "bad_samples": bad}
+    metrics.update({name: total / max(images, 1.0) for name, total in zip(names, hits, strict=True)})
     return metrics

@@ -16,19 +16,21 @@ import torch.distributed as dist
 import yaml
 
 import model
-from data import Index, open_index
-from data.loader import Bad, Batch
+from data import Loader, open_index
+from data.loader import Batch
 from orchestrator.accounting import Totals
 from orchestrator.devices import device_peak
 from orchestrator.engine import Engine, StepResult, all_reduce_sums
 from orchestrator.job import PretrainJob
 from orchestrator.progress import Progress
+from orchestrator.quarantine import Quarantine
 from orchestrator.run_folder import write_summary
 from orchestrator.tracking import RunDescription, TrackedDataset, Tracker
+from orchestrator.training_set import TrainingSet
 from orchestrator.wording import count
 
+COUNTS = ("images", "bad_samples")  # metrics of a held-out set that are not worth a word each time
 SHOW_SECONDS = 0.5  # between two updates of the progress bar
-SHOWN_BAD = 5  # bad samples that a worker names; all are counted
 
 
 class History:
@@ -37,7 +39,7 @@ class History:
     Args:
         job, run_url, run_id: the run; its folder; its identity in MLflow.
         board: the progress actor.
-        index: of the training set.
+        data: the training set.
         total_steps: length of the run.
     """
 
@@ -47,7 +49,7 @@ class History:
         run_url: str,
         run_id: str,
         board: Any,
-        index: Index,
+        data: TrainingSet,
         engine: Engine,
         *,
         total_steps: int,
@@ -59,16 +61,22 @@ class History:
         self._flops_per_image = model.training_flops(job.model.vit_config())
         self._valid = torch.zeros((), dtype=torch.float64, device=engine.device)
         self._result: StepResult | None = None
-        self._steps, self._bad, self._waited, self._stalled = 0, 0, 0.0, 0.0
+        self._steps, self._waited, self._stalled = 0, 0.0, 0.0
+        self._loader: Loader | None = None
+        self._order, self._epoch = data.order, 0
+        self.quarantine = Quarantine(
+            run_url, limit=job.data.max_bad_fraction, set_size=data.order.num_samples, device=engine.device
+        )
         self._progress = Progress(total_steps=total_steps, workers=self._world)
         self._shown = 0.0
         self.latest: dict[str, float] = {}
-        self._tracker = self._connect(job, run_id, index) if self._talks else None
+        self._tracker = self._connect(job, run_id, data) if self._talks else None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.quarantine.close()
         if kind is not None and self._tracker is not None:
             self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
 
@@ -79,6 +87,7 @@ class History:
         """
         self._totals = totals
         self.latest = dict(latest)
+        self.quarantine.resume(latest)
         self._hold()
         self._window = self._first = self._totals
         self._progress.step, self._progress.note = step, ""
@@ -86,9 +95,9 @@ class History:
             self.say(f"continuing at step {step} of {self._total_steps} on {count(self._world, 'worker')}")
         self._show(force=True)
 
-    def timed(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def timed(self, batches: Loader) -> Iterator[Batch]:
         """The batches, counting the time that training waits for them."""
-        iterator = iter(batches)
+        self._loader, iterator = batches, iter(batches)
         while True:
             asked = time.monotonic()
             batch = next(iterator, None)
@@ -97,20 +106,18 @@ class History:
             self._waited += time.monotonic() - asked
             yield batch
 
-    def stepped(self, step: int, result: StepResult, bad: Iterable[Bad]) -> None:
+    def stepped(self, step: int, result: StepResult, batch: Batch) -> None:
         """Note a step; `step` is the number of steps done with it."""
         self._valid += result.valid
         self._result = result
         self._steps += 1
-        for sample in bad:
-            self._bad += 1
-            if self._bad <= SHOWN_BAD:
-                self.say(f"masked bad sample {sample.key}: {sample.cause}")
+        self.quarantine.add(batch.bad, slots=int(batch.valid.sum()) + len(batch.bad))
+        self._epoch = self._order.epoch(batch.step)
         self._progress.step = step
         self._show()
 
     def settle(self) -> Totals:
-        """Bring the totals up to the last step. On a GPU this waits for it."""
+        """Bring the totals and the account of bad samples up to the last step. Collective; a GPU is waited for."""
         samples = round(float(self._valid))
         seconds = self._elapsed()
         self._totals = self._totals.add(
@@ -123,14 +130,20 @@ class History:
         )
         self._valid.zero_()
         self._steps = 0
+        for message in self.quarantine.collect(self._epoch):
+            self.say(message)
+        self.latest.update(self.quarantine.metrics())
         return self._totals
 
     def log_training(self, step: int, *, lr: float, gradient_norm: float, epoch: float) -> None:
-        """A point of the training curves. The loss is that of this step: the mean over its valid samples."""
+        """A point of the training curves. The loss is that of this step: the mean over its valid samples.
+
+        Raises:
+            TooManyBadSamples: on all ranks alike.
+        """
         assert self._result is not None
-        loss_sum, bad = all_reduce_sums(
-            [self._result.loss_sum, torch.tensor(float(self._bad), device=self._valid.device)]
-        )
+        reading = self._reading()
+        loss_sum, read, used, retries = all_reduce_sums([self._result.loss_sum, *reading])
         loss = loss_sum / max(1.0, float(self._result.valid))
         totals = self.settle()
         window, self._window = totals - self._window, totals
@@ -147,16 +160,20 @@ class History:
                 "train/gradient_norm": gradient_norm,
                 "train/epoch": epoch,
                 "train/samples": totals.samples,
-                "train/bad_samples": bad,
+                **self.quarantine.metrics(),
                 "speed/images_per_second": rate,
                 "speed/mfu": window.mfu,
                 "speed/data_wait_fraction": min(1.0, self._waited / seconds) if seconds else 0.0,
+                "data/bytes_read": read,
+                "data/bytes_read_over_used": read / max(used, 1.0),
+                "data/retries": retries,
                 "speed/checkpoint_stall_seconds": self._stalled,
                 **totals.metrics(),
             },
         )
         self._waited = 0.0
         self._show(force=True)
+        self.quarantine.check()
 
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Points of the held-out sets; call `settle` before the evaluation starts."""
@@ -165,7 +182,7 @@ class History:
             step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
         )
         for name, found in results.items():
-            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric != "images")
+            shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in COUNTS)
             if self._talks:
                 self.say(f"step {step}: {name}: {shown}")
 
@@ -207,9 +224,20 @@ class History:
         write_summary(self._run_url, summary)
         self._show(force=True)
 
-    def _connect(self, job: PretrainJob, run_id: str, index: Index) -> Tracker:
-        sets: list[tuple[str, str, Index]] = [("train", "train", index)]
-        sets += [("eval", name, open_index(held_out.url)) for name, held_out in job.data.eval.items()]
+    def _reading(self) -> list[torch.Tensor]:
+        """Bytes read, bytes used and repeated requests of this rank since the attempt began."""
+        assert self._loader is not None
+        found = self._loader.statistics()
+        numbers = (found.bytes_read, found.bytes_used, found.retries)
+        return [torch.tensor(float(number), device=self._valid.device) for number in numbers]
+
+    def _connect(self, job: PretrainJob, run_id: str, data: TrainingSet) -> Tracker:
+        sets = [
+            TrackedDataset("train", "train", data.index.url, data.digest, data.order.num_samples, data.index.num_classes)
+        ]
+        for name, held_out in job.data.eval.items():
+            index = open_index(held_out.url)
+            sets.append(TrackedDataset("eval", name, index.url, index.digest, index.num_samples, index.num_classes))
         resolved = job.model_dump(mode="json")
         description = RunDescription(
             uri=job.tracking.uri,
@@ -219,10 +247,7 @@ class History:
             job=resolved,
             job_yaml=yaml.safe_dump(resolved, sort_keys=False),
             tags={**job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
-            datasets=[
-                TrackedDataset(context, name, i.url, i.digest, i.num_samples, i.num_classes)
-                for context, name, i in sets
-            ],
+            datasets=sets,
         )
         fs, folder = fsspec.core.url_to_fs(self._run_url)
         local = "file" in fs.protocol

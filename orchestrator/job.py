@@ -200,8 +200,8 @@ def _check_warmup(schedule: Schedule) -> None:
 
 
 def _check_lanes(lanes: int | None, batch_size: int) -> None:
-    if lanes is not None and batch_size % lanes:
-        raise ImpossibleValue("data.train.lanes", f"does not divide batch_size = {batch_size}")
+    if lanes is not None and lanes > batch_size:
+        raise ImpossibleValue("data.train.lanes", f"more than batch_size = {batch_size}")
 
 
 def _check_resize(augment: Augment | HeldOutAugment, model: Encoder, key: str) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import annotated_types
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from orchestrator.job_values import Duration, Section
+from orchestrator.job_values import Duration, Section, size_in_bytes
 
 PLACEHOLDER = "NAME"  # stands for a name that the user chooses, as in data.eval.NAME.url
 PLAIN_TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or false", Any: "anything"}
@@ -151,6 +152,8 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
         return f"a mapping of names to {type_text(args[1])}"
     if annotation is Duration:
         return "a duration such as {steps: 1000}, {epochs: 1.5} or {images: 4096}"
+    if any(isinstance(item, BeforeValidator) and item.func is size_in_bytes for item in _flat(metadata)):
+        return "a size such as 4GiB or 500MB"
     if annotation in PLAIN_TYPES:
         return PLAIN_TYPES[annotation] + _limits(metadata)
     return f"a section with {', '.join(children(annotation))}"
@@ -171,7 +174,6 @@ def any_of(words: Sequence[str]) -> str:
 
 def _limits(metadata: Sequence[Any]) -> str:
     """The bounds among a field's metadata, to stand after its type: ` > 0`, ` >= 0 and < 1`."""
-    flat = [limit for item in metadata for limit in (item.metadata if isinstance(item, FieldInfo) else [item])]
     signs = {
         annotated_types.Gt: (">", "gt"),
         annotated_types.Ge: (">=", "ge"),
@@ -179,13 +181,17 @@ def _limits(metadata: Sequence[Any]) -> str:
         annotated_types.Le: ("<=", "le"),
     }
     bounds = []
-    for limit in flat:
+    for limit in _flat(metadata):
         if type(limit) in signs:
             sign, attribute = signs[type(limit)]
             bounds.append(f"{sign} {getattr(limit, attribute)}")
         elif getattr(limit, "pattern", None):
             bounds.append(f"matching {limit.pattern}")
     return "".join(f" {bound}" if i == 0 else f" and {bound}" for i, bound in enumerate(bounds))
+
+
+def _flat(metadata: Sequence[Any]) -> list[Any]:
+    return [found for item in metadata for found in (item.metadata if isinstance(item, FieldInfo) else [item])]
 
 
 # ---------------------------------------------------------------------------------------------------------- suggestions

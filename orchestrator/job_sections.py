@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
-from orchestrator.job_values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text
+from orchestrator.job_values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Size, Text
 
 if TYPE_CHECKING:
     from model.variants import ViTConfig
@@ -98,6 +98,9 @@ class HeldOutAugment(Section):
         return self
 
 
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
+
+
 class DataSet(Section):
     """A set of labelled images."""
 
@@ -105,14 +108,54 @@ class DataSet(Section):
     """Folder of WebDataset shards with an index.json: local, gs://, s3:// ..."""
 
 
-class TrainSet(DataSet):
+class Source(DataSet):
+    """One of several sets to train on."""
+
+    weight: Positive | None = None
+    """Its share of every batch, relative to the other sources'; all have one or none has. null = by size: the sources
+    are one large set."""
+    subset: Count | None = None
+    """Train on this many images of it: always the same ones, and a part of every larger subset. null = all."""
+    exclude: Text | None = None
+    """URL of a list of images to leave out, as `python -m data dedup` writes it; null = none."""
+
+
+class TrainSet(Section):
     """The training set and the order it is read in."""
 
+    url: Text | None = None
+    """Folder of WebDataset shards with an index.json: local, gs://, s3:// ...; null where sources are given."""
+    subset: Count | None = None
+    """Train on this many images: always the same ones, and a part of every larger subset. null = all."""
+    exclude: Text | None = None
+    """URL of a list of images to leave out, as `python -m data dedup` writes it; null = none."""
+    sources: dict[SetName, Source] = Field(default={})
+    """Several sets in one run by name, in place of url, subset and exclude. Their order counts."""
     lanes: Count | None = None
-    """Places of the set that a batch is gathered from; divides batch_size. null = the largest divisor up to 64."""
+    """Places of the set that a batch is gathered from, at most batch_size; null = 64 where the batch has as many."""
     block: Count = 1024
     """Samples of a lane that are shuffled together."""
     augment: Augment = Augment(crop="inception", flip=True)
+
+    @model_validator(mode="after")
+    def _one_way_to_say_it(self) -> Self:
+        if not self.sources:
+            if self.url is None:
+                raise ImpossibleValue("url", "missing; give the folder of the training set, or several in sources")
+            return self
+        for key in ("url", "subset", "exclude"):
+            if getattr(self, key) is not None:
+                raise ImpossibleValue(key, "not beside sources; give it to one of them")
+        unweighted = [name for name, source in self.sources.items() if source.weight is None]
+        if 0 < len(unweighted) < len(self.sources):
+            raise ImpossibleValue(f"sources.{unweighted[0]}.weight", "missing; other sources have one")
+        return self
+
+    def all_sources(self) -> dict[str, Source]:
+        """The sets to train on, by the key that describes each: `sources`, or the single one of `url`."""
+        if self.url is None:
+            return {f"data.train.sources.{name}": source for name, source in self.sources.items()}
+        return {"data.train": Source(url=self.url, subset=self.subset, exclude=self.exclude)}
 
 
 class HeldOutSet(DataSet):
@@ -128,17 +171,29 @@ def _without_nulls(sets: Any) -> Any:
     return {name: keys for name, keys in sets.items() if keys is not None} if isinstance(sets, dict) else sets
 
 
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
 NullableSets = BeforeValidator(_without_nulls, json_schema_input_type=dict[str, HeldOutSet | None] | None)
 
 
 class Reading(Section):
     """How images are read."""
 
-    threads: Count | None = None
-    """Decoding threads of a worker; null = one for each of its CPUs."""
+    workers: Count | None = None
+    """Threads that decode, in each training worker; null = one for each of its CPUs."""
     prefetch: Count = 2
     """Batches that are decoded ahead."""
+    memory: Size | None = None
+    """Memory of a training worker for images, encoded and decoded, such as 4GiB; null = what the order needs and
+    256 MiB to read ahead."""
+    cache_dir: Text | None = None
+    """Folder on a local disk where the workers of a node keep shards from remote storage, whole and verified by their
+    checksums; null = no cache."""
+    cache_size: Size = 100 * 2**30
+    """Most that the cache of a node may hold; the shards used longest ago make room."""
+    max_bad_fraction: Rate = 0.05
+    """Images of an epoch that may be unusable (masked, counted by cause, listed in quarantine.jsonl) before the run
+    stops."""
+    unreadable: Literal["stop", "mask"] = "stop"
+    """A shard that stays unreadable after all retries: stop stops the run, mask masks its images as bad ones."""
 
 
 class Pack(Section):

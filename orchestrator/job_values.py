@@ -3,15 +3,34 @@
 Values are never coerced: text is not a number, and `true` is not 1.
 """
 
-from typing import Annotated, Self
+import re
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 Text = Annotated[str, Field(min_length=1)]
+
+
+UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+UNITS |= {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def size_in_bytes(value: Any) -> Any:
+    """`4GiB` as a number of bytes; anything but text is left to the checks of a number."""
+    if not isinstance(value, str):
+        return value
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value)
+    if found is None or found[2] not in UNITS:
+        raise ValueError(f"expected a size such as 4GiB or 500MB ({', '.join(UNITS)})")
+    return round(float(found[1]) * UNITS[found[2]])
+
+
+Size = Annotated[Count, BeforeValidator(size_in_bytes, json_schema_input_type=int | str)]
+"""Bytes, as a number or with a unit."""
 
 
 class ImpossibleValue(ValueError):

@@ -21,6 +21,11 @@ from orchestrator.ray_auth import cluster_is_named
 from orchestrator.run_folder import forget_rays_snapshot, run_url
 from orchestrator.worker import train
 
+STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
+    *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    "DATA_REQUEST_SECONDS",
+)
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -45,7 +50,8 @@ def launch(job: PretrainJob, run_id: str) -> None:
 
     Raises:
         JobError: there is no cluster where one is named, or this machine can never give what the job asks for.
-        RunFailed: workers failed more often than `cluster.max_failures`, or Ray itself did.
+        RunFailed: workers failed more often than `cluster.max_failures`, ended the run because of its data, or Ray
+            itself failed.
         KeyboardInterrupt: stopped by the user.
     """
     url = run_url(job)
@@ -84,6 +90,8 @@ def launch(job: PretrainJob, run_id: str) -> None:
             raise RunFailed(root_cause(error)) from error
         except SystemExit as stop:  # Ray Train's own answer to Ctrl-C
             raise KeyboardInterrupt from stop
+        if reason := ray.get(board.stopped.remote()):
+            raise RunFailed(reason)
 
 
 def connect(job: PretrainJob) -> None:
@@ -121,8 +129,9 @@ def connect(job: PretrainJob) -> None:
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:
-    """Environment of every worker."""
+    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on."""
     return {
+        **{name: os.environ[name] for name in STORE_ADDRESSES if name in os.environ},
         "DS_ACCELERATOR": "cuda" if gpu else "cpu",
         # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),

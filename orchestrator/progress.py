@@ -40,6 +40,7 @@ class Board:
     def __init__(self) -> None:
         self._progress = Progress()
         self._messages: list[str] = []
+        self._stopped = ""
 
     def update(self, progress: Progress) -> None:
         """Replace the progress shown."""
@@ -48,6 +49,14 @@ class Board:
     def say(self, message: str) -> None:
         """A line that the driver prints once."""
         self._messages.append(message)
+
+    def stop(self, reason: str) -> None:
+        """The workers ended the run themselves; every rank says so."""
+        self._stopped = reason
+
+    def stopped(self) -> str:
+        """Why the workers ended the run before its end; empty if they did not."""
+        return self._stopped
 
     def read(self) -> tuple[Progress, list[str]]:
         """The progress and the messages since the last read."""

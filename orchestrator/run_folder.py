@@ -24,9 +24,12 @@ RUN, JOB, SUMMARY = "run.json", "job.yaml", "summary.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 # What may differ from one start of a run to the next without changing what is computed. The training set is compared by
-# the digest of its index, so it may move.
+# the digest of its indexes and of the choice among their samples, so it may move.
 FREE_SECTIONS = {"parallel", "cluster", "checkpoint", "evaluate", "tracking"}
-FREE_DATA_KEYS = {"pack", "eval", "threads", "prefetch"}
+FREE_DATA_KEYS = {
+    *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
+}
+FREE_SOURCE_KEYS = {"url", "exclude"}  # these may move; the digest tells what they hold
 
 
 def absolute(job: PretrainJob) -> PretrainJob:
@@ -34,7 +37,11 @@ def absolute(job: PretrainJob) -> PretrainJob:
     fields = job.model_dump(mode="json")
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
     fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
-    fields["data"]["train"]["url"] = resolve_url(job.data.train.url)
+    train = fields["data"]["train"]
+    for source in (train, *train["sources"].values()):
+        source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}
+    if job.data.cache_dir is not None:
+        fields["data"]["cache_dir"] = resolve_url(job.data.cache_dir)
     if job.data.pack is not None:
         fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
     for held_out in fields["data"]["eval"].values():
@@ -54,7 +61,7 @@ def claim(job: PretrainJob, digest: str) -> str:
 
     Args:
         job: with absolute URLs.
-        digest: of the training set's index.
+        digest: of the training set (`training_set.py`).
 
     Raises:
         JobError: the folder holds a run of another recipe or other training data, which this job must not continue, or
@@ -64,7 +71,7 @@ def claim(job: PretrainJob, digest: str) -> str:
     if storage.exists(f"{folder}/{RUN}"):
         run = _read(job, RUN)
         before, now = recipe(_read(job, JOB)), recipe(fields)
-        before["data.train (digest of its index)"], now["data.train (digest of its index)"] = run.get("train"), digest
+        before["data.train (digest of its samples)"], now["data.train (digest of its samples)"] = run.get("train"), digest
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]
@@ -106,7 +113,12 @@ def recipe(fields: dict[str, Any]) -> dict[str, Any]:
     kept = {section: value for section, value in fields.items() if section not in FREE_SECTIONS}
     kept["parallel"] = {"precision": fields["parallel"]["precision"]}
     kept["data"] = {key: value for key, value in fields["data"].items() if key not in FREE_DATA_KEYS}
-    kept["data"]["train"] = {key: value for key, value in fields["data"]["train"].items() if key != "url"}
+    train = {key: value for key, value in fields["data"]["train"].items() if key not in FREE_SOURCE_KEYS}
+    train["sources"] = {
+        name: {key: value for key, value in source.items() if key not in FREE_SOURCE_KEYS}
+        for name, source in train.get("sources", {}).items()
+    }
+    kept["data"]["train"] = train
     return dict(_flat(kept, ""))
 
 

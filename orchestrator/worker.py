@@ -6,8 +6,10 @@ and t. A restart restores weights, optimizer state, t and the accounting totals,
 
 import math
 import time
+from functools import partial
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -15,7 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 import model
-from data import Augment, Index, Loader, SampleOrder, open_index
+from data import Augment, Index, Loader, Order, SampleOrder, open_index
+from data.cache import Cache
 from data.splitmix import key, stream
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.accounting import Totals
@@ -29,26 +32,31 @@ from orchestrator.job_sections import Duration, HeldOutAugment
 from orchestrator.job_sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
 from orchestrator.memory import auto_micro_batch, device_memory
+from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.saver import Saver
 from orchestrator.schedule import is_time, learning_rate, steps_of
+from orchestrator.training_set import open_training_set
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
 
 
 def train(config: dict[str, Any]) -> None:
-    """What each Ray Train worker runs.
+    """What each Ray Train worker runs. A run that must not go on ends here, on all ranks alike, and is not restarted.
 
     Args:
         config: `job`, the resolved job as plain data with absolute URLs; `run_url`, the run's folder; `run_id`, its
             identity in MLflow; `board`, the progress actor.
     """
-    job, run_url = PretrainJob.model_validate(config["job"]), config["run_url"]
+    try:
+        _train(PretrainJob.model_validate(config["job"]), config["run_url"], config["run_id"], config["board"])
+    except TooManyBadSamples as stop:
+        ray.get(config["board"].stop.remote(str(stop)))
 
+
+def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
     # Data: the order says which samples make up a step, whoever trains them.
-    index = open_index(job.data.train.url)
-    order = SampleOrder(
-        index, seed=job.seed, batch_size=job.batch_size, lanes=job.data.train.lanes, block=job.data.train.block
-    )
+    data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
+    order = data.order
 
     def steps(duration: Duration) -> int:
         return steps_of(duration, job.batch_size, order.steps_per_epoch)
@@ -59,14 +67,14 @@ def train(config: dict[str, Any]) -> None:
 
     # Model and optimizer, the same on every rank and sharded by DeepSpeed; then where an earlier attempt left them.
     engine = _build_engine(job)
-    with History(job, run_url, config["run_id"], config["board"], index, engine, total_steps=total_steps) as history:
+    with History(job, run_url, run_id, board, data, engine, total_steps=total_steps) as history:
         restored = restore(engine, run_url, warn=history.say)
         start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
         history.begin(start, totals, restored.metrics if restored else {})
         saver = Saver(engine, run_url, job.checkpoint.keep)
         ledger = Ledger(run_url, dist.get_rank(), _on_all_ranks(time.time_ns())[0])
 
-        with _loader(job, index, order, engine, job.data.train.augment, start, total_steps) as batches:
+        with _loader(job, data.index, order, engine, job.data.train.augment, start, total_steps) as batches:
             for batch in history.timed(batches):
                 lr = learning_rate(
                     batch.step,
@@ -79,7 +87,7 @@ def train(config: dict[str, Any]) -> None:
                 seeds = dropout_seeds(job.seed, batch.step, batch.slots, job.batch_size) if job.model.dropout else None
                 result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
                 step = batch.step + 1  # steps done
-                history.stepped(step, result, batch.bad)
+                history.stepped(step, result, batch)
                 if job.tracking.record_samples:
                     ledger.record(batch.step, batch.ids, batch.valid)
 
@@ -144,7 +152,13 @@ def _evaluate_all(job: PretrainJob, engine: Engine, history: History) -> dict[st
         index = open_index(held_out.url)
         order = SampleOrder(index, batch_size=job.batch_size, shuffle=False)
         with _loader(job, index, order, engine, held_out.augment, 0, order.steps_per_epoch) as batches:
-            results[name] = evaluate(engine, batches, num_classes=job.model.num_classes, multi_label=index.multi_label)
+            results[name] = evaluate(
+                engine,
+                batches,
+                num_classes=job.model.num_classes,
+                multi_label=index.multi_label,
+                report=partial(history.quarantine.add_held_out, name),
+            )
     history.note("")
     return results
 
@@ -152,7 +166,7 @@ def _evaluate_all(job: PretrainJob, engine: Engine, history: History) -> dict[st
 def _loader(
     job: PretrainJob,
     index: Index,
-    order: SampleOrder,
+    order: Order,
     engine: Engine,
     augment: TrainAugment | HeldOutAugment,
     start: int,
@@ -169,8 +183,12 @@ def _loader(
         start_step=start,
         stop_step=stop,
         slots_per_rank=engine.micro_batch * engine.micro_batches,
-        threads=job.data.threads or max(1, int(job.cluster.resources_per_worker.get("CPU", 1))),
+        threads=job.data.workers or max(1, int(job.cluster.resources_per_worker.get("CPU", 1))),
         prefetch=job.data.prefetch,
+        num_classes=job.model.num_classes,
+        memory=job.data.memory,
+        cache=None if job.data.cache_dir is None else Cache(job.data.cache_dir, job.data.cache_size),
+        mask_unreadable=job.data.unreadable == "mask",
     )
 
 

@@ -3,23 +3,55 @@ import random
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp
-from torch.nn.functional import interpolate
 
 from data import Augment
-from data.augment import Geometry, draw, inception_window
+from data.augment import Geometry, averaged, draw, inception_window, reduced_window
 from data.decode import decode, reduction
 from data.errors import BadSample
 from data.splitmix import Draws, Purpose, key
 
 
 def scaled(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Bilinear with half-pixel centres, by torch: float (height, width, 3)."""
-    tensor = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].double()
-    return interpolate(tensor, size=(height, width), mode="bilinear", align_corners=False)[0].permute(1, 2, 0).numpy()
+    """Bilinear with half-pixel centres, by formula: float (height, width, 3)."""
+    result = image.astype(float)
+    for axis, (size, target) in enumerate(zip(image.shape, (height, width), strict=False)):
+        place = np.clip((np.arange(target) + 0.5) * size / target - 0.5, 0, size - 1)
+        before = np.minimum(place.astype(int), max(size - 2, 0))
+        part = (place - before).reshape([-1 if a == axis else 1 for a in range(3)])
+        after = np.minimum(before + 1, size - 1)
+        result = (1 - part) * result.take(before, axis) + part * result.take(after, axis)
+    return result
+
+
+def block_means(image: np.ndarray, down: int, across: int) -> np.ndarray:
+    """Means of blocks of down x across pixels, which fill the image: float."""
+    height, width = image.shape[0] // down, image.shape[1] // across
+    return image.reshape(height, down, width, across, 3).mean(axis=(1, 3))
+
+
+def reference(image: np.ndarray, scale: int, geometry: Geometry, image_size: int) -> tuple[np.ndarray, int]:
+    """What `geometry` says, step by step in floating point, of an image that the decoder has reduced by `scale`.
+
+    Returns:
+        The pixels, float, and how often a side was halved.
+    """
+    y, x = (round(start / scale) for start in geometry.window_start)
+    height, width = (max(round(side / scale), 1) for side in geometry.window)
+    window = image[y : y + height, x : x + width].astype(float)
+    factors, halvings = [1, 1], 0
+    for axis in (0, 1):
+        while window.shape[axis] > 2 * factors[axis] * geometry.canvas[axis]:
+            factors[axis] *= 2
+        halvings = max(halvings, factors[axis].bit_length() - 1)
+        left_over = window.shape[axis] % factors[axis]
+        window = window.take(range(left_over // 2, left_over // 2 + window.shape[axis] - left_over), axis)
+    canvas = scaled(block_means(window, *factors), *geometry.canvas)
+    top, left = geometry.cut_start
+    cut = canvas[top : top + image_size, left : left + image_size]
+    return (cut[:, ::-1] if geometry.flip else cut), halvings
 
 
 def rendered(augment: Augment, encoded: bytes, image_size: int, seed=0, epoch=0, sample_id=0) -> np.ndarray:
@@ -31,6 +63,70 @@ def rendered(augment: Augment, encoded: bytes, image_size: int, seed=0, epoch=0,
 def close(pixels: np.ndarray, expected: np.ndarray) -> bool:
     """OpenCV interpolates 8-bit images in fixed point: up to one level away."""
     return bool(np.abs(pixels - expected).max() <= 1.01)
+
+
+AUGMENTS = [
+    Augment("inception"),
+    Augment("inception", flip=True),
+    Augment("resize", flip=True),
+    Augment("resize_crop", resize=96, flip=True),
+    Augment("center"),
+    Augment("center", resize=120),
+]
+
+
+@pytest.mark.parametrize("augment", AUGMENTS, ids=lambda augment: f"{augment.crop}-{augment.flip}-{augment.resize}")
+@pytest.mark.parametrize(("file_format", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})])
+def test_every_crop_against_a_slow_reference(photos, encode, augment, file_format, options):
+    """OpenCV interpolates 8-bit images in fixed point: up to one level away, and half a level for each halving."""
+    scales, halved, mirrored = set(), set(), set()
+    for sample_id in range(12):
+        image = photos[sample_id % 2][: 427 - 60 * (sample_id % 5), : 640 - 100 * (sample_id % 4)]
+        encoded, image_size = encode(image, file_format, **options), (16, 50, 84)[sample_id % 3]
+        draws = Draws(key(Purpose.AUGMENT, 1, 2, sample_id))
+        geometry = augment.geometry(image.shape[:2], image_size, draws)
+        scale = reduction(geometry.window, geometry.canvas) if file_format == "JPEG" else 1
+        expected, halvings = reference(decode(encoded, scale), scale, geometry, image_size)
+        out = rendered(augment, encoded, image_size, 1, 2, sample_id)
+        assert np.abs(out - expected).max() <= 1.01 + 0.5 * halvings
+        scales.add(scale)
+        halved.add(halvings)
+        mirrored.add(geometry.flip)
+    assert len(scales) > 1 or file_format == "PNG"
+    assert len(halved) > 1 or file_format == "JPEG"
+    assert len(mirrored) == 1 + augment.flip
+
+
+@pytest.mark.parametrize(
+    ("augment", "sample", "size", "expected"),
+    [
+        (Augment("inception", flip=True), (0, 0, 0), (375, 500), ((149, 254), (191, 223), (224, 224), (0, 0), False)),
+        (Augment("inception", flip=True), (0, 0, 0), (1200, 800), ((667, 334), (373, 436), (224, 224), (0, 0), False)),
+        (
+            Augment("inception", flip=True),
+            (7, 3, 123456789),
+            (375, 500),
+            ((8, 15), (337, 389), (224, 224), (0, 0), True),
+        ),
+        (
+            Augment("inception", min_area=0.3),
+            (7, 3, 123456789),
+            (1200, 800),
+            ((115, 4), (666, 770), (224, 224), (0, 0), False),
+        ),
+        (
+            Augment("resize_crop", resize=448, flip=True),
+            (0, 0, 0),
+            (375, 500),
+            ((0, 0), (375, 500), (448, 448), (161, 79), True),
+        ),
+        (Augment("center"), (0, 0, 0), (1200, 800), ((0, 0), (1200, 800), (384, 256), (80, 16), False)),
+        (Augment("resize", flip=True), (7, 3, 123456789), (375, 500), ((0, 0), (375, 500), (224, 224), (0, 0), True)),
+    ],
+)
+def test_the_crops_of_a_run_stay_what_they_are(augment, sample, size, expected):
+    """Frozen: another crop for the same (seed, epoch, sample) would make a resumed run another run."""
+    assert augment.geometry(size, 224, Draws(key(Purpose.AUGMENT, *sample))) == expected
 
 
 def test_resize(photos, encode):
@@ -161,7 +257,8 @@ def test_jpeg_at_reduced_scale_shows_the_same_place(photos, encode, crop, sample
         window=tuple(round(side / scale) * scale for side in geometry.window),
     )
     full = np.zeros((48, 48, 3), np.uint8)
-    draw(decode(encoded), 1, snapped, full)
+    (y, x), (rows, columns) = reduced_window(snapped, 1)
+    draw(decode(encoded)[y : y + rows, x : x + columns], snapped, full)
     assert abs(displacement(reduced, full)) < 0.1
     assert abs(displacement(reduced.swapaxes(0, 1), full.swapaxes(0, 1))) < 0.1
     assert abs(displacement(reduced[1:], full[:-1])) > 0.8  # the measure does see a pixel
@@ -173,6 +270,25 @@ def test_shrinking_averages(encode):
     stripes[:, ::2] = 200
     out = rendered(Augment("resize"), encode(stripes, "PNG"), 16)
     assert np.abs(out.astype(int) - 100).max() <= 1
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_averaging_is_by_blocks(data):
+    """Each side by the least power of two that leaves at most twice the target, centred; rounded once a halving."""
+    height, width = data.draw(st.integers(1, 200)), data.draw(st.integers(1, 200))
+    target = data.draw(st.integers(1, 60)), data.draw(st.integers(1, 60))
+    image = np.random.default_rng(height * 1000 + width).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    result = averaged(image, target)
+    down, across = (
+        next(f for f in (1, 2, 4, 8, 16, 32, 64, 128) if side <= 2 * f * goal)
+        for side, goal in zip((height, width), target, strict=True)
+    )
+    assert result.shape == (height // down, width // across, 3)
+    top, left = height % down // 2, width % across // 2
+    filled = image[top : top + height // down * down, left : left + width // across * across]
+    halvings = max(down, across).bit_length() - 1
+    assert np.abs(result - block_means(filled, down, across)).max() <= 0.51 * halvings
 
 
 def test_a_strip_does_not_become_a_giant_canvas(encode):
@@ -188,7 +304,7 @@ def test_a_strip_does_not_become_a_giant_canvas(encode):
 def test_draw_fills_the_given_memory(photos):
     batch = np.zeros((3, 20, 20, 3), np.uint8)
     for place, flip in ((0, False), (2, True)):
-        draw(photos[0], 1, Geometry((10, 10), (100, 100), (20, 20), (0, 0), flip), batch[place])
+        draw(photos[0][:100, :100], Geometry((0, 0), (100, 100), (20, 20), (0, 0), flip), batch[place])
     assert batch[0].any()
     assert not batch[1].any()
     assert np.array_equal(batch[0], batch[2][:, ::-1])

@@ -15,7 +15,9 @@ import torch
 import webdataset
 from sklearn.datasets import load_digits
 
-from data import Augment, DataError, Index, Loader, SampleOrder, open_index
+from data import Augment, DataError, Index, Loader, Mixture, SampleOrder, open_index
+from data.errors import Cause
+from data.index import concatenate
 from data.pack import index_shards
 from data.sources.digits import pack_digits
 
@@ -209,7 +211,8 @@ def test_bad_samples_become_masked_slots(tmp_path, photos, encode):
     assert batch.labels[:, 0].tolist() == [0, -1, -1, -1, -1, -1, -1, 2]
     assert batch.slots.tolist() == list(range(8))
     assert not batch.images[1:7].any()
-    assert [tuple(bad) for bad in batch.bad] == [
+    assert {bad.shard for bad in batch.bad} == {f"{tmp_path}/0.tar"}
+    assert [(bad.sample_id, bad.key, bad.cause) for bad in batch.bad] == [
         (1, "k1", "undecodable image"),
         (2, "k2", "empty image"),
         (3, "k3", "undecodable image"),
@@ -228,7 +231,56 @@ def test_several_labels_in_a_single_label_set(tmp_path, photos):
     index = dataclasses.replace(index, multi_label=False)
     [[batch]] = batches(index, SampleOrder(index, batch_size=3, shuffle=False), stop_step=1)
     assert batch.labels.tolist() == [[3], [-1], [5]]
-    assert [tuple(bad) for bad in batch.bad] == [(1, "1", "several labels in a single-label data set")]
+    assert [(bad.sample_id, bad.key, bad.cause) for bad in batch.bad] == [(1, "1", Cause.SEVERAL)]
+
+
+def test_labels_outside_the_classes(train_index):
+    """Of ten digits, a loader that is told of six classes masks the other four."""
+    order = SampleOrder(train_index, batch_size=train_index.num_samples, shuffle=False)
+    [[everything]] = batches(train_index, order, stop_step=1)
+    [[batch]] = batches(train_index, order, stop_step=1, num_classes=6)
+    assert torch.equal(batch.valid, everything.labels[:, 0] < 6)
+    assert {bad.cause for bad in batch.bad} == {Cause.OUTSIDE}
+    assert [bad.sample_id for bad in batch.bad] == torch.where(~batch.valid)[0].tolist()
+
+
+def test_samples_of_a_shard_that_is_gone(tmp_path):
+    """Masked and named if the loader is told to go on; an error that names the shard if not."""
+    pack_digits(str(tmp_path))
+    index = open_index(f"{tmp_path}/train")
+    (tmp_path / "train/000001.tar").unlink()
+    order = SampleOrder(index, batch_size=64)
+    gone = set(range(int(index.starts[1]), int(index.starts[2])))
+    [worker] = batches(index, order, stop_step=order.steps_per_epoch, mask_unreadable=True)
+    bad = [bad for batch in worker for bad in batch.bad]
+    assert sorted(bad.sample_id for bad in bad) == sorted(gone)
+    assert {(bad.key, bad.shard, bad.cause) for bad in bad} == {("", index.shard_url(1), Cause.UNREADABLE)}
+    good = [number for batch in worker for number in batch.ids.tolist() if number >= 0]
+    assert sorted(good) == sorted(set(range(index.num_samples)) - gone)
+    with pytest.raises(DataError, match=r"000001\.tar"):
+        batches(index, order, stop_step=order.steps_per_epoch)
+
+
+def test_passes_of_a_mixture(digits):
+    """Two sets in one batch: each sample is cropped by its own pass over its own set."""
+    sets = [open_index(str(digits / split)) for split in ("train", "test")]
+    parts = [SampleOrder(sets[0], batch_size=8), SampleOrder(sets[1], batch_size=24)]
+    mixture, index = Mixture([(parts[0], 0), (parts[1], sets[0].num_samples)]), concatenate(sets)
+    augment = Augment("inception", flip=True)
+    step = 2 * parts[1].steps_per_epoch + 1
+    options = {"augment": augment, "seed": 9, "start_step": step, "stop_step": step + 1}
+    for [batch] in batches(index, mixture, world_size=3, **options):
+        for place, number in enumerate(batch.ids.tolist()):
+            if number < 0:
+                continue
+            own = number >= sets[0].num_samples
+            alone, first = sets[own], number - own * sets[0].num_samples
+            [[single]] = batches(alone, SampleOrder(alone, batch_size=1, shuffle=False), start_step=first, stop_step=first + 1)
+            assert batch.labels[place].item() == single.labels.item()
+            image = np.empty((8, 8, 3), np.uint8)
+            png = cv2.imencode(".png", single.images[0].permute(1, 2, 0).numpy()[..., ::-1])[1].tobytes()
+            augment.render(png, image, seed=9, epoch=2 if own else 0, sample_id=number)
+            assert np.array_equal(batch.images[place].permute(1, 2, 0).numpy(), image)
 
 
 def test_memory_file_system():

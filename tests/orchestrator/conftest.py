@@ -5,13 +5,14 @@ import secrets
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from data.sources.digits import pack_digits
+from tests.emulators import GCS_ENVIRONMENT, S3_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -36,15 +37,16 @@ class RayHead:
     jobs: str
     environment: dict[str, str]
 
-    def start(self, *words: str, cwd: Path = ROOT) -> subprocess.Popen[str]:
-        """Start a command on the cluster."""
-        return subprocess.Popen(
-            words, cwd=cwd, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+    def start(
+        self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        """Start a command on the cluster, with more variables in its environment."""
+        env = {**self.environment, **(environment or {})}
+        return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
-    def call(self, *words: str, cwd: Path = ROOT) -> str:
+    def call(self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
         """Run a command to its end; returns what it printed. Fails the test unless its exit code is 0."""
-        process = self.start(*words, cwd=cwd)
+        process = self.start(*words, cwd=cwd, environment=environment)
         output, _ = process.communicate(timeout=300)
         assert process.returncode == 0, output
         return output
@@ -56,6 +58,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     home = tmp_path_factory.mktemp("home")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ.update(HOME=str(home), PATH=path)
+    os.environ.update({**S3_ENVIRONMENT, **GCS_ENVIRONMENT})  # a cluster's nodes have their rights to buckets
     from ray.cluster_utils import Cluster
 
     port = free_port()

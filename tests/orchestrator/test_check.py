@@ -56,8 +56,8 @@ def test_the_small_run_packs_its_images_and_knows_its_lengths(tmp_path: Path) ->
     inputs = check(
         "schedule.length={epochs: 60}", "schedule.warmup={epochs: 3}", "batch_size=128", "data.train.lanes=1"
     )
-    assert inputs.train.num_samples + inputs.held_out["test"].num_samples == IMAGES
-    assert inputs.steps_per_epoch == math.ceil(inputs.train.num_samples / 128)
+    assert inputs.train.index.num_samples + inputs.held_out["test"].num_samples == IMAGES
+    assert inputs.steps_per_epoch == math.ceil(inputs.train.index.num_samples / 128)
     assert inputs.total_steps == 60 * inputs.steps_per_epoch
     assert inputs.warmup_steps == 3 * inputs.steps_per_epoch
     assert (tmp_path / "runs/data/digits/train/index.json").exists()
@@ -110,7 +110,7 @@ def test_more_classes_than_the_head_has(packed: Path) -> None:
 
 
 def test_a_head_with_classes_to_spare_is_fine(packed: Path) -> None:
-    assert check(*at(packed), "model.num_classes=11").train.num_classes == 10
+    assert check(*at(packed), "model.num_classes=11").train.index.num_classes == 10
 
 
 def test_a_warm_up_longer_than_the_run_in_another_unit(packed: Path) -> None:
@@ -129,7 +129,7 @@ def test_where_a_run_cannot_be_written(packed: Path, tmp_path: Path) -> None:
     )
     assert line_of("checkpoint.url=gss://x/runs").startswith("checkpoint.url = gss://x/runs: ")
     assert line_of("checkpoint.url=file/runs") == f"checkpoint.url = file/runs: {tmp_path}/file is not a folder"
-    assert check(*at(packed), "checkpoint.url=new/deep/folder").train.num_samples > 0
+    assert check(*at(packed), "checkpoint.url=new/deep/folder").train.index.num_samples > 0
 
 
 def test_placeholders_and_variables_that_nobody_filled_in(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,7 @@ def digits_brute_force() -> dict[str, float]:
         "top1": float((ranks < 1).double().mean()),
         "top5": float((ranks < 5).double().mean()),
         "images": len(labels),
+        "bad_samples": 0,
     }
 
 
@@ -65,7 +66,7 @@ def test_every_held_out_image_counts_once(digits: Path, world_size: int, stage: 
     expected = run_ranks(1, digits_brute_force)[0]
     for found in run_ranks(world_size, metrics, str(digits / "test"), False, stage):
         assert found.keys() == expected.keys()
-        assert found["images"] == expected["images"]
+        assert (found["images"], found["bad_samples"]) == (expected["images"], 0)
         assert found["top1"] == pytest.approx(expected["top1"])
         assert found["top5"] == pytest.approx(expected["top5"])
         assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
@@ -94,6 +95,6 @@ def test_precision_at_one_of_several_labels(tmp_path: Path) -> None:
     expected = sum(k in labels[i] for i, k in zip(good, best, strict=True)) / 30
     for found in run_ranks(2, metrics, str(tmp_path), True, 1):
         assert found["precision_at_1"] == pytest.approx(expected)
-        assert found["images"] == 30
+        assert (found["images"], found["bad_samples"]) == (30, 1)
         assert math.isfinite(found["loss"])
         assert "top1" not in found

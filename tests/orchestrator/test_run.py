@@ -8,6 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from data import SampleOrder, open_index
+from data import SampleOrder, open_index, storage
 from orchestrator.checkpoint import MANIFEST
 from orchestrator.ledger import trained_samples
+from tests.emulators import FaultyProxy, Server, gcs_server, reached_by, s3_server
 from tests.orchestrator.conftest import ROOT, RayHead
 from tests.orchestrator.test_checkpoint import weights
 
@@ -216,6 +218,25 @@ def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str, *, bitwi
     # ignores), other rounding gives another direction. All together the weights agree.
     ours, theirs = (torch.cat([w[k] for k in sorted(w) if k.startswith("weight/")]) for w in (here, there))
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+@pytest.mark.parametrize("store", [gcs_server, s3_server])
+def test_images_from_a_store_in_bad_weather(
+    quiet: Path, ray_head: RayHead, folder: Path, store: Callable[[], AbstractContextManager[Server]]
+) -> None:
+    """A tenth of the requests fail, some stall, some are cut short: the weights are those of the run from disk."""
+    name = store.__name__
+    with store() as server:
+        with reached_by(server) as bucket:
+            for path in sorted((folder / "digits").glob("*/*")):
+                storage.write_atomic(f"{bucket}/digits/{path.parent.name}/{path.name}", path.read_bytes())
+        with FaultyProxy(server, seed=3, fail=0.1, stall=0.05, truncate=0.1) as proxy:
+            urls = {f"data.{key}.url": f"{bucket}/digits/{key.split('.')[-1]}" for key in ("train", "eval.test")}
+            environment = {"DATA_REQUEST_SECONDS": "2", **proxy.server.environment}
+            words = command(folder, name, **{"data.pack": "null", **urls})
+            ray_head.call(*words, environment=environment)
+            assert min(proxy.counts[fate] for fate in ("fail", "stall", "truncate")) > 0, proxy.counts
+    assert_as_if_nothing_happened(quiet, folder, name, bitwise=True)
 
 
 def test_submitted_from_the_projects_root(ray_head: RayHead, folder: Path) -> None:

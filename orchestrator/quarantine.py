@@ -1,0 +1,176 @@
+"""Samples that could not be used: counted by cause, listed beside the run, and too many of them stop it.
+
+    {run}/quarantine.jsonl     {"set": "train", "id": 1234, "key": "000123", "shard": "gs://...", "cause": "empty image"}
+
+A bad sample is met once an epoch. The list holds it once; the counts are of masked slots since the run began. The limit
+is on the samples of the present epoch that this attempt has seen. All numbers are sums over ranks, so that every rank
+comes to the same verdict at the same step.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from data import storage
+from data.errors import Cause
+from data.loader import Bad
+from orchestrator.engine import all_reduce_sums
+
+QUARANTINE = "quarantine.jsonl"
+FIRST_VERDICT = 10_000  # samples: a fraction of fewer says little, unless they are the whole set
+SHOWN = 5  # new bad samples that are named to the person at the terminal each time
+CAUSES = tuple(cause for name, cause in vars(Cause).items() if not name.startswith("_"))
+PREFIX = "train/bad/"  # of the metrics
+
+
+class TooManyBadSamples(Exception):
+    """More bad samples than `data.max_bad_fraction` allows. The message is one line."""
+
+
+class Quarantine:
+    """Keeps the account on every rank; rank 0 writes the list, beside training.
+
+    Args:
+        run_url: the run's folder.
+        limit: `data.max_bad_fraction`.
+        set_size: samples of the training set.
+    """
+
+    def __init__(self, run_url: str, *, limit: float, set_size: int, device: torch.device) -> None:
+        self._url = f"{run_url}/{QUARANTINE}"
+        self._limit, self._device = limit, device
+        self._first_verdict = min(set_size, FIRST_VERDICT)
+        self._new: list[dict[str, Any]] = []
+        self._new_causes: Counter[str] = Counter()
+        self._new_seen = 0
+        self._epoch, self._epoch_seen, self._epoch_bad = -1, 0, 0
+        self.counts: Counter[str] = Counter()
+        """Masked training slots of the run by cause, over all ranks, as of the last `collect`."""
+        self._listed: dict[tuple[str, int], dict[str, Any]] = {}
+        self._unwritten = False
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="quarantine")
+        self._writing: Future[None] | None = None
+        if dist.get_rank() == 0:
+            self._listed = {(entry["set"], entry["id"]): entry for entry in read_quarantine(run_url)}
+
+    def close(self) -> None:
+        """Wait until the list is written."""
+        self._writer.shutdown(wait=True)
+        if self._unwritten or (self._writing is not None and self._writing.exception()):
+            self._write(self._text())
+
+    def resume(self, metrics: dict[str, float]) -> None:
+        """Go on counting from a checkpoint's metrics."""
+        self.counts = Counter({cause: int(metrics.get(metric(cause), 0)) for cause in CAUSES})
+
+    def add(self, bad: Iterable[Bad], slots: int) -> None:
+        """Note the bad samples among this rank's `slots` used slots of a training step."""
+        self._new_seen += slots
+        for sample in bad:
+            self._new_causes[sample.cause] += 1
+            self._new.append(_entry("train", sample))
+
+    def add_held_out(self, name: str, bad: Iterable[Bad]) -> None:
+        """List bad samples of a held-out set. They do not count against the limit."""
+        self._new += [_entry(name, sample) for sample in bad]
+
+    def collect(self, epoch: int) -> list[str]:
+        """Sum up over all ranks what was added since the last time. Collective.
+
+        Args:
+            epoch: of the latest training step.
+
+        Returns:
+            On rank 0: what to tell the person at the terminal.
+        """
+        local = [self._new_seen, *(self._new_causes[cause] for cause in CAUSES), len(self._new)]
+        seen, *causes, entries = all_reduce_sums([torch.tensor(float(n), device=self._device) for n in local])
+        self.counts.update({cause: round(count) for cause, count in zip(CAUSES, causes, strict=True)})
+        self._new_seen, self._new_causes = 0, Counter()
+        messages = self._list(self._gather()) if entries else []
+        messages += self._start_writing()
+        if epoch != self._epoch:
+            self._epoch, self._epoch_seen, self._epoch_bad = epoch, 0, 0
+        self._epoch_seen += round(seen)
+        self._epoch_bad += round(sum(causes))
+        return messages
+
+    def check(self) -> None:
+        """Judge what was collected.
+
+        Raises:
+            TooManyBadSamples: on all ranks alike.
+        """
+        if self._epoch_bad > self._limit * max(self._epoch_seen, self._first_verdict):
+            raise TooManyBadSamples(self._verdict())
+
+    def metrics(self) -> dict[str, float]:
+        """The counts under the names that MLflow shows: in all, and of each cause that was met."""
+        by_cause = {metric(cause): float(count) for cause, count in self.counts.items() if count}
+        return {"train/bad_samples": float(self.counts.total()), **by_cause}
+
+    def _gather(self) -> list[dict[str, Any]]:
+        lists: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
+        dist.all_gather_object(lists, self._new)
+        self._new = []
+        return [entry for entries in lists for entry in entries]
+
+    def _list(self, entries: list[dict[str, Any]]) -> list[str]:
+        if dist.get_rank() != 0:
+            return []
+        unknown = {(entry["set"], entry["id"]): entry for entry in entries}
+        unknown = {place: entry for place, entry in unknown.items() if place not in self._listed}
+        if not unknown:
+            return []
+        self._listed |= unknown
+        self._unwritten = True
+        told = [f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}" for e in list(unknown.values())[:SHOWN]]
+        return [*told, f"... {len(unknown)} new bad samples, listed in {self._url}"] if len(unknown) > SHOWN else told
+
+    def _start_writing(self) -> list[str]:
+        """Write the list if it has changed, one write at a time. A store that is away is tried again next time."""
+        messages = []
+        if self._writing is not None and self._writing.done():
+            if error := self._writing.exception():
+                messages.append(f"{self._url} could not be written ({type(error).__name__}: {error}); trying again")
+                self._unwritten = True
+            self._writing = None
+        if self._unwritten and self._writing is None:
+            self._unwritten = False
+            self._writing = self._writer.submit(self._write, self._text())
+        return messages
+
+    def _text(self) -> str:
+        return "".join(json.dumps(self._listed[place]) + "\n" for place in sorted(self._listed))
+
+    def _write(self, text: str) -> None:
+        storage.write_atomic(self._url, text.encode())
+
+    def _verdict(self) -> str:
+        causes = ", ".join(f"{count:,} {cause}" for cause, count in self.counts.most_common() if count)
+        return (
+            f"{self._epoch_bad:,} of {self._epoch_seen:,} samples of this epoch are bad, more than "
+            f"data.max_bad_fraction = {self._limit:g} (in the run: {causes}); they are listed in {self._url}"
+        )
+
+
+def read_quarantine(run_url: str) -> list[dict[str, Any]]:
+    """The bad samples of a run: set, id, key, shard and cause of each; empty where there were none."""
+    url = f"{run_url}/{QUARANTINE}"
+    if not storage.exists(url):
+        return []
+    return [json.loads(line) for line in storage.read(url).decode().splitlines()]
+
+
+def metric(cause: str) -> str:
+    """Name of a cause's metric."""
+    return PREFIX + cause.replace(" ", "_")
+
+
+def _entry(name: str, sample: Bad) -> dict[str, Any]:
+    return {"set": name, "id": sample.sample_id, "key": sample.key, "shard": sample.shard, "cause": sample.cause}

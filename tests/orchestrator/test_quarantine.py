@@ -1,0 +1,108 @@
+"""Bad samples on two real ranks: exact counts, one list, the same verdict everywhere."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from data.errors import Cause
+from data.loader import Bad
+from orchestrator.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
+from tests.orchestrator.ranks import run_ranks
+
+
+def quarantine(run: str, *, limit: float = 0.5, set_size: int = 100) -> Quarantine:
+    return Quarantine(run, limit=limit, set_size=set_size, device=torch.device("cpu"))
+
+
+def bad(number: int, cause: str) -> Bad:
+    return Bad(number, f"key{number}", "shards/000000.tar", cause)
+
+
+def two_epochs(run: str) -> tuple[dict[str, float], list[str], dict[str, float]]:
+    """Each rank meets two bad samples of its own in each of two epochs; then the account goes on from a checkpoint."""
+    rank = dist.get_rank()
+    account = quarantine(run)
+    messages = []
+    for epoch in range(2):
+        account.add([bad(rank, Cause.EMPTY), bad(10 + rank, Cause.OUTSIDE if rank else Cause.EMPTY)], slots=50)
+        messages += account.collect(epoch)
+        account.check()
+    saved = account.metrics()
+    account.close()
+    again = quarantine(run)
+    again.resume(saved)
+    again.add_held_out("val", [bad(0, Cause.NO_LABEL)] if rank else [])
+    again.add([bad(0, Cause.EMPTY)], slots=10)
+    messages += again.collect(2)
+    again.close()
+    return saved, messages, again.metrics()
+
+
+def test_counts_and_list(tmp_path: Path) -> None:
+    results = run_ranks(2, two_epochs, str(tmp_path))
+    for saved, _, again in results:  # the same on every rank
+        assert saved == {"train/bad_samples": 8, "train/bad/empty_image": 6, "train/bad/label_outside_the_classes": 2}
+        assert again == {"train/bad_samples": 10, "train/bad/empty_image": 8, "train/bad/label_outside_the_classes": 2}
+    listed = {(entry["set"], entry["id"], entry["cause"]) for entry in read_quarantine(str(tmp_path))}
+    train = {("train", 0, Cause.EMPTY), ("train", 1, Cause.EMPTY), ("train", 10, Cause.EMPTY)}
+    assert listed == train | {("train", 11, Cause.OUTSIDE), ("val", 0, Cause.NO_LABEL)}
+    assert len((tmp_path / QUARANTINE).read_text().splitlines()) == len(listed)
+    told = results[0][1]
+    assert len([line for line in told if line.startswith("masked key")]) == len(listed)  # each is told once
+    assert results[1][1] == []
+
+
+def verdicts(run: str, limit: float, set_size: int, of_step: list[tuple[int, int, int]]) -> list[bool]:
+    """(epoch, bad, slots) of each step on each rank -> whether the run was stopped there."""
+    account = quarantine(run, limit=limit, set_size=set_size)
+    found = []
+    for epoch, count, slots in of_step:
+        account.add([bad(number, Cause.EMPTY) for number in range(count)], slots=slots)
+        account.collect(epoch)
+        try:
+            account.check()
+            found.append(False)
+        except TooManyBadSamples as stop:
+            assert str(stop).count("\n") == 0
+            assert Cause.EMPTY in str(stop)
+            assert run in str(stop)
+            found.append(True)
+    account.close()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("limit", "set_size", "of_step", "expected"),
+    [
+        (0.1, 100, [(0, 5, 50), (1, 5, 50)], [False, False]),  # exactly a tenth of 2 x 50, twice
+        (0.1, 100, [(0, 6, 50), (1, 5, 50)], [True, False]),
+        (0.1, 100, [(0, 5, 10), (0, 0, 40)], [False, False]),  # half of what was seen, a tenth of the set
+        (0.1, 10**6, [(0, 50, 50), (0, 800, 5000), (0, 400, 5000)], [False, True, True]),  # after 10,000 samples
+        (0.0, 100, [(0, 0, 50), (0, 1, 50)], [False, True]),
+    ],
+)
+def test_the_limit(
+    tmp_path: Path, limit: float, set_size: int, of_step: list[tuple[int, int, int]], expected: list[bool]
+) -> None:
+    assert run_ranks(2, verdicts, str(tmp_path), limit, set_size, of_step) == [expected, expected]
+
+
+def store_away(run: str) -> list[str]:
+    account = quarantine(run)
+    account.add([bad(1, Cause.EMPTY)], slots=10)
+    messages = account.collect(0)
+    account._writer.submit(lambda: None).result()  # the write before it is over
+    messages += account.collect(0)
+    Path(run).unlink()  # a file where the run's folder should be
+    account.close()
+    return messages
+
+
+def test_a_list_that_cannot_be_written_is_written_later(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.write_text("in the way")
+    [messages] = run_ranks(1, store_away, str(run))
+    assert any("could not be written" in line for line in messages)
+    assert [entry["id"] for entry in read_quarantine(str(run))] == [1]

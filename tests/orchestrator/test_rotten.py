@@ -1,0 +1,117 @@
+"""A run on a set in which something of everything is wrong: it trains, and the account of what is wrong is exact."""
+
+import json
+import struct
+import zlib
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import webdataset
+from sklearn.datasets import load_digits
+
+from data.errors import Cause
+from data.scan import index_shards
+from orchestrator.ledger import trained_samples
+from orchestrator.quarantine import metric, read_quarantine
+from tests.orchestrator.conftest import RayHead
+from tests.orchestrator.test_run import command, history
+
+SHARD, SHARDS, BATCH, EPOCHS = 100, 10, 64, 2
+GONE = 5  # samples of a last, small shard that disappears after indexing
+
+
+def bomb() -> bytes:
+    """A PNG of 100 bytes that claims to be 60,000 x 60,000 pixels."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)), (b"IEND", b"")]
+    packed = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in chunks)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def rotten_set(folder: Path) -> dict[tuple[str, int], str]:
+    """Write shards of digits with bad samples among them; returns {(key, id): cause}."""
+    png = [cv2.imencode(".png", np.rint(image * 255 / 16).astype(np.uint8))[1].tobytes() for image in load_digits().images[:1005]]
+    damage = {
+        Cause.EMPTY: {"png": b""},
+        Cause.UNDECODABLE: {"png": png[0][:40] + png[0][60:]},
+        Cause.HUGE: {"png": bomb()},
+        Cause.NO_IMAGE: {"png": None},
+        Cause.NO_LABEL: {"cls": None},
+        Cause.BAD_LABEL: {"cls": b"seven"},
+        Cause.OUTSIDE: {"cls": b"10"},
+    }
+    bad = {}
+    folder.mkdir(parents=True)
+    for shard in range(SHARDS + 1):
+        with webdataset.TarWriter(str(folder / f"{shard:06d}.tar")) as writer:
+            for number in range(shard * SHARD, shard * SHARD + (SHARD if shard < SHARDS else GONE)):
+                sample = {"png": png[number], "cls": str(load_digits().target[number]).encode()}
+                if number % 50 in (3, 31) and shard < SHARDS:
+                    cause = list(damage)[(number // 50 + number % 2) % len(damage)]
+                    sample |= damage[cause]
+                    bad[f"{number:06d}", number] = cause
+                fields = {field: content for field, content in sample.items() if content is not None}
+                writer.write({"__key__": f"{number:06d}", **fields})
+    index_shards(str(folder))
+    last = folder / f"{SHARDS - 1:06d}.tar"
+    content = last.read_bytes()
+    cut = content.index(b"000997.png")  # the header of the last but two: three samples are gone
+    last.write_bytes(content[: cut + 300])
+    bad |= {("", number): Cause.CUT_SHORT for number in range(997, 1000)}
+    (folder / f"{SHARDS:06d}.tar").unlink()
+    return bad | {("", SHARDS * SHARD + number): Cause.UNREADABLE for number in range(GONE)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rotten")
+
+
+@pytest.fixture(scope="module")
+def bad(folder: Path) -> dict[tuple[str, int], str]:
+    return rotten_set(folder / "shards")
+
+
+def words(folder: Path, name: str, **more: object) -> list[str]:
+    steps = EPOCHS * -(-(SHARDS * SHARD + GONE) // BATCH)
+    keys = {
+        "data.pack": "null",
+        "data.train.url": folder / "shards",
+        "data.eval": "null",
+        "data.unreadable": "mask",
+        "schedule.length.steps": steps,
+    }
+    more = {key: value for key, value in (keys | more).items() if key not in ("data.pack.to", "data.eval.test.url")}
+    found = command(folder, name, **more)
+    unwanted = {f"{key}={folder}/digits{end}" for key, end in (("data.pack.to", ""), ("data.eval.test.url", "/test"))}
+    return [word for place, word in enumerate(found) if not {word, *found[place + 1 : place + 2]} & unwanted]
+
+
+def test_it_trains_and_the_account_is_exact(
+    ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]
+) -> None:
+    assert set(bad.values()) == {c for n, c in vars(Cause).items() if n.isupper()} - {Cause.SEVERAL}
+    ray_head.call(*words(folder, "rotten"))
+    listed = read_quarantine(str(folder / "rotten"))
+    assert {(entry["key"], entry["id"]): entry["cause"] for entry in listed} == bad
+    assert all(Path(entry["shard"]).name == f"{entry['id'] // SHARD:06d}.tar" for entry in listed)
+    for cause, count in Counter(bad.values()).items():
+        assert history(folder, "rotten", metric(cause))[-1][1] == EPOCHS * count, cause
+    samples = trained_samples(str(folder / "rotten"))
+    good = set(range(SHARDS * SHARD + GONE)) - {number for _, number in bad}
+    assert Counter(number for ids in samples.values() for number in ids) == dict.fromkeys(good, EPOCHS)
+    summary = json.loads((folder / "rotten" / "summary.json").read_text())
+    assert summary["metrics"]["train/bad_samples"] == EPOCHS * len(bad)
+
+
+def test_too_many_stop_the_run(ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]) -> None:
+    process = ray_head.start(*words(folder, "stopped", **{"data.max_bad_fraction": 0.01}))
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output
+    last = output.strip().splitlines()[-1]
+    assert "data.max_bad_fraction = 0.01" in last
+    assert str(folder / "stopped" / "quarantine.jsonl") in last
+    assert "failed" not in output  # nobody restarted the workers
+    assert read_quarantine(str(folder / "stopped"))

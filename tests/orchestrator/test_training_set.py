@@ -1,0 +1,80 @@
+"""Several sources, subsets and exclusions of a job's training data, on the packed digits."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from data import DataError, open_index
+from data.exclude import Excluded, write_exclusions
+from orchestrator.job_sections import TrainSet
+from orchestrator.training_set import TrainingSet, open_training_set
+
+
+def train_set(**keys: object) -> TrainingSet:
+    return open_training_set(TrainSet.model_validate(keys), seed=3, batch_size=48)
+
+
+def epoch_of(data: TrainingSet, steps: int | None = None) -> Counter[int]:
+    return Counter(i for step in range(steps or data.order.steps_per_epoch) for i in data.order.batch(step) if i >= 0)
+
+
+@pytest.fixture
+def urls(digits: Path) -> tuple[str, str]:
+    return str(digits / "train"), str(digits / "test")
+
+
+def test_one_set_is_its_own_index(urls: tuple[str, str]) -> None:
+    data = train_set(url=urls[0])
+    assert data.digest == open_index(urls[0]).digest
+    assert epoch_of(data) == dict.fromkeys(range(data.index.num_samples), 1)
+
+
+def test_sets_without_weights_are_one_large_set(urls: tuple[str, str]) -> None:
+    data = train_set(sources={"a": {"url": urls[0]}, "b": {"url": urls[1]}})
+    total = sum(open_index(url).num_samples for url in urls)
+    assert data.index.num_samples == total
+    assert epoch_of(data) == dict.fromkeys(range(total), 1)
+    swapped = train_set(sources={"b": {"url": urls[1]}, "a": {"url": urls[0]}})
+    assert swapped.digest != data.digest
+
+
+def test_weights_are_shares_of_every_batch(urls: tuple[str, str]) -> None:
+    data = train_set(sources={"a": {"url": urls[0], "weight": 1}, "b": {"url": urls[1], "weight": 3}})
+    first, second = (open_index(url).num_samples for url in urls)
+    for step in (0, 1, 5):
+        ids = np.array(data.order.batch(step))
+        assert (ids < first).sum() == 12
+        assert (ids >= first).sum() == 36
+    steps = -(-second // 36)  # a pass over the second set
+    counts = epoch_of(data, steps)
+    assert {counts[first + number] for number in range(second)} == {1}
+    assert max(counts[number] for number in range(first)) == 1
+
+
+def test_a_subset_and_an_exclusion(urls: tuple[str, str], tmp_path: Path) -> None:
+    data = train_set(url=urls[0], subset=300)
+    chosen = epoch_of(data)
+    assert (len(chosen), set(chosen.values())) == (300, {1})
+    other_seed = open_training_set(TrainSet(url=urls[0], subset=300), seed=4, batch_size=48)
+    assert epoch_of(other_seed) == chosen  # the subset never changes, only its order
+    assert other_seed.digest == data.digest != train_set(url=urls[0]).digest
+
+    index = open_index(urls[0])
+    left_out = sorted(chosen)[:7]
+    exclusions = str(tmp_path / "exclusions.json")
+    write_exclusions(exclusions, index, [Excluded(i, "", "", 0, 0, "", "", 0, 0) for i in left_out])
+    fewer = train_set(url=urls[0], subset=300, exclude=exclusions)
+    assert set(epoch_of(fewer)) == set(chosen) - set(left_out)
+    mixed = train_set(sources={"b": {"url": urls[1]}, "a": {"url": urls[0], "exclude": exclusions}})
+    offset = open_index(urls[1]).num_samples
+    everything = range(offset + index.num_samples)
+    assert set(epoch_of(mixed)) == set(everything) - {offset + number for number in left_out}
+    with pytest.raises(DataError):
+        train_set(url=urls[1], exclude=exclusions)  # made for the other set
+
+
+def test_a_subset_larger_than_the_set(urls: tuple[str, str]) -> None:
+    with pytest.raises(DataError, match="1442"):
+        train_set(url=urls[0], subset=5000)
