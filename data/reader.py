@@ -5,118 +5,148 @@ one by one. When the worker's slots enter new lane blocks (order.py), the ids th
 over the index's coarse offsets and fetched as few long ranged reads. Samples wait here, as encoded bytes, for the
 steps that use them: on average half of each lane's block, plus what is read ahead.
 
-Several threads fetch, because one stream of an object store is slower than one worker's decoding. They never run
-further ahead than `AHEAD_BYTES`, except for what a step that is being waited for needs.
+Where a run begins, in mid-epoch or not, all its blocks are new at once. There the reads come in the order of need:
+first the stride groups of the first step's samples, then those that the second step adds, and so on. The first batch
+waits for a small part of the blocks, and nothing but short gaps is read twice.
+
+Several threads fetch, because one stream of an object store is slower than one worker's decoding, and so that a
+request that stalls holds up none but its own samples. They keep to a budget of memory: the bytes that wait, and for
+each read under way twice its length (what came, and the samples copied out of it). A read begins if it fits, or if a
+step that somebody waits for needs its block: so nothing deadlocks, and the budget must hold the order's window.
 """
 
+import bisect
+import copy
+import dataclasses
+import functools
+import math
 import threading
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
 
-from data import storage, tar
-from data.errors import DataError
-from data.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from data import storage
+from data.cache import DOWNLOAD_BYTES, Cache, ChecksumError
+from data.errors import Cause, DataError
 from data.index import Index
-from data.order import SampleOrder
+from data.order import MASKED, Order, SampleOrder
+from data.reads import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
 
 FETCH_THREADS = 4
-AHEAD_BYTES = 256 << 20
-READ_BYTES = 16 << 20  # longer needs are split, so that several threads share them and little waits unparsed
-GAP_BYTES = 1 << 20  # an unused stretch shorter than this is read through: cheaper than another request
-KEPT_FIELDS = frozenset(IMAGE_EXTENSIONS + LABEL_EXTENSIONS)
+AHEAD_BYTES = 256 << 20  # beyond the order's window, where nobody says how much memory there is
+LEAST_READ_BYTES = 1 << 20  # READ_BYTES where memory is short
+SAMPLE_BYTES = 640  # of Python objects around the fields of a sample that waits, measured
+FIRST_STEPS = 32  # read in the order of need; by then most stride groups have been needed
+MEASURED_STEPS = 4  # whose samples stand for the mean size
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One encoded sample: its key in the shard and the bytes of its image and label fields."""
+@dataclass
+class Statistics:
+    """What a reader has done so far.
 
-    key: str
-    fields: dict[str, bytes]
+    Attributes:
+        bytes_read: that came from the store.
+        bytes_used: of samples handed over.
+        requests: made to the store.
+        retries: how many of them repeated one that had failed or brought damaged bytes. What the storage libraries
+            repeat by themselves is not seen.
+        cache_hits: reads answered by the cache as it was.
+        cache_misses: reads that went to the store, or brought their shard into the cache.
+        unreadable: shards that were given up, in part or whole.
+    """
+
+    bytes_read: int = 0
+    bytes_used: int = 0
+    requests: int = 0
+    retries: int = 0
+    cache_hits: int = 0
+    cache_misses: int = 0
+    unreadable: int = 0
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
-    """One ranged read.
+class Scheduled:
+    """A read, the first step that needs it, the pass of its samples, and whether that step may come at once."""
 
-    Attributes:
-        shard: number of the shard.
-        begin, end: bytes of the shard, from one coarse offset to another.
-        first_id: sample id of the first sample in the range.
-        count: samples in the range.
-        wanted: int64, the ids to keep, ascending.
+    step: int
+    number: int
+    read: Read
+    urgent: bool
+
+
+def schedule(
+    index: Index, order: Order, slots: range, first_step: int, last_step: int, longest: int = READ_BYTES
+) -> Iterator[Scheduled]:
+    """All reads of steps first_step .. last_step-1 in the order in which they are to begin; each id in one of them."""
+    waiting: dict[int, np.ndarray] = {}  # by pass: ids of entered blocks that no read has brought yet
+    for step in range(first_step, last_step):
+        entered = order.entered(step, slots.start, slots.stop, since=first_step, until=last_step)
+        for number, ids in entered:
+            waiting[number] = np.union1d(waiting[number], ids) if number in waiting else ids
+        first = step - first_step < FIRST_STEPS
+        for number in sorted(waiting):
+            among = waiting.pop(number)
+            ids = np.intersect1d(among, _used(order, slots, step, number)) if first else among
+            for read in plan_reads(index, ids, among, longest):
+                yield Scheduled(step, number, read, urgent=first)
+                if first:
+                    among = np.setdiff1d(among, read.wanted, assume_unique=True)
+            if first and len(among):
+                waiting[number] = among
+
+
+def _used(order: Order, slots: range, step: int, number: int) -> np.ndarray:
+    """Ids of a step that are in pass `number` over their source."""
+    ids = order.slots(step, slots.start, slots.stop)
+    return ids[(ids != MASKED) & (order.epochs(step, slots.start, slots.stop) == number)]
+
+
+def window_bytes(index: Index, order: Order, slots: range) -> int:
+    """The least memory with which a reader of these slots keeps within it, in bytes.
+
+    The samples that wait at one time, at the mean size of those in the order's first batches, and the shortest reads.
     """
-
-    shard: int
-    begin: int
-    end: int
-    first_id: int
-    count: int
-    wanted: np.ndarray
+    return math.ceil(order.window(slots.start, slots.stop) * _mean_bytes(index, order)) + _reads_bytes(LEAST_READ_BYTES)
 
 
-def plan_reads(index: Index, ids: np.ndarray) -> list[Read]:
-    """The ranged reads that bring the samples `ids` (int64, ascending), in storage order."""
-    reads: list[Read] = []
-    shards = np.searchsorted(index.starts, ids, side="right") - 1
-    for number in np.unique(shards):
-        shard = index.shards[number]
-        start = int(index.starts[number])
-        wanted = ids[shards == number]
-        edges = np.append(shard.offsets, shard.bytes)  # byte range of stride group g: edges[g] .. edges[g+1]
-        for first, last in _spans(np.unique((wanted - start) // index.stride), edges):
-            low, high = first * index.stride, min(last * index.stride, shard.samples)
-            keep = wanted[np.searchsorted(wanted, start + low) : np.searchsorted(wanted, start + high)]
-            reads.append(Read(int(number), int(edges[first]), int(edges[last]), start + low, high - low, keep))
-    return reads
+def _mean_bytes(index: Index, order: Order) -> float:
+    """Mean size of the samples, sources as they are mixed: the same for all slots, so that workers agree."""
+    steps = range(min(MEASURED_STEPS, order.steps_per_epoch))
+    ids = np.concatenate([order.slots(step, 0, order.batch_size) for step in steps])
+    shards, counts = np.unique(np.searchsorted(index.starts, ids[ids != MASKED], side="right") - 1, return_counts=True)
+    sizes = [index.shards[number].bytes / index.shards[number].samples + SAMPLE_BYTES for number in shards.tolist()]
+    return float(np.average(sizes, weights=counts))
 
 
-def _spans(groups: np.ndarray, edges: np.ndarray) -> list[tuple[int, int]]:
-    """Join stride groups (ascending) into ranges (first, last + 1): short gaps are read through, long ranges split."""
-    spans: list[tuple[int, int]] = []
-    for group in groups.tolist():
-        if spans:
-            first, end = spans[-1]
-            if edges[group] - edges[end] <= GAP_BYTES and edges[group + 1] - edges[first] <= READ_BYTES:
-                spans[-1] = (first, group + 1)
-                continue
-        spans.append((group, group + 1))
-    return spans
+def _reads_bytes(longest: int) -> int:
+    """Memory of all threads' reads, when none is longer."""
+    return 2 * FETCH_THREADS * longest
 
 
-def fetch(index: Index, read: Read) -> dict[int, Sample]:
-    """Carry out one read: sample id -> sample, the bytes copied so that the rest of the range is freed.
-
-    Raises:
-        DataError: the shard is not what was indexed.
-        OSError, or what the file system raises: it cannot be read.
-    """
-    url = index.shard_url(read.shard)
-    try:
-        content = storage.read_range(url, read.begin, read.end)
-        found = list(tar.samples(tar.members(content)))
-    except FileNotFoundError as error:
-        raise _not_as_indexed(url, read, "there is no such shard") from error
-    except DataError as error:
-        raise _not_as_indexed(url, read, str(error)) from error
-    if len(found) != read.count:
-        raise _not_as_indexed(url, read, f"{len(found)} samples instead of {read.count}")
-    samples = {}
-    for sample_id in read.wanted.tolist():
-        sample = found[sample_id - read.first_id]
-        fields = {name: bytes(data) for name, data in sample.fields.items() if name in KEPT_FIELDS}
-        samples[sample_id] = Sample(sample.key, fields)
-    return samples
-
-
-def _not_as_indexed(url: str, read: Read, what: str) -> DataError:
+def _does_not_fit(index: Index, order: Order, slots: range, needed: int, memory: int) -> DataError:
+    mean, reads_bytes = _mean_bytes(index, order), _reads_bytes(LEAST_READ_BYTES)
+    block = _largest_block(order, slots, math.floor((memory - reads_bytes) / mean))
     return DataError(
-        f"{url}: not what was indexed: {what} in bytes {read.begin} to {read.end}; "
-        f"restore the shard, or index again with `python -m data pack --index-only {storage.parent(url)}`"
+        f"{storage.parent(index.url)}: samples wait for their step in up to {needed:,} bytes "
+        f"({order.window(slots.start, slots.stop):,} samples of {mean:,.0f} bytes each, and {reads_bytes:,} for "
+        f"reads), more than the {memory:,} allowed: allow more memory"
+        + (f", or set data.train.block to at most {block}" if block else "")
     )
+
+
+def _largest_block(order: Order, slots: range, samples: int) -> int:
+    """The largest block with which at most `samples` samples wait; 0 where there is none, or orders are mixed."""
+    if not isinstance(order, SampleOrder):
+        return 0
+    other = copy.copy(order)
+
+    def window(block: int) -> int:
+        other.block = block
+        return other.window(slots.start, slots.stop)
+
+    return bisect.bisect_right(range(1, order.block), samples, key=window)
 
 
 class ReaderClosed(Exception):
@@ -127,16 +157,45 @@ class Reader:
     """Reads the samples of slots start .. stop-1 for steps first_step .. last_step-1, in background threads.
 
     A context manager: leaving it stops the threads (a request under way is let finish on its own).
+
+    Args:
+        memory: bytes for samples that wait and reads under way. Default: what the order's window needs, and 256 MiB.
+        cache: of whole shards; those on a local disk already are read where they are. A shard enters when it is
+            first read, but the first steps' samples come straight from the store.
+        mask_unreadable: samples of a shard that stays unreadable are Lost; else it is an error.
+
+    Raises:
+        DataError: `memory` is less than `window_bytes`.
     """
 
-    def __init__(self, index: Index, order: SampleOrder, slots: range, first_step: int, last_step: int) -> None:
-        self._index, self._order = index, order
-        self._todo = _scheduled_reads(index, order, slots, first_step, last_step)
-        self._next = next(self._todo, None)
-        self._changed = threading.Condition()
-        self._samples: dict[tuple[int, int], Sample] = {}  # by (epoch, id): read-ahead may hold the next epoch's too
-        self._ahead: deque[tuple[int, int]] = deque()  # (step, bytes) of reads begun for steps nobody asked for yet
+    def __init__(
+        self,
+        index: Index,
+        order: Order,
+        slots: range,
+        first_step: int,
+        last_step: int,
+        *,
+        memory: int | None = None,
+        cache: Cache | None = None,
+        mask_unreadable: bool = False,
+    ) -> None:
+        self._index, self._cache, self._mask_unreadable = index, cache, mask_unreadable
+        needed = window_bytes(index, order, slots)
+        self._memory = needed + AHEAD_BYTES if memory is None else memory
+        free = self._memory - needed
+        if free < 0:
+            raise _does_not_fit(index, order, slots, needed, self._memory)
+        longest = min(READ_BYTES, LEAST_READ_BYTES + free // 2 // _reads_bytes(1))  # the other half to read ahead
+        self._todo = schedule(index, order, slots, first_step, last_step, longest)
+        self._planning = threading.Lock()  # for `_todo`; never wanted by who holds the other one
+        lock = threading.Lock()  # for all that follows
+        self._arrived, self._freed = threading.Condition(lock), threading.Condition(lock)
+        self._samples: dict[tuple[int, int], Sample | Lost] = {}  # by (pass, id)
+        self._held = 0  # bytes of the budget in use
         self._asked = first_step - 1
+        self._given_up: dict[int, str | None] = {}  # shards found unreadable; the reason where trying again is vain
+        self._statistics = Statistics()
         self._error: BaseException | None = None
         self._closed = False
         self._threads = [
@@ -145,33 +204,45 @@ class Reader:
         for thread in self._threads:
             thread.start()
 
-    def take(self, step: int, ids: Sequence[int]) -> list[Sample]:
-        """Wait for the samples `ids`, which belong to `step`, and hand them over. Each can be taken once.
+    def take(self, step: int, places: Sequence[tuple[int, int]]) -> list[Sample | Lost]:
+        """Wait for the samples of `places`, which belong to `step`, and hand them over. Each can be taken once.
+
+        Args:
+            places: (pass, sample id), as the order gives them.
 
         Raises:
-            DataError, OSError, ...: what stopped the fetching.
+            Unreadable, ...: what stopped the fetching.
             ReaderClosed: closed while waiting.
         """
-        epoch = self._order.epoch(step)
-        with self._changed:
+        with self._arrived:
             if step > self._asked:
                 self._asked = step
-                self._changed.notify_all()
-            self._changed.wait_for(
-                lambda: self._closed or self._error or all((epoch, number) in self._samples for number in ids)
+                self._freed.notify_all()
+            self._arrived.wait_for(
+                lambda: self._closed or self._error or all(place in self._samples for place in places)
             )
             if self._error:
                 raise self._error
             if self._closed:
                 raise ReaderClosed
-            return [self._samples.pop((epoch, number)) for number in ids]
+            taken = [self._samples.pop(place) for place in places]
+            self._held -= sum(map(_held_bytes, taken))
+            self._statistics.bytes_used += sum(map(_field_bytes, taken))
+            self._freed.notify_all()
+            return taken
+
+    def statistics(self) -> Statistics:
+        """What has been done so far."""
+        with self._arrived:
+            return dataclasses.replace(self._statistics)
 
     def close(self) -> None:
         """Stop fetching and wake whoever waits."""
-        with self._changed:
+        with self._arrived:
             self._closed = True
             self._samples.clear()
-            self._changed.notify_all()
+            self._arrived.notify_all()
+            self._freed.notify_all()
 
     def __enter__(self) -> Self:
         return self
@@ -181,43 +252,144 @@ class Reader:
 
     def _run(self) -> None:
         try:
-            while (scheduled := self._claim()) is not None:
-                step, read = scheduled
-                epoch = self._order.epoch(step)
-                samples = fetch(self._index, read)
-                with self._changed:
-                    if not self._closed:
-                        self._samples.update({(epoch, number): sample for number, sample in samples.items()})
-                    self._changed.notify_all()
+            while (claimed := self._claim()) is not None:
+                scheduled, cost = claimed
+                self._deliver(scheduled.number, self._fetch(scheduled), cost)
+        except Abandoned:
+            pass
         except BaseException as error:  # whatever it is, it has to reach the thread that waits in take()
-            with self._changed:
+            with self._arrived:
                 self._error = error
-                self._changed.notify_all()
+                self._arrived.notify_all()
+                self._freed.notify_all()
 
-    def _claim(self) -> tuple[int, Read] | None:
-        """The next read to do, once it may be done; None when there is none left or the reader is closed."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._error or self._next is None or self._may_read())
-            if self._closed or self._error or self._next is None:
+    def _claim(self) -> tuple[Scheduled, int] | None:
+        """The next read to do, once it may be done, and the bytes of the budget that it has taken.
+
+        None when there is none left or the reader is closed.
+        """
+        with self._planning:
+            scheduled = next(self._todo, None)
+            if scheduled is None:
                 return None
-            claimed = step, read = self._next
-            self._ahead.append((step, read.end - read.begin))
-            self._next = next(self._todo, None)
-            return claimed
+            cost = self._cost(scheduled)
+            with self._freed:
+                self._freed.wait_for(lambda: self._stopped() or self._may_begin(scheduled, cost))
+                if self._stopped():
+                    return None
+                self._held += cost
+            return scheduled, cost
 
-    def _may_read(self) -> bool:
-        while self._ahead and self._ahead[0][0] <= self._asked:
-            self._ahead.popleft()
-        assert self._next is not None
-        return self._next[0] <= self._asked or sum(length for _, length in self._ahead) < AHEAD_BYTES
+    def _stopped(self) -> bool:
+        return self._closed or self._error is not None
+
+    def _may_begin(self, scheduled: Scheduled, cost: int) -> bool:
+        return scheduled.step <= self._asked or self._held + cost <= self._memory
+
+    def _cost(self, scheduled: Scheduled) -> int:
+        """Memory that a read takes while it is under way."""
+        read = scheduled.read
+        cache = None if scheduled.urgent else self._cache_for(read)
+        shard = self._index.shards[read.shard]
+        downloads = cache is not None and cache.takes(shard) and not cache.holds(shard)
+        return 2 * (read.end - read.begin) + (DOWNLOAD_BYTES if downloads else 0)
+
+    def _deliver(self, number: int, samples: dict[int, Sample | Lost], cost: int) -> None:
+        """Hand the samples of a read, all of one pass, to whoever waits for them."""
+        with self._arrived:
+            self._held -= cost
+            if not self._closed:
+                self._held += sum(map(_held_bytes, samples.values()))
+                self._samples.update({(number, sample_id): sample for sample_id, sample in samples.items()})
+            self._arrived.notify_all()
+            self._freed.notify_all()
+
+    def _fetch(self, scheduled: Scheduled) -> dict[int, Sample | Lost]:
+        """What became of a read's samples.
+
+        A shard that was unreadable before gets one try a read, as the network may be back; none if its content is
+        wrong.
+
+        Raises:
+            Unreadable: unless unreadable samples are to be masked.
+            Abandoned: the reader is closed.
+        """
+        read = scheduled.read
+        with self._arrived:
+            suspect = read.shard in self._given_up
+            reason = self._given_up.get(read.shard)
+        try:
+            if reason is not None:
+                raise Unreadable(reason)
+            get = functools.partial(self._get, urgent=scheduled.urgent, suspect=suspect)
+            return fetch(self._index, read, get, tries=1 if suspect else PARSE_TRIES)
+        except Unreadable as error:
+            with self._arrived:
+                vain = reason is not None or isinstance(error.__cause__, ChecksumError)
+                self._given_up[read.shard] = str(error) if vain else None
+                self._statistics.unreadable = len(self._given_up)
+            if not self._mask_unreadable:
+                raise
+            lost = Lost(self._index.shard_url(read.shard), Cause.UNREADABLE)
+            return dict.fromkeys(read.wanted.tolist(), lost)
+
+    def _get(self, read: Read, attempt: int, *, urgent: bool, suspect: bool) -> bytes:
+        """The bytes of a read, from the cache or the store."""
+        shard = self._index.shards[read.shard]
+        cache = self._cache_for(read)
+        if attempt > 0:
+            self._count(retries=1)
+            if cache is not None:
+                cache.drop(shard)  # its checksum held when it entered, but the disk may have changed it since
+        downloaded = False
+
+        def download(begin: int, end: int) -> bytes:
+            nonlocal downloaded
+            downloaded = True
+            return self._from_store(read.shard, begin, end, attempts=1 if suspect else None)
+
+        content = None
+        if cache is not None and (not urgent or cache.holds(shard)):
+            content = cache.read(shard, read.begin, read.end, download)
+        if content is None:
+            content = download(read.begin, read.end)
+        if cache is not None:
+            self._count(**{"cache_misses" if downloaded else "cache_hits": 1})
+        return content
+
+    def _cache_for(self, read: Read) -> Cache | None:
+        """The cache, unless the shard lies on a disk of this machine anyway."""
+        return None if storage.is_local(self._index.shard_url(read.shard)) else self._cache
+
+    def _from_store(self, shard: int, begin: int, end: int, attempts: int | None) -> bytes:
+        self._count(requests=1)
+        content = storage.read_range(
+            self._index.shard_url(shard),
+            begin,
+            end,
+            attempts=attempts,
+            on_retry=lambda: self._count(requests=1, retries=1),
+        )
+        self._count(bytes_read=len(content))
+        return content
+
+    def _count(self, **events: int) -> None:
+        """Add to the statistics.
+
+        Raises:
+            Abandoned: the reader is closed. So nothing is requested any more, or again.
+        """
+        with self._arrived:
+            if self._closed:
+                raise Abandoned
+            for name, count in events.items():
+                setattr(self._statistics, name, getattr(self._statistics, name) + count)
 
 
-def _scheduled_reads(
-    index: Index, order: SampleOrder, slots: range, first_step: int, last_step: int
-) -> Iterator[tuple[int, Read]]:
-    """(first step that needs it, read), in the order of the steps."""
-    for step in range(first_step, last_step):
-        ids = order.entered(step, slots.start, slots.stop, since=first_step, until=last_step)
-        if len(ids):
-            for read in plan_reads(index, ids):
-                yield step, read
+def _field_bytes(sample: Sample | Lost) -> int:
+    return sum(map(len, sample.fields.values())) if isinstance(sample, Sample) else 0
+
+
+def _held_bytes(sample: Sample | Lost) -> int:
+    """Memory of a sample that waits."""
+    return _field_bytes(sample) + SAMPLE_BYTES

@@ -1,24 +1,112 @@
-"""Bytes by URL: local paths, gs://, s3://, memory:// and whatever else fsspec knows.
+"""Bytes by URL: local paths, gs://, s3://, https://, memory:// and whatever else fsspec knows.
 
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
+
+Requests fail, stall and come back short; who tries again:
+
+- gcsfs (6 times) and s3fs with botocore (5 times each) repeat what a server answers with 5xx or "slow down", and broken
+  connections, with backoff of their own. So do their streaming writes, part by part. https:// repeats nothing.
+- `patiently`, here, gives every request a time limit, their repeats included: REQUEST_SECONDS plus the time that its
+  bytes take at SLOWEST. What runs into it is cancelled, its connection closed. It and what they gave up is tried
+  again, at most ATTEMPTS times and never begun again after PATIENCE seconds, with random waits that double: their
+  repeats and ours together end within PATIENCE and one time limit. Writes that put a whole object are repeated
+  whole. Files that are missing or not ours to read, wrong names and full disks are never tried again.
+
+Variables that lead to an emulator, or to a store that speaks the same language: `STORAGE_EMULATOR_HOST` for gs://,
+`AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` spares gcsfs its search for credentials.
 """
 
+import errno
+import io
 import os
 import posixpath
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import IO, cast
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import IO, TYPE_CHECKING, TypeVar, cast
 from urllib.parse import urlsplit
 
 # gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
+import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
+from data import web
 from data.errors import DataError
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
+
+T = TypeVar("T")
+
+REQUEST_SECONDS = float(os.environ.get("DATA_REQUEST_SECONDS", "20"))  # before the first byte counts
+SLOWEST = 1e6  # bytes a second that a request must bring at the least
+ATTEMPTS = 8
+PATIENCE = 60.0  # seconds after which nothing is tried again
+FIRST_WAIT, LONGEST_WAIT = 0.4, 20.0  # upper ends of the random waits, seconds
+TRANSIENT_STATUS = frozenset([408, 425, 429])  # of the 4xx answers, those that another try may change
+FINAL_ERRORS = (
+    FileNotFoundError,
+    FileExistsError,
+    IsADirectoryError,
+    NotADirectoryError,
+    PermissionError,
+    ValueError,
+    TypeError,
+    ImportError,
+    NotImplementedError,
+)
+FINAL_NUMBERS = frozenset(  # s3fs says with EINVAL, EPERM and EMSGSIZE that a request makes no sense
+    [errno.EINVAL, errno.EPERM, errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS]
+)
+FINAL_NAMES = frozenset(  # by name, since s3fs is an extra
+    ["NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"]
+)
+S3_PACKAGE = "s3fs is not installed; run `pip install -r requirements-s3.txt`"
+
+
+class ShortRead(OSError):
+    """Fewer bytes came than the object has there."""
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same request may succeed later."""
+    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp's name, and gcsfs's
+    if str(status).isdigit() and 400 <= int(str(status)) < 500:
+        return int(str(status)) in TRANSIENT_STATUS
+    if isinstance(error, FINAL_ERRORS) or type(error).__name__ in FINAL_NAMES:
+        return False
+    if isinstance(error, OSError) and (error.errno in FINAL_NUMBERS or str(error).startswith("Forbidden")):
+        return False  # gcsfs says "Forbidden: ..." with a plain OSError
+    return isinstance(error, Exception)
+
+
+def patiently(work: Callable[[], T], *, attempts: int | None = None, on_retry: Callable[[], object] | None = None) -> T:
+    """The result of `work()`, tried again while it fails for reasons that may pass. It may be carried out repeatedly.
+
+    Args:
+        attempts: how often at most. Default: ATTEMPTS.
+        on_retry: called before each further try.
+
+    Raises:
+        Whatever the last try raised.
+    """
+
+    def before_sleep(_: tenacity.RetryCallState) -> None:
+        if on_retry is not None:
+            on_retry()
+
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(may_pass),
+        stop=tenacity.stop_after_attempt(attempts or ATTEMPTS) | tenacity.stop_before_delay(PATIENCE),
+        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
+        before_sleep=before_sleep,
+        reraise=True,
+    )
+    return retrying(work)
 
 
 def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -30,7 +118,9 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     try:
         return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
     except Exception as error:  # a back end may connect here already, and each has errors of its own
-        raise DataError(f"{url}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        missing = isinstance(error, ImportError) and url.startswith(("s3://", "s3a://"))
+        reason = S3_PACKAGE if missing else " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{url}: {reason}") from error
 
 
 @contextmanager
@@ -45,27 +135,40 @@ def reporting(url: str) -> Iterator[None]:
     except (DataError, FileNotFoundError):
         raise
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise DataError(f"{url}: cannot be opened ({type(error).__name__}: {reason})") from error
+        raise DataError(f"{url}: cannot be opened ({describe(error)})") from error
+
+
+def describe(error: BaseException) -> str:
+    """An error in a few words on one line."""
+    reason = next(iter(str(error).splitlines()), "")
+    return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def check_reachable(url: str) -> None:
-    """Try for three seconds to reach the server of a gs:// URL; other URLs pass.
+    """Try for three seconds to reach the server of a gs:// URL, or of an s3:// URL that `AWS_ENDPOINT_URL` says.
 
-    gcsfs takes most of a minute, and pages of log, to say that there is no network.
+    Their libraries take most of a minute, and pages of log, to say that there is no network. Other URLs pass.
 
     Raises:
         DataError: nobody answers there.
     """
-    if not url.startswith(("gs://", "gcs://")) or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return
-    server = urlsplit(os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com")
-    if server.hostname is None:
-        return  # an emulator's address in a form that only gcsfs understands
+    server = urlsplit(_endpoint(url) or "")
+    if server.hostname is None or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # not known, or an emulator's address in a form that only gcsfs understands
+    port = server.port or (80 if server.scheme == "http" else 443)
     try:
-        socket.create_connection((server.hostname, server.port or 443), timeout=3.0).close()
+        socket.create_connection((server.hostname, port), timeout=3.0).close()
     except OSError as error:
         raise DataError(f"{url}: cannot reach {server.hostname} ({error.strerror or error})") from error
+
+
+def _endpoint(url: str) -> str | None:
+    """The server that answers for an object store's URL, where that is known without asking the library."""
+    if url.startswith(("gs://", "gcs://")):
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    if url.startswith(("s3://", "s3a://")):
+        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return None
 
 
 def absolute(url: str) -> str:
@@ -76,6 +179,11 @@ def absolute(url: str) -> str:
 def is_absolute(url: str) -> bool:
     """Whether `url` says where it is by itself: a protocol, or a local path from the root or from home."""
     return "://" in url or url.startswith(("/", "~"))
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path of this machine."""
+    return isinstance(resolve(url)[0], LocalFileSystem)
 
 
 def join(folder: str, name: str) -> str:
@@ -93,23 +201,64 @@ def parent(url: str) -> str:
 def read(url: str) -> bytes:
     """The whole content. Raises what the file system raises: FileNotFoundError, PermissionError, OSError ..."""
     fs, path = resolve(url)
-    return cast(bytes, fs.cat_file(path))
+
+    def attempt() -> bytes:
+        if not fs.async_impl:
+            return cast(bytes, fs.cat_file(path))
+        length = _length(fs, path) or 0
+        content = cast(bytes, fs.cat_file(path, timeout=_limit(length)))
+        if len(content) < length:
+            raise ShortRead(f"{len(content)} of {length} bytes came")
+        return content
+
+    return patiently(attempt)
 
 
-def read_range(url: str, begin: int, end: int) -> bytes:
-    """Bytes begin .. end-1, in one request. Shorter when the object ends earlier."""
+def read_range(
+    url: str, begin: int, end: int, *, attempts: int | None = None, on_retry: Callable[[], object] | None = None
+) -> bytes:
+    """Bytes begin .. end-1, in one request. Shorter only when the object ends earlier.
+
+    Args:
+        attempts: how often it is tried at most. Default: ATTEMPTS.
+        on_retry: called whenever the request is made again.
+
+    Raises:
+        FileNotFoundError, PermissionError, OSError, ...: what the file system raises, after all tries.
+    """
     fs, path = resolve(url)
-    return cast(bytes, fs.cat_file(path, start=begin, end=end))
+
+    def attempt() -> bytes:
+        try:
+            content = _range(fs, path, begin, end)
+        except FileNotFoundError:
+            raise
+        except Exception as error:
+            if not may_pass(error) and (length := _length(fs, path)) is not None and length <= begin:
+                return b""  # object stores call a range that begins at the end or after it an error
+            raise
+        if len(content) < end - begin:
+            length = _length(fs, path)
+            if length is not None and begin + len(content) < length:
+                raise ShortRead(f"{len(content)} of {end - begin} bytes came")
+        return content
+
+    return patiently(attempt, attempts=attempts, on_retry=on_retry)
 
 
 def open_read(url: str, chunk: int) -> IO[bytes]:
     """A file to read from start to end in pieces of about `chunk` bytes."""
     fs, path = resolve(url)
-    return cast(IO[bytes], fs.open(path, "rb", block_size=chunk, cache_type="readahead"))
+    if isinstance(fs, LocalFileSystem):
+        return cast(IO[bytes], fs.open(path, "rb"))
+    return io.BufferedReader(_Ranges(url), chunk)
 
 
 def open_write(url: str) -> IO[bytes]:
-    """A file to write; folders are made as needed. On object stores it appears when it is closed."""
+    """A file to write; folders are made as needed. On object stores it appears when it is closed.
+
+    Parts are sent on the way; the file system repeats those that fail, as far as it does.
+    """
     fs, path = resolve(url)
     fs.makedirs(fs._parent(path), exist_ok=True)
     return cast(IO[bytes], fs.open(path, "wb"))
@@ -121,27 +270,33 @@ def write_atomic(url: str, content: bytes) -> None:
     An object store's put is atomic by itself; on a local disk the bytes go beside and are moved over.
     """
     fs, path = resolve(url)
-    fs.makedirs(fs._parent(path), exist_ok=True)
     if isinstance(fs, LocalFileSystem):
+        fs.makedirs(fs._parent(path), exist_ok=True)
         partial = f"{path}.{os.getpid()}.partial"
         fs.pipe_file(partial, content)
         os.replace(partial, path)
-    else:
-        fs.pipe_file(path, content)
+        return
+
+    def attempt() -> None:
+        fs.makedirs(fs._parent(path), exist_ok=True)
+        fs.pipe_file(path, content, **_limited(fs, len(content)))
+
+    patiently(attempt)
 
 
 def exists(url: str) -> bool:
+    """Whether there is a file or a folder."""
     fs, path = resolve(url)
-    fs.invalidate_cache()
-    return cast(bool, fs.exists(path))
+    if isinstance(fs, LocalFileSystem):
+        return cast(bool, fs.exists(path))
+    return patiently(lambda: _is_there(fs, path))
 
 
 def size(url: str) -> int | None:
     """Length in bytes, or None where there is nothing."""
     fs, path = resolve(url)
-    fs.invalidate_cache()
     try:
-        return cast(int, fs.info(path)["size"])
+        return patiently(lambda: _length(fs, path))
     except FileNotFoundError:
         return None
 
@@ -149,12 +304,86 @@ def size(url: str) -> int | None:
 def remove(url: str) -> None:
     """Delete one file; it is fine when there is none."""
     fs, path = resolve(url)
-    if fs.exists(path):
-        fs.rm_file(path)
+
+    def attempt() -> None:
+        if _is_there(fs, path):
+            fs.rm_file(path, **_limited(fs))
+
+    with suppress(FileNotFoundError):  # deleted by a try whose answer was lost
+        patiently(attempt)
 
 
 def matching(folder: str, pattern: str) -> list[str]:
     """Names in `folder` that match a glob pattern, sorted. Empty where the folder does not exist."""
     fs, path = resolve(folder)
+
+    def attempt() -> list[str]:
+        fs.invalidate_cache()
+        return cast(list[str], fs.glob(f"{path.rstrip('/')}/{pattern}", **_limited(fs)))
+
+    return sorted(posixpath.basename(found) for found in patiently(attempt))
+
+
+def _limit(length: int) -> float:
+    """Seconds that a request about `length` bytes may take."""
+    return REQUEST_SECONDS + length / SLOWEST
+
+
+def _limited(fs: fsspec.AbstractFileSystem, length: int = 0) -> dict[str, float]:
+    """The time limit as an option of a file system's method: those of object stores have it, local ones do not."""
+    return {"timeout": _limit(length)} if fs.async_impl else {}
+
+
+def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
+    """One request for bytes begin .. end-1."""
+    if web.is_web(fs):
+        return web.read_range(fs, path, begin, end, _limit(end - begin))
+    return cast(bytes, fs.cat_file(path, start=begin, end=end, **_limited(fs, end - begin)))
+
+
+def _length(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
+    """Length of an object as it is now; None where the server does not say. Raises FileNotFoundError."""
+    if web.is_web(fs):
+        return web.length(fs, path, _limit(0))
     fs.invalidate_cache()
-    return sorted(posixpath.basename(found) for found in fs.glob(f"{path.rstrip('/')}/{pattern}"))
+    return cast(int | None, fs.info(path, **_limited(fs))["size"])
+
+
+def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:
+    try:
+        _length(fs, path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+class _Ranges(io.RawIOBase):
+    """A file of an object store, each read a request of its own: what fails is tried again."""
+
+    def __init__(self, url: str) -> None:
+        length = size(url)
+        if length is None:
+            raise FileNotFoundError(url)
+        self._url, self._length, self._position = url, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._length}[whence]
+        self._position = max(base + offset, 0)
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: "WriteableBuffer") -> int:
+        view = memoryview(buffer)
+        end = min(self._position + len(view), self._length)
+        content = read_range(self._url, self._position, end) if self._position < end else b""
+        view[: len(content)] = content
+        self._position += len(content)
+        return len(content)

@@ -1,22 +1,27 @@
-import io
+import gc
 import itertools
-import tarfile
 import threading
 import time
+import tracemalloc
 import uuid
 from pathlib import Path
 
 import fsspec
-import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from data import DataError, Index, SampleOrder, Shard, open_index, reader
-from data.index import write_index
-from data.reader import Read, Reader, ReaderClosed, fetch, plan_reads
+from data import reader, storage
+from data.cache import Cache
+from data.errors import Cause, DataError
+from data.index import Index, concatenate, open_index
+from data.mixture import Mixture
+from data.order import MASKED, Order, SampleOrder
+from data.reader import Reader, ReaderClosed, schedule, window_bytes
+from data.reads import Lost, Sample
 from data.sources.digits import pack_digits
+from tests.tars import uniform_index, write_set
+
+MB = 1 << 20
 
 
 class LoggedFileSystem(MemoryFileSystem):
@@ -27,15 +32,34 @@ class LoggedFileSystem(MemoryFileSystem):
     pseudo_dirs = [""]  # noqa: RUF012
     log: list[tuple[str, int, int]] = []  # noqa: RUF012
     gate = threading.Event()
+    stalled = ""  # reads of a shard with this name wait for `release`
+    release = threading.Event()
+    failing = ""  # reads of a shard with this name fail
 
     def cat_file(self, path, start=None, end=None, **options):
         if path.endswith(".tar"):
             type(self).gate.wait(30)
             type(self).log.append((path, start, end))
+            if self.stalled and path.endswith(self.stalled):
+                type(self).release.wait(30)
+            if self.failing and path.endswith(self.failing):
+                raise ConnectionError("reset by peer")
         return super().cat_file(path, start, end, **options)
 
 
 fsspec.register_implementation("logged", LoggedFileSystem)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Index:
+    """25 MB of samples of 15 to 25 kB."""
+    return write_set(str(tmp_path_factory.mktemp("large")), [320] * 4, sizes=(15_000, 25_000))[0]
+
+
+@pytest.fixture(autouse=True)
+def no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LoggedFileSystem, "stalled", "")
+    monkeypatch.setattr(LoggedFileSystem, "failing", "")
 
 
 @pytest.fixture
@@ -48,78 +72,26 @@ def logged() -> Index:
     return open_index(f"{url}/train")
 
 
-def fake_index(counts: list[int], stride: int, sample_bytes: int) -> Index:
-    """Shards whose samples are all `sample_bytes` long, and whose ends are 1024 bytes of zeros."""
-    shards = tuple(
-        Shard(f"{n}.tar", count, count * sample_bytes + 1024, "", np.arange(0, count, stride) * sample_bytes)
-        for n, count in enumerate(counts)
-    )
-    return Index("memory://nowhere/index.json", shards, num_classes=1, multi_label=False, stride=stride)
+def places(order: Order, step: int, slots: range) -> list[tuple[int, int]]:
+    """(pass, id) of the valid slots of a step."""
+    ids = order.slots(step, slots.start, slots.stop)
+    passes = order.epochs(step, slots.start, slots.stop)
+    return [(number, sample) for number, sample in zip(passes.tolist(), ids.tolist(), strict=True) if sample != MASKED]
 
 
-@settings(max_examples=200, deadline=None)
-@given(
-    st.data(),
-    st.lists(st.integers(0, 60), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 0),
-    st.integers(1, 16),
-    st.sampled_from([1024, 100 * 1024, 3 << 20]),
-)
-def test_plan_covers_what_is_wanted_and_little_else(data, counts, stride, sample_bytes):
-    index = fake_index(counts, stride, sample_bytes)
-    wanted = sorted(data.draw(st.sets(st.integers(0, index.num_samples - 1), min_size=1)))
-    reads = plan_reads(index, np.array(wanted))
-    assert [sample for read in reads for sample in read.wanted.tolist()] == wanted
-    for read in reads:
-        shard, start = index.shards[read.shard], int(index.starts[read.shard])
-        first, last = read.first_id - start, read.first_id - start + read.count
-        assert 0 <= first < last <= shard.samples
-        assert read.begin == first * sample_bytes
-        assert read.end == (last * sample_bytes if last < shard.samples else shard.bytes)
-        assert read.first_id <= read.wanted[0] <= read.wanted[-1] < read.first_id + read.count
-        # Not longer than said, unless one stride group is; and no stretch is read through that is long and unused.
-        assert read.count <= stride or read.end - read.begin <= reader.READ_BYTES
-        used_groups = np.unique((read.wanted - start) // stride)
-        assert (np.diff(used_groups) - 1).max(initial=0) * stride * sample_bytes <= reader.GAP_BYTES
-    for one, two in itertools.pairwise(reads):  # neighbours are not left apart without a reason
-        if one.shard == two.shard:
-            assert (
-                two.begin - one.end > reader.GAP_BYTES or two.end - one.begin > reader.READ_BYTES or two.count > stride
-            )
-
-
-def test_fetch_gives_the_bytes_of_the_tar(train_index, digits):
-    """Against the standard library, for all of a shard and for a few samples of its middle."""
-    with tarfile.open(digits / "train" / "000001.tar") as archive:
-        files = {info.name: archive.extractfile(info).read() for info in archive}
-    names = sorted({name.split(".")[0] for name in files})
-    start = int(train_index.starts[1])
-    for positions in (list(range(400)), [70, 71, 130, 399]):
-        found = {}
-        for read in plan_reads(train_index, start + np.array(positions)):
-            found |= fetch(train_index, read)
-        assert list(found) == [start + position for position in positions]
-        for position in positions:
-            sample = found[start + position]
-            assert sample.key == names[position]
-            assert sample.fields == {"png": files[f"{sample.key}.png"], "cls": files[f"{sample.key}.cls"]}
-
-
-def take_all(source: Reader, order: SampleOrder, steps: range, slots: range) -> dict[int, list[str]]:
-    taken = {}
-    for step in steps:
-        ids = order.slots(step, slots.start, slots.stop)
-        taken[step] = [sample.key for sample in source.take(step, ids[ids >= 0].tolist())]
-    return taken
+def take_all(source: Reader, order: Order, steps: range, slots: range) -> dict[int, list[Sample | Lost]]:
+    return {step: source.take(step, places(order, step, slots)) for step in steps}
 
 
 def test_reads_are_few_and_long(logged):
-    """One worker, one epoch of 1,442 samples: a request a shard, and one for a lane that begins its block later."""
+    """One worker, one epoch of 1,442 samples: a request a shard, and one or two for what the first step needs not."""
     order = SampleOrder(logged, batch_size=128)
     with Reader(logged, order, range(128), 0, order.steps_per_epoch) as source:
         taken = take_all(source, order, range(order.steps_per_epoch), range(128))
-    assert len(set().union(*taken.values())) == sum(map(len, taken.values())) == logged.num_samples
-    assert len(LoggedFileSystem.log) == len(logged.shards) + 1
-    assert sum(end - begin for _, begin, end in LoggedFileSystem.log) < logged.num_bytes + 64 * 2048
+    keys = [sample.key for samples in taken.values() for sample in samples]
+    assert len(set(keys)) == len(keys) == logged.num_samples
+    assert len(LoggedFileSystem.log) <= len(logged.shards) + 2
+    assert sum(end - begin for _, begin, end in LoggedFileSystem.log) <= logged.num_bytes + 2 * 64 * 2048
 
 
 def test_a_worker_reads_only_the_neighbourhood_of_its_lanes(logged):
@@ -131,17 +103,113 @@ def test_a_worker_reads_only_the_neighbourhood_of_its_lanes(logged):
     assert read < 0.25 * logged.num_bytes + len(LoggedFileSystem.log) * 64 * 2048
 
 
-def test_read_ahead_is_bounded(logged, monkeypatch):
-    """Nobody asks for more than step 0: fetched is what it needs, and ahead of it one read, which crosses the bound."""
-    monkeypatch.setattr(reader, "AHEAD_BYTES", 100_000)
-    order = SampleOrder(logged, batch_size=8, lanes=1, block=64, seed=2)
-    with Reader(logged, order, range(8), 0, order.steps_per_epoch) as source:
-        source.take(0, order.batch(0))
+def test_read_ahead_keeps_to_the_memory(large, monkeypatch):
+    """Nobody asks for more than step 0: fetched is what it needs, and what fits into the budget."""
+    monkeypatch.setattr(reader, "LEAST_READ_BYTES", MB // 8)
+    order = SampleOrder(large, batch_size=8, lanes=1, block=64, seed=2)
+    memory = window_bytes(large, order, range(8)) + 4 * MB
+    with Reader(large, order, range(8), 0, order.steps_per_epoch, memory=memory) as source:
+        source.take(0, places(order, 0, range(8)))
         time.sleep(0.3)  # enough to read everything, were it allowed
-        longest = 2 * 64 * 2048  # a block of 64 samples lies in two stride groups
-        assert sum(end - begin for _, begin, end in LoggedFileSystem.log) <= 2 * longest < logged.num_bytes / 4
+        assert memory / 2 < source.statistics().bytes_read < 2 * memory < large.num_bytes
         taken = take_all(source, order, range(1, order.steps_per_epoch), range(8))
-    assert sum(map(len, taken.values())) == logged.num_samples - 8
+    assert sum(map(len, taken.values())) == large.num_samples - 8
+
+
+@pytest.mark.parametrize("spare", [0, 32 * MB])
+def test_the_budget_holds(large, spare):
+    """By Python's own count of what is allocated, while nobody and while somebody takes samples."""
+    order = SampleOrder(large, batch_size=16, lanes=8, block=64)
+    memory = window_bytes(large, order, range(16)) + spare
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with Reader(large, order, range(16), 0, order.steps_per_epoch, memory=memory) as source:
+            for step in range(order.steps_per_epoch):
+                source.take(step, places(order, step, range(16)))
+                if step % 20 == 0:
+                    time.sleep(0.05)  # lets it run ahead
+        held = tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+    assert held <= memory
+    assert held > min(memory, large.num_bytes) / 4
+
+
+def test_memory_that_the_window_does_not_fit_in():
+    """The error's numbers are right: the block that it names fits, and no larger one does."""
+    index = uniform_index([500] * 8, 64, 20_480)
+    memory = 12 * MB
+    order = SampleOrder(index, batch_size=32, lanes=4, block=1000)
+    with pytest.raises(DataError, match=r"allow more memory, or set data\.train\.block to at most (\d+)$") as raised:
+        Reader(index, order, range(32), 0, 10, memory=memory)
+    assert str(raised.value).startswith("memory://nowhere: ")
+    block = int(str(raised.value).split()[-1])
+
+    def needed(block: int) -> int:
+        return window_bytes(index, SampleOrder(index, batch_size=32, lanes=4, block=block), range(32))
+
+    assert needed(block) <= memory < needed(block + 1)
+    with pytest.raises(DataError, match=r"allow more memory$"):
+        Reader(index, order, range(32), 0, 10, memory=MB)
+
+
+def test_sources_of_different_sizes_count_by_their_share():
+    """A batch is half small and half large images: so is what waits, whatever the sets' lengths."""
+    small, large = uniform_index([4000], 64, 2048), uniform_index([100], 64, 100 * 1024)
+    order = Mixture(
+        [(SampleOrder(source, batch_size=8, block=50), first) for source, first in ((small, 0), (large, 4000))]
+    )
+    reads_bytes = 2 * reader.FETCH_THREADS * reader.LEAST_READ_BYTES
+    per_sample = (window_bytes(concatenate([small, large]), order, range(16)) - reads_bytes) / order.window(0, 16)
+    assert per_sample == pytest.approx((2048 + 100 * 1024) / 2, rel=0.03)
+
+
+@pytest.mark.parametrize(("lanes", "block", "slots"), [(8, 64, range(16)), (4, 200, range(3, 9)), (1, 1024, range(16))])
+def test_every_id_is_read_once_and_in_time(lanes, block, slots):
+    """From the middle of an epoch over its end: what a step uses is in a read scheduled for it or before."""
+    index = uniform_index([300, 200, 500], 64, 2048)
+    order = SampleOrder(index, batch_size=16, lanes=lanes, block=block, seed=1)
+    steps = range(20, order.steps_per_epoch + 25)
+    scheduled = list(schedule(index, order, slots, steps.start, steps.stop, longest=100_000))
+    brought = {}
+    for entry in scheduled:
+        for sample in entry.read.wanted.tolist():
+            assert (entry.number, sample) not in brought
+            brought[entry.number, sample] = entry.step
+    assert [entry.step for entry in scheduled] == sorted(entry.step for entry in scheduled)
+    used = {place: step for step in steps for place in places(order, step, slots)}
+    assert brought.keys() == used.keys()
+    assert all(brought[place] <= step for place, step in used.items())
+
+
+@pytest.mark.parametrize("percent", [0, 50, 90])
+def test_the_first_batch_waits_for_little(percent):
+    """Anywhere in an epoch: a stride group a sample, not the blocks that they are in."""
+    index = uniform_index([4096] * 16, 64, 50 * 1024)
+    order = SampleOrder(index, batch_size=8, lanes=4, block=1024)
+    step = order.steps_per_epoch * percent // 100
+    scheduled = schedule(index, order, range(8), step, order.steps_per_epoch)
+    first = [entry.read for entry in itertools.takewhile(lambda entry: entry.step == step, scheduled)]
+    assert sum(read.count for read in first) <= 8 * 64
+    assert sum(len(ids) for _, ids in order.entered(step, 0, 8, since=step)) > 3 * 8 * 64
+
+
+def test_a_stalled_request_holds_up_only_its_own_samples(tmp_path, monkeypatch):
+    """One read does not come back; samples of all others do."""
+    index, fields = write_set(f"logged://{uuid.uuid4()}", [64] * 6)
+    order = SampleOrder(index, batch_size=64, shuffle=False)
+    LoggedFileSystem.gate.set()
+    monkeypatch.setattr(LoggedFileSystem, "stalled", "000001.tar")
+    LoggedFileSystem.release.clear()
+    with Reader(index, order, range(64), 0, 6) as source:
+        for step in (0, 2, 3, 4, 5):
+            assert [sample.fields for sample in source.take(step, places(order, step, range(64)))] == [
+                fields[number] for number in order.batch(step)
+            ]
+        LoggedFileSystem.release.set()
+        assert len(source.take(1, places(order, 1, range(64)))) == 64
 
 
 def test_closing_wakes_who_waits(logged):
@@ -152,7 +220,7 @@ def test_closing_wakes_who_waits(logged):
 
     def wait() -> None:
         try:
-            source.take(0, order.batch(0))
+            source.take(0, places(order, 0, range(128)))
         except ReaderClosed as closed:
             outcome.append(closed)
 
@@ -164,52 +232,153 @@ def test_closing_wakes_who_waits(logged):
     assert len(outcome) == 1
 
 
-def damaged(digits: Path, tmp_path: Path) -> tuple[Index, Path]:
-    index = open_index(str(digits / "train"))
-    for shard in index.shards:
-        (tmp_path / shard.url).write_bytes((digits / "train" / shard.url).read_bytes())
-    write_index(Index(f"{tmp_path}/index.json", index.shards, index.num_classes, index.multi_label))
-    return open_index(str(tmp_path)), tmp_path / "000002.tar"
-
-
-@pytest.mark.parametrize(
-    ("damage", "words"),
-    [
-        (lambda content: None, "there is no such shard"),
-        (lambda content: content[: len(content) // 2], "samples instead of 400"),
-        (lambda content: content[:512] + b"\0" * 512 + content[512:], "no tar header|samples instead of 400"),
-        (lambda content: b"<html>" * 200_000, "no tar header at byte 0"),
-    ],
-)
-def test_a_shard_that_is_not_what_was_indexed(digits, tmp_path, damage, words):
-    """The error names the shard and reaches whoever waits for a sample."""
-    index, path = damaged(digits, tmp_path)
-    content = damage(path.read_bytes())
+def damage(path: Path, kind: str) -> None:
+    content = path.read_bytes()
     path.unlink()
-    if content is not None:
-        path.write_bytes(content)
-    order = SampleOrder(index, batch_size=128)
-    with Reader(index, order, range(128), 0, order.steps_per_epoch) as source:
-        with pytest.raises(DataError, match=words) as raised:
-            take_all(source, order, range(order.steps_per_epoch), range(128))
-        assert str(path) in str(raised.value)
+    if kind == "corrupt":
+        path.write_bytes(b"<html>" * 200_000)
+    if kind == "shifted":
+        path.write_bytes(content[:512] + bytes(1024) + content[512:])
+    if kind == "folder":
+        path.mkdir()
+
+
+DAMAGES = {
+    "missing": "there is no such shard",
+    "corrupt": "no tar header at byte 0",
+    "shifted": "no tar header|samples instead of",
+    "folder": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_an_unreadable_shard_is_an_error_that_names_it(tmp_path, kind):
+    index, _ = write_set(str(tmp_path), [100] * 4)
+    damage(tmp_path / "000002.tar", kind)
+    order = SampleOrder(index, batch_size=32)
+    with Reader(index, order, range(32), 0, order.steps_per_epoch) as source:
+        with pytest.raises(DataError, match=DAMAGES[kind]) as raised:
+            take_all(source, order, range(order.steps_per_epoch), range(32))
+        assert str(raised.value).startswith(f"{tmp_path}/000002.tar: ")
         assert "\n" not in str(raised.value)
 
 
-def test_unused_fields_are_not_kept():
-    file = io.BytesIO()
-    with tarfile.open(fileobj=file, mode="w") as archive:
-        for name, content in (
-            ("0.jpg", b"image"),
-            ("0.cls", b"3"),
-            ("0.txt", b"a long caption"),
-            ("0.npy", bytes(999)),
-        ):
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_an_unreadable_shard_is_masked_where_the_job_says_so(tmp_path, kind):
+    """Exactly its samples are lost; all others come as they are."""
+    index, fields = write_set(str(tmp_path), [100] * 4)
+    damage(tmp_path / "000002.tar", kind)
+    order = SampleOrder(index, batch_size=32)
+    with Reader(index, order, range(32), 0, order.steps_per_epoch, mask_unreadable=True) as source:
+        for step in range(order.steps_per_epoch):
+            asked = places(order, step, range(32))
+            for (_, number), sample in zip(asked, source.take(step, asked), strict=True):
+                if 200 <= number < 300 and (kind != "shifted" or isinstance(sample, Lost)):
+                    assert sample == Lost(f"{tmp_path}/000002.tar", Cause.UNREADABLE)
+                else:
+                    assert sample.fields == fields[number]
+        assert source.statistics().unreadable == 1
+
+
+def test_a_shard_cut_short_loses_its_end(tmp_path):
+    """Without being told to mask anything. The samples of other shards, and before the cut, are all there."""
+    index, fields = write_set(str(tmp_path), [200] * 3)
+    path = tmp_path / "000001.tar"
+    path.write_bytes(path.read_bytes()[: int(index.shards[1].offsets[2]) + 700])
+    order = SampleOrder(index, batch_size=50)
+    lost = set()
+    with Reader(index, order, range(50), 0, order.steps_per_epoch) as source:
+        for step in range(order.steps_per_epoch):
+            asked = places(order, step, range(50))
+            for (_, number), sample in zip(asked, source.take(step, asked), strict=True):
+                if isinstance(sample, Lost):
+                    assert sample == Lost(str(path), Cause.CUT_SHORT)
+                    lost.add(number)
+                else:
+                    assert sample.fields == fields[number]
+    assert lost == set(range(200 + 128, 400))
+
+
+def test_a_shard_that_failed_once_is_not_tried_at_length_again(monkeypatch):
+    """Eight tries for the first read of it that fails, one for each later one."""
+    index, _ = write_set(f"logged://{uuid.uuid4()}", [64 * 6, 64])
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(reader, "FETCH_THREADS", 1)
+    monkeypatch.setattr(reader, "READ_BYTES", 1000)
+    LoggedFileSystem.gate.set()
+    monkeypatch.setattr(LoggedFileSystem, "failing", "000000.tar")
+    order = SampleOrder(index, batch_size=64, shuffle=False)
+    with Reader(index, order, range(64), 0, 7, mask_unreadable=True) as source:
+        taken = take_all(source, order, range(7), range(64))
+        assert [isinstance(taken[step][0], Lost) for step in range(7)] == [True] * 6 + [False]
+        statistics = source.statistics()
+    assert statistics.unreadable == 1
+    assert statistics.retries == storage.ATTEMPTS - 1
+    assert statistics.requests == storage.ATTEMPTS + 5 + 1
+
+
+def test_statistics_add_up(tmp_path):
+    index, fields = write_set(str(tmp_path), [200] * 3)
+    order = SampleOrder(index, batch_size=50)
+    with Reader(index, order, range(50), 0, order.steps_per_epoch) as source:
+        take_all(source, order, range(order.steps_per_epoch), range(50))
+        statistics = source.statistics()
+    used = sum(len(content) for sample in fields for content in sample.values())
+    assert statistics.bytes_used == used
+    assert used < statistics.bytes_read <= index.num_bytes
+    assert statistics.requests >= 3
+    assert (statistics.retries, statistics.unreadable, statistics.cache_hits, statistics.cache_misses) == (0, 0, 0, 0)
+
+
+def test_reading_through_a_cache(tmp_path):
+    """Each shard comes once whole, beside what the first steps took from the store; the next reader needs no store."""
+    index, fields = write_set(f"memory://{uuid.uuid4()}", [640] * 6)
+    cache = Cache(str(tmp_path), 100 * MB)
+    order = SampleOrder(index, batch_size=40, lanes=2, block=128)
+    steps = range(2 * order.steps_per_epoch)
+    for again in (False, True):
+        with Reader(index, order, range(40), steps.start, steps.stop, cache=cache) as source:
+            for step in steps:
+                asked = places(order, step, range(40))
+                for (_, number), sample in zip(asked, source.take(step, asked), strict=True):
+                    assert sample.fields == fields[number]
+            statistics = source.statistics()
+        if again:
+            assert (statistics.requests, statistics.cache_misses) == (0, 0)
+        else:
+            assert index.num_bytes <= statistics.bytes_read < 2 * index.num_bytes
+        assert statistics.cache_hits > 0
+    assert sum(path.stat().st_size for path in tmp_path.glob("*.tar")) == index.num_bytes
+
+
+def test_a_cached_shard_that_rots_is_fetched_again(tmp_path):
+    index, fields = write_set(f"memory://{uuid.uuid4()}", [64] * 3)
+    cache = Cache(str(tmp_path), 100 * MB)
+    order = SampleOrder(index, batch_size=64, shuffle=False)
+    for shard in index.shards:
+        (tmp_path / f"{shard.sha256}.tar").write_bytes(bytes(shard.bytes))
+    with Reader(index, order, range(64), 0, 3, cache=cache) as source:
+        taken = take_all(source, order, range(3), range(64))
+        assert source.statistics().retries == 3
+    assert [sample.fields for step in range(3) for sample in taken[step]] == fields
+
+
+def test_a_shard_with_another_checksum_is_unreadable(tmp_path, monkeypatch):
+    """Its tar is sound, but it is not the one that was indexed: found as it enters the cache."""
+    monkeypatch.setattr(reader, "FIRST_STEPS", 0)
     url = f"memory://{uuid.uuid4()}"
-    fsspec.filesystem("memory").pipe_file(f"{url}/0.tar", file.getvalue())
-    index = Index(f"{url}/index.json", (Shard("0.tar", 1, len(file.getvalue()), "", np.array([0])),), 4, False)
-    [(_, sample)] = fetch(index, Read(0, 0, len(file.getvalue()), 0, 1, np.array([0]))).items()
-    assert sample.fields == {"jpg": b"image", "cls": b"3"}
+    index, fields = write_set(url, [64] * 3)
+    content = bytearray(storage.read(f"{url}/000001.tar"))
+    content[600] ^= 1  # in the first image
+    storage.write_atomic(f"{url}/000001.tar", bytes(content))
+    order = SampleOrder(index, batch_size=64, shuffle=False)
+    cache = Cache(str(tmp_path), 100 * MB)
+    with (
+        Reader(index, order, range(64), 0, 3, cache=cache) as source,
+        pytest.raises(DataError, match=rf"^{url}/000001\.tar: not what was indexed: its SHA-256 is [0-9a-f]{{64}}"),
+    ):
+        take_all(source, order, range(3), range(64))
+    with Reader(index, order, range(64), 0, 3, cache=cache, mask_unreadable=True) as source:
+        taken = take_all(source, order, range(3), range(64))
+    assert taken[1] == [Lost(f"{url}/000001.tar", Cause.UNREADABLE)] * 64
+    assert [sample.fields for step in (0, 2) for sample in taken[step]] == fields[:64] + fields[128:]

@@ -1,0 +1,271 @@
+"""Whole shards on a local disk, shared by the workers of a node.
+
+    first read of a shard  ──>  reserve room, evicting  ──>  download beside  ──>  SHA-256 as indexed?  ──>  rename
+
+An entry's name is the checksum that the index states: shards with equal names in different folders never meet, and a
+shard that was packed again is another entry. Nothing enters under a checksum that it does not have.
+
+Workers agree through the file system alone, by advisory locks that the kernel gives up when their process dies:
+
+- `CHECKSUM.partial` is locked by whoever downloads it; who wants the same shard waits for that lock. A partial file
+  that nobody has locked was left by a killed process, and the next cache in the folder removes it.
+- `.lock` guards the sum of sizes. A download takes its room, the shard's whole length, before it begins.
+- Evicted are the entries used longest ago. Who is just reading one goes on: on Linux and macOS an open file outlives
+  its name.
+
+A shard larger than the cache, and any shard when the disk is full, is left to be read from its store.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import threading
+import warnings
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data import storage
+from data.errors import DataError
+from data.index import Shard
+
+STREAMS = 4  # requests of one download under way at a time
+PIECE_BYTES = 4 << 20
+DOWNLOAD_BYTES = 2 * STREAMS * PIECE_BYTES  # memory of one download: what came, and what it is put together from
+TRIES = 2  # downloads of a shard whose checksum does not hold
+CUT_SHORT = "cut short"
+OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")
+
+Download = Callable[[int, int], bytes]  # bytes begin .. end-1 of a shard from its store
+
+
+class ChecksumError(DataError):
+    """What came, twice, is as long as the shard but is not the shard that was indexed."""
+
+
+class _NoRoom(Exception):
+    """The disk, or other downloads, leave no room."""
+
+
+class Cache:
+    """A folder of shards that together never take more than `size` bytes. Threads and processes may share it.
+
+    Args:
+        folder: on a local disk; made when it is missing. Other files in it are left alone.
+        size: most bytes of all shards in the folder, whoever put them there.
+
+    Raises:
+        DataError: the folder cannot be made or written to.
+    """
+
+    def __init__(self, folder: str, size: int) -> None:
+        self._folder, self._size = Path(storage.absolute(folder)), size
+        self._refused: dict[str, str] = {}  # by checksum, why shards cannot enter: they are not downloaded again
+        self._lock = threading.Lock()
+        self._warned = False
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+        except OSError as error:
+            raise DataError(f"{folder}: not usable as a cache ({error.strerror})") from error
+
+    def holds(self, shard: Shard) -> bool:
+        """Whether the shard is here, whole."""
+        return self._entry(shard).exists()
+
+    def takes(self, shard: Shard) -> bool:
+        """Whether the shard may enter: it has a checksum, is not too long, and was not refused before."""
+        return bool(shard.sha256) and shard.bytes <= self._size and shard.sha256 not in self._refused
+
+    def read(self, shard: Shard, begin: int, end: int, download: Download) -> bytes | None:
+        """Bytes begin .. end-1 of a shard, which enters first when it is not here.
+
+        Args:
+            download: gives any range of the shard from its store, fewer bytes where the stored one ends earlier.
+
+        Returns:
+            None for a shard that does not enter: too long, shorter in the store than in the index, or no room.
+
+        Raises:
+            ChecksumError: the store holds something else.
+            Whatever `download` raises.
+        """
+        if (content := self._read_entry(shard, begin, end)) is not None:
+            return content
+        if (reason := self._refused.get(shard.sha256, CUT_SHORT)) != CUT_SHORT:
+            raise ChecksumError(reason)
+        if not self.takes(shard) or not self._enter(shard, download):
+            return None
+        return self._read_entry(shard, begin, end)
+
+    def drop(self, shard: Shard) -> None:
+        """Remove a shard that turned out to be damaged here."""
+        self._entry(shard).unlink(missing_ok=True)
+
+    def _entry(self, shard: Shard) -> Path:
+        return self._folder / f"{shard.sha256}.tar"
+
+    def _read_entry(self, shard: Shard, begin: int, end: int) -> bytes | None:
+        try:
+            with self._entry(shard).open("rb", buffering=0) as file:
+                if os.fstat(file.fileno()).st_size != shard.bytes:
+                    return None
+                with suppress(PermissionError):  # another user's
+                    os.utime(file.fileno())  # used now: mount options may keep access times from telling
+                file.seek(begin)
+                return file.read(end - begin)
+        except FileNotFoundError:
+            return None
+
+    def _enter(self, shard: Shard, download: Download) -> bool:
+        """Bring a shard in, or wait until somebody else has. False when it cannot be kept."""
+        try:
+            with self._claimed(shard) as partial:
+                if partial is None:
+                    return True
+                for _ in range(TRIES):
+                    self._make_room(partial, shard.bytes)
+                    length, checksum = _copy(download, shard.bytes, partial)
+                    if length < shard.bytes:
+                        self._refused[shard.sha256] = CUT_SHORT
+                        return False
+                    if checksum == shard.sha256:
+                        with self._guarded():  # who adds sizes up counts it once
+                            partial.rename(self._entry(shard))
+                        return True
+                reason = f"its SHA-256 is {checksum}, the index says {shard.sha256}"
+                self._refused[shard.sha256] = reason
+                raise ChecksumError(reason)
+        except _NoRoom as error:
+            self._warn(str(error))
+            return False
+
+    @contextmanager
+    def _claimed(self, shard: Shard) -> Iterator[Path | None]:
+        """The shard's partial file, locked, to fill and rename; it is removed when it is left. None: the shard is here.
+
+        Waits while another thread or process has it.
+        """
+        path = self._folder / f"{shard.sha256}.partial"
+        while True:
+            with _local():
+                file = path.open("ab")
+            with file:
+                with _local():
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                if not _is_at(file.fileno(), path):
+                    continue  # whoever had it has renamed or removed it
+                try:
+                    yield None if self.holds(shard) else path
+                finally:
+                    path.unlink(missing_ok=True)
+                return
+
+    def _make_room(self, partial: Path, needed: int) -> None:
+        """Evict until `needed` bytes more are within the size, and take them."""
+        with self._guarded():
+            others = [(path, stat) for path, stat in self._files() if path != partial]
+            excess = sum(stat.st_size for _, stat in others) + needed - self._size
+            for path, stat in sorted(others, key=lambda other: other[1].st_mtime_ns):
+                if excess > 0 and path.suffix == ".tar":
+                    path.unlink(missing_ok=True)
+                    excess -= stat.st_size
+            if excess > 0:
+                raise _NoRoom(f"downloads under way take all of its {self._size} bytes")
+            with _local():
+                os.truncate(partial, needed)
+
+    def _files(self) -> list[tuple[Path, os.stat_result]]:
+        """The shards here, whole or not."""
+        found = []
+        for path in self._folder.iterdir():
+            if OURS.fullmatch(path.name):
+                with suppress(FileNotFoundError):  # another process has just given it up
+                    found.append((path, path.stat()))
+        return found
+
+    def _remove_leftovers(self) -> None:
+        """Remove the partial files of processes that are no more."""
+        with self._guarded():
+            for path, _ in self._files():
+                if path.suffix == ".partial":
+                    with path.open("ab") as file:
+                        try:
+                            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                        except BlockingIOError:
+                            continue  # being downloaded
+                        path.unlink(missing_ok=True)
+
+    @contextmanager
+    def _guarded(self) -> Iterator[None]:
+        """Alone with the folder, among all processes and threads."""
+        with (self._folder / ".lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    def _warn(self, reason: str) -> None:
+        with self._lock:
+            if not self._warned:
+                warnings.warn(f"{self._folder}: shards are read from their store, not cached: {reason}", stacklevel=2)
+            self._warned = True
+
+
+def _is_at(file: int, path: Path) -> bool:
+    """Whether an open file is the one that `path` names now."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def _local() -> Iterator[None]:
+    """What goes wrong with the cache's own files means: no room. The errors of a store's requests pass by."""
+    try:
+        yield
+    except OSError as error:
+        raise _NoRoom(error.strerror or str(error)) from error
+
+
+def _copy(download: Download, length: int, path: Path) -> tuple[int, str]:
+    """Fill a file with a shard of `length` bytes, hashing along the way: (bytes that came, SHA-256)."""
+    digest, written = hashlib.sha256(), 0
+    with path.open("r+b", buffering=0) as file:
+        for piece in _pieces(download, length):
+            digest.update(piece)
+            view = memoryview(piece)
+            while view:
+                with _local():
+                    view = view[file.write(view) :]
+            written += len(piece)
+        with _local():
+            os.fsync(file.fileno())  # after a power cut the name stands for these bytes, not for zeros
+    return written, digest.hexdigest()
+
+
+def _pieces(download: Download, length: int) -> Iterator[bytes]:
+    """Bytes 0 .. length-1 in order, several requests at a time. Ends at the first piece that is short."""
+    with ThreadPoolExecutor(STREAMS, thread_name_prefix="data-cache") as pool:
+        begins = iter(range(0, length, PIECE_BYTES))
+        coming: deque[tuple[int, Future[bytes]]] = deque()
+
+        def ask() -> None:
+            if (begin := next(begins, None)) is not None:
+                end = min(begin + PIECE_BYTES, length)
+                coming.append((end - begin, pool.submit(download, begin, end)))
+
+        for _ in range(STREAMS):
+            ask()
+        try:
+            while coming:
+                asked, future = coming.popleft()
+                piece = future.result()
+                yield piece
+                if len(piece) < asked:
+                    return
+                ask()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)

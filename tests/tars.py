@@ -1,0 +1,62 @@
+"""WebDataset shards of random bytes, written by the standard library, with an index that is counted out of them."""
+
+import hashlib
+import io
+import random
+import tarfile
+from collections.abc import Sequence
+
+import numpy as np
+
+from data import storage
+from data.index import Index, Shard, open_index, write_index
+
+STRIDE = 64
+
+Fields = dict[str, bytes]
+
+
+def write_set(
+    url: str, counts: Sequence[int], sizes: tuple[int, int] = (1000, 3000), seed: int = 0
+) -> tuple[Index, list[Fields]]:
+    """Write a set of shards with `counts` samples to a folder: its index, and the fields of every sample by id.
+
+    `jpg` is between sizes[0] and sizes[1] random bytes, so any exchange or loss shows; `cls` is one digit.
+    """
+    rng = random.Random(seed)
+    shards, samples = [], []
+    for number, count in enumerate(counts):
+        name = f"{number:06d}.tar"
+        content, offsets, made = tar_of_random_samples(rng, count, sizes)
+        storage.write_atomic(storage.join(url, name), content)
+        shards.append(Shard(name, count, len(content), hashlib.sha256(content).hexdigest(), offsets))
+        samples += made
+    index = Index(storage.join(url, "index.json"), tuple(shards), 10, multi_label=False, extensions=("cls", "jpg"))
+    write_index(index)
+    return open_index(url), samples
+
+
+def tar_of_random_samples(
+    rng: random.Random, count: int, sizes: tuple[int, int]
+) -> tuple[bytes, np.ndarray, list[Fields]]:
+    """A tar of `count` samples, where each STRIDE-th of them begins, and what they hold."""
+    samples = [{"jpg": rng.randbytes(rng.randint(*sizes)), "cls": b"%d" % rng.randrange(10)} for _ in range(count)]
+    file, offsets = io.BytesIO(), []
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        for number, fields in enumerate(samples):
+            if number % STRIDE == 0:
+                offsets.append(archive.offset)
+            for extension, content in fields.items():
+                info = tarfile.TarInfo(f"{number:08d}.{extension}")
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+    return file.getvalue(), np.array(offsets, np.int64), samples
+
+
+def uniform_index(counts: list[int], stride: int, sample_bytes: int) -> Index:
+    """Shards whose samples are all `sample_bytes` long, and whose ends are 1024 bytes of zeros."""
+    shards = tuple(
+        Shard(f"{n}.tar", count, count * sample_bytes + 1024, "", np.arange(0, count, stride) * sample_bytes)
+        for n, count in enumerate(counts)
+    )
+    return Index("memory://nowhere/index.json", shards, num_classes=1, multi_label=False, stride=stride)
