@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 from data.augment import Augment
 from data.errors import DataError
 from data.index import Index, Shard, open_index
-from data.order import SampleOrder
+from data.mixture import Mixture
+from data.order import Order, SampleOrder
 
 if TYPE_CHECKING:
     from data.loader import Batch, Loader
 
-__all__ = ["Augment", "Batch", "DataError", "Index", "Loader", "SampleOrder", "Shard", "open_index"]
+__all__ = ["Augment", "Batch", "DataError", "Index", "Loader", "Mixture", "Order", "SampleOrder", "Shard", "open_index"]
 
 
 def __getattr__(name: str) -> Any:

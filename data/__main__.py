@@ -2,14 +2,15 @@
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 
-from data.commands import pack, show
+from data.commands import dedup, pack, show, verify
 from data.commands.parsing import Parser
 from data.errors import DataError
 
-COMMANDS = (pack, show)
+COMMANDS = (pack, verify, dedup, show)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -19,13 +20,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (DataError, OSError) as error:
         print(f"python -m data {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"python -m data {options.command}: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
     if options.json:
         print(json.dumps(facts))
     return int(code)
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m data", description="WebDataset shards: make, index, look at.")
+    top = Parser(prog="python -m data", description="WebDataset shards: make, index, check, compare, look at.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         command = module.add(commands)

@@ -21,8 +21,8 @@ import torch
 from data import fields
 from data.augment import Augment
 from data.budget import decoded_bytes
-from data.errors import BadSample, Cause
 from data.cache import Cache
+from data.errors import BadSample, Cause
 from data.index import Index
 from data.order import MASKED, Order
 from data.reader import Lost, Reader, Sample, Statistics

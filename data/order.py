@@ -114,7 +114,9 @@ class EpochLine:
         return positions + self.shift[np.searchsorted(self.starts, positions, side="right") - 1]
 
 
-def epoch_line(selected: selection.Selection, shard_bounds: np.ndarray, shard_order: np.ndarray, turn: int) -> EpochLine:
+def epoch_line(
+    selected: selection.Selection, shard_bounds: np.ndarray, shard_order: np.ndarray, turn: int
+) -> EpochLine:
     """Lay the runs out shard by shard, in `shard_order`; shard s has runs shard_bounds[s] .. shard_bounds[s+1]-1."""
     sizes = np.diff(shard_bounds)[shard_order]
     # Of each shard in turn, the numbers of its runs: a count over all runs, moved to where the shard's begin.

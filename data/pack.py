@@ -1,149 +1,250 @@
-"""Images to indexed shards, and an index for shards that other tools wrote."""
+"""Images to indexed WebDataset shards: in parallel, and after a kill from where it stood.
 
-import posixpath
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from itertools import chain, islice, repeat
-from multiprocessing import get_context
+What is in a shard is settled before anything is written. The N items of a source, permuted by a seed unless they are
+mixed already, are cut into M = ceil(N / n) runs, of which run s is N s // M .. N (s + 1) // M - 1: their lengths differ
+by one at most. So shards can be made in any order, by any number of processes, more than once, and their bytes are
+always the same.
+"""
 
-from braceexpand import braceexpand
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from data import storage
-from data.errors import DataError
-from data.fields import IMAGE_EXTENSIONS
-from data.index import INDEX_NAME, Index, Shard, open_index, write_index
-from data.shards import Contents, ShardWriter, scan_shard
+import numpy as np
 
-IN_PROGRESS = "packing"  # a file that marks a folder whose shards are ours but not all there yet
+from data import packing, storage, tar
+from data.errors import BadSample, Cause, DataError
+from data.fields import IMAGE_EXTENSIONS, labels
+from data.index import INDEX_NAME, Index, Shard, write_index
+from data.packing import Entry
+from data.progress import Progress
+from data.ray_session import Runner, in_process
+from data.shards import Contents, ShardWriter, contents_index
+from data.source import Item, Reading, Skipped, Source
+from data.splitmix import key, permutation
+from data.transcode import Transcode
 
-Samples = Iterable[tuple[str, Mapping[str, bytes]]]
+SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
+FEWEST_SHARDS = 16  # so that small sets are packed in parallel too,
+SMALLEST_SHARD = 256  # samples, but not cut into crumbs
+SHUFFLE = 0x5041434B  # first part of the permutation's key, beside those of splitmix.Purpose
+VERSION = 1  # of what is written for the same source and options
 
 
-def pack(folder: str, samples: Samples, *, source: str, samples_per_shard: int, force: bool = False) -> bool:
-    """Write (key, {extension: bytes}) samples as shards 000000.tar, 000001.tar ... with an index, to any fsspec URL.
+@dataclass(frozen=True)
+class Options:
+    """How to pack.
 
-    The index is written last: a folder that has one is complete. A folder that `source` has packed before is left
-    alone unless `force` is set; one that was interrupted is packed anew.
-
-    Returns:
-        Whether anything was written.
-
-    Raises:
-        DataError: the folder holds something else.
+    Attributes:
+        shuffle_seed: permutes the items; None keeps the source's order, as mixed sources do in any case.
+        samples_per_shard: at most; 0 takes what makes shards of about 200 MB before transcoding, and at least 16
+            shards of sets that have the samples for it.
+        full_shards: fill all shards but the last, instead of balancing them.
+        transcode: what to do with each image; None leaves its bytes alone.
     """
-    if not force and _is_packed(folder, source):
-        return False
-    index_url, marker = storage.join(folder, INDEX_NAME), storage.join(folder, IN_PROGRESS)
-    storage.write_atomic(marker, source.encode())
-    storage.remove(index_url)
-    for name in storage.matching(folder, "*.tar"):
-        storage.remove(storage.join(folder, name))
-    shards: list[Shard] = []
-    contents, remaining = Contents(), iter(samples)
-    for first in remaining:
-        with ShardWriter(folder, f"{len(shards):06d}.tar") as writer:
-            for key, fields in chain([first], islice(remaining, samples_per_shard - 1)):
-                writer.write(key, fields)
-                contents.add(fields)
-            shards.append(writer.close())
-    write_index(_index(index_url, shards, contents, source))
-    storage.remove(marker)
-    return True
+
+    shuffle_seed: int | None = 0
+    samples_per_shard: int = 0
+    full_shards: bool = False
+    transcode: Transcode | None = None
 
 
-def index_shards(
-    url: str, *, workers: int = 1, progress: Callable[[int, int], None] = lambda done, total: None
-) -> tuple[Index, Contents]:
-    """Scan WebDataset tars that exist and write `index.json` in their (common) folder.
+DEFAULTS = Options()
+
+
+@dataclass(frozen=True)
+class Packed:
+    """What is at the destination now. `wrote`: whether this call wrote it. `skipped`: how many for each reason."""
+
+    index: Index
+    wrote: bool
+    skipped: dict[str, int]
+
+
+def pack(
+    folder: str,
+    source: Source,
+    options: Options = DEFAULTS,
+    *,
+    runner: Runner = in_process,
+    force: bool = False,
+    show_progress: bool = False,
+) -> Packed:
+    """Write the items of `source` as shards 000000.tar, 000001.tar ... with an index, to any fsspec URL.
+
+    Items that cannot be samples are left out, counted by reason and listed in skipped.jsonl; class names go to
+    classes.txt. A folder that holds all of it is left alone, one that was interrupted is completed.
 
     Args:
-        url: a folder (all *.tar in it), a tar, or a pattern with braces or stars: train-{0000..0099}.tar. The order of
-            the shards, and so the sample ids, is that of the braces, else of the names.
-        workers: processes.
-        progress: called with (shards done, shards in all).
+        runner: makes the shards (see data.ray_session.session); this process by default.
+        force: replace what is there, whatever it is.
 
     Raises:
-        DataError: no tars, no images in them, or one that cannot be read.
+        DataError: the folder holds something else, an item cannot be read, or nothing is left to pack.
     """
-    with storage.reporting(url):
-        folder, names = find_shards(url)
-    shards, contents = [], Contents()
-    for shard, found in _scan(folder, names, workers):
-        shards.append(shard)
-        contents.update(found)
-        progress(len(shards), len(names))
-    index = _index(storage.join(folder, INDEX_NAME), shards, contents, source="")
-    if contents.without_image == index.num_samples:
-        raise DataError(
-            f"{url}: no sample has an image field ({', '.join(IMAGE_EXTENSIONS)}); found: "
-            f"{', '.join(sorted(contents.extensions)) or 'nothing'}"
-        )
-    write_index(index)
-    return index, contents
+    folder = storage.absolute(folder)
+    if not len(source):
+        raise _nothing(folder, source, source.skipped)
+    plan = _plan(source, options)
+    if not force and (index := packing.complete(folder, plan["source"])) is not None:
+        return Packed(index, False, _skipped_before(folder))
+    order = None if plan["shuffle_seed"] is None else permutation(key(SHUFFLE, plan["shuffle_seed"]), len(source))
+    edges = _edges(plan)
+    shards: dict[int, Shard] = {}
+    skipped: dict[int, list[Skipped]] = {}
+    contents = Contents(multi_label=source.multi_label)
 
+    def take(entry: Entry) -> None:
+        shards[entry.number], skipped[entry.number] = entry.shard, entry.skipped
+        contents.update(entry.contents)
 
-def find_shards(url: str) -> tuple[str, list[str]]:
-    """The folder that all the shards of `url` lie under, and their names in it, in order.
-
-    Raises:
-        DataError: there are none, or they have no folder in common.
-    """
-    url = storage.absolute(url)
-    if "{" in url:
-        try:
-            urls = list(braceexpand(url))
-        except ValueError as error:
-            raise DataError(f"{url}: the braces do not match") from error
-    elif "*" in url:
-        urls = [
-            storage.join(storage.parent(url), name)
-            for name in storage.matching(storage.parent(url), posixpath.basename(url))
-        ]
-    elif url.endswith(".tar"):
-        urls = [url]
-    else:
-        urls = [storage.join(url, name) for name in storage.matching(url, "*.tar")]
-    if not urls:
-        raise DataError(f"{url}: no .tar files there (compressed ones cannot be read from the middle: decompress them)")
-    folder = storage.parent(urls[0])
-    while not all(other.startswith(f"{folder}/") for other in urls):
-        if storage.parent(folder) == folder:
-            raise DataError(f"{url}: the shards have no folder in common, where their index could lie")
-        folder = storage.parent(folder)
-    return folder, [other[len(folder) + 1 :] for other in urls]
-
-
-def _scan(folder: str, names: list[str], workers: int) -> Iterator[tuple[Shard, Contents]]:
-    if workers == 1:
-        yield from map(scan_shard, repeat(folder), names)
-        return
-    # Fresh processes: a fork would copy fsspec's event loop without its thread.
-    with ProcessPoolExecutor(min(workers, len(names)), mp_context=get_context("spawn")) as pool:
-        yield from pool.map(scan_shard, repeat(folder), names)
-
-
-def _is_packed(folder: str, source: str) -> bool:
-    """Whether `source` was packed into `folder` and all of it is still there."""
-    if not storage.exists(storage.join(folder, INDEX_NAME)):
-        if storage.matching(folder, "*.tar") and not storage.exists(storage.join(folder, IN_PROGRESS)):
-            raise DataError(
-                f"{folder}: holds .tar files that this program did not pack; choose another folder, "
-                f"or index them with `python -m data pack --index-only {folder}`"
-            )
-        return False
-    index = open_index(folder)
-    if index.source != source:
-        held = f"{index.source!r}" if index.source else "shards of another tool"
-        raise DataError(f"{folder}: already holds {held}; choose another folder, or replace it with --force")
-    return all(storage.size(index.shard_url(number)) == shard.bytes for number, shard in enumerate(index.shards))
-
-
-def _index(url: str, shards: list[Shard], contents: Contents, source: str) -> Index:
-    return Index(
-        url=url,
-        shards=tuple(shards),
-        num_classes=contents.num_classes,
-        multi_label=contents.multi_label,
-        extensions=tuple(sorted(contents.extensions)),
-        source=source,
+    for entry in () if force else packing.resume(folder, plan):
+        take(entry)
+    if not shards:
+        packing.start(folder, plan)
+    lengths = np.diff(edges)
+    todo = [number for number in range(plan["shards"]) if number not in shards]
+    calls = (
+        (folder, number, source.reading(_positions(order, edges, number)), source.num_classes, options.transcode)
+        for number in todo
     )
+    shown: AbstractContextManager[Progress | None] = nullcontext()
+    if show_progress:
+        shown = Progress(f"packing {source.name}", "images", len(source), len(source) - int(lengths[todo].sum()))
+    with shown as progress:
+        for entry in runner(pack_shard, calls):
+            take(entry)
+            if progress is not None:
+                progress.advance(int(lengths[entry.number]))
+    left_out = [*source.skipped, *(one for number in range(plan["shards"]) for one in skipped[number])]
+    index = _conclude(folder, source, plan, shards, contents, left_out)
+    return Packed(index, True, _by_reason(one.reason for one in left_out))
+
+
+def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, transcode: Transcode | None) -> Entry:
+    """Write one shard, then the note that it is finished. Runs in whichever process has it to do.
+
+    Raises:
+        DataError: an item cannot be read, or the shard cannot be written.
+    """
+    contents, skipped = Contents(), []
+    name = packing.tar_name(number)
+    with ShardWriter(folder, name) as writer:
+        for one in reading():
+            item = _prepared(one, num_classes, transcode)
+            if isinstance(item, Skipped):
+                skipped.append(item)
+            else:
+                writer.write(item.key, item.fields)
+                contents.add(item.fields)
+        shard = writer.close()
+    entry = Entry(number, shard, contents, skipped)
+    packing.finish(folder, entry)
+    return entry
+
+
+def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None) -> Item | Skipped:
+    """The item as it goes into the shard, or why it does not."""
+    if isinstance(one, Skipped):
+        return one
+    if tar.split_name(f"{one.key}.jpg") != (one.key, "jpg"):
+        return Skipped(one.key, "name that cannot be a WebDataset key")
+    try:
+        classes = labels(one.fields).classes
+        if num_classes and any(number >= num_classes for number in classes):
+            return Skipped(one.key, Cause.OUTSIDE)
+        if transcode is None:
+            return one
+        pairs = (
+            transcode(extension, content) if extension in IMAGE_EXTENSIONS else (extension, content)
+            for extension, content in one.fields.items()
+        )
+        return Item(one.key, dict(pairs))
+    except BadSample as bad:
+        return Skipped(one.key, bad.cause)
+
+
+def _plan(source: Source, options: Options) -> dict[str, Any]:
+    """Everything that decides the bytes of the shards, and the name that the index remembers it by."""
+    per_shard = options.samples_per_shard or _default_samples(source)
+    plan = {
+        "version": VERSION,
+        "name": source.name,
+        "fingerprint": source.fingerprint,
+        "items": len(source),
+        "shards": max(1, -(-len(source) // per_shard)),
+        "full_shards": per_shard if options.full_shards else None,
+        "shuffle_seed": None if source.mixed else options.shuffle_seed,
+        "transcode": asdict(options.transcode) if options.transcode else None,
+    }
+    identity = hashlib.sha256(json.dumps(plan, sort_keys=True).encode()).hexdigest()[:12]
+    return plan | {"source": f"{source.name} {identity}" if source.fingerprint else source.name}
+
+
+def _default_samples(source: Source) -> int:
+    by_bytes = max(1, int(SHARD_BYTES / max(source.mean_bytes, 1.0)))
+    return min(by_bytes, max(SMALLEST_SHARD, -(-len(source) // FEWEST_SHARDS)))
+
+
+def _edges(plan: dict[str, Any]) -> np.ndarray:
+    """Where in the order the shards begin, then its length: int64 (shards + 1,)."""
+    numbers = np.arange(plan["shards"] + 1, dtype=np.int64)
+    if plan["full_shards"]:
+        return np.minimum(numbers * plan["full_shards"], plan["items"])
+    return numbers * plan["items"] // plan["shards"]
+
+
+def _positions(order: np.ndarray | None, edges: np.ndarray, number: int) -> np.ndarray:
+    begin, end = edges[number], edges[number + 1]
+    return np.arange(begin, end) if order is None else order[begin:end]
+
+
+def _conclude(
+    folder: str,
+    source: Source,
+    plan: dict[str, Any],
+    shards: dict[int, Shard],
+    contents: Contents,
+    left_out: Sequence[Skipped],
+) -> Index:
+    """Write what describes the whole, the index last, and remove the notes of the work."""
+    kept = [shards[number] for number in sorted(shards) if shards[number].samples]
+    if not kept:
+        packing.clear(folder)
+        for number in shards:
+            storage.remove(storage.join(folder, packing.tar_name(number)))
+        raise _nothing(folder, source, left_out)
+    for number in shards:
+        if not shards[number].samples:
+            storage.remove(storage.join(folder, packing.tar_name(number)))
+    for name, lines in (
+        (packing.SKIPPED, [json.dumps(one._asdict()) for one in left_out]),
+        (packing.CLASSES, source.class_names),
+    ):
+        if len(lines):
+            storage.write_atomic(storage.join(folder, name), "".join(f"{line}\n" for line in lines).encode())
+    index_url = storage.join(folder, INDEX_NAME)
+    index = contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes)
+    write_index(index)
+    packing.clear(folder)
+    return index
+
+
+def _nothing(folder: str, source: Source, left_out: Sequence[Skipped]) -> DataError:
+    counts = _by_reason(one.reason for one in left_out)
+    reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counts.items())
+    return DataError(f"{folder}: {source.name} gave nothing to pack ({reasons or 'it is empty'})")
+
+
+def _skipped_before(folder: str) -> dict[str, int]:
+    url = storage.join(folder, packing.SKIPPED)
+    lines = storage.read(url).splitlines() if storage.exists(url) else []
+    return _by_reason(json.loads(line)["reason"] for line in lines)
+
+
+def _by_reason(reasons: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(reasons).most_common())

@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 
     summary = read_summary(job)
     if summary is None or summary["step"] < total_steps:
-        from orchestrator.ray_auth import settle_authentication
+        from data.ray_session import settle_authentication
 
         settle_authentication()
         from orchestrator.launch import RunFailed, launch

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import storage
-from data.errors import DataError
 from data.budget import needed_bytes
+from data.errors import DataError
 from data.index import INDEX_NAME, Index, open_index
 from data.sources.digits import pack_digits
+from data.sources.shapes import pack_shapes
 from orchestrator.job import Run
 from orchestrator.job_file import JobError, problem
-from orchestrator.job_sections import Model
+from orchestrator.job_sections import Model, Pack
 from orchestrator.paths import PathError, resolve_url
 from orchestrator.schedule import steps_of
 from orchestrator.training_set import TrainingSet, compose, select
@@ -46,7 +47,7 @@ class Inputs:
 def check_inputs(job: Run) -> Inputs:
     """Open everything that a job needs.
 
-    Packs the bundled digits first, if the job says so and they are not there yet.
+    Packs the images of `data.pack` first, if they are not there yet.
 
     Raises:
         JobError: something is not there, does not fit, or cannot be written.
@@ -58,7 +59,7 @@ def check_inputs(job: Run) -> Inputs:
         _check_exists(job, "model.init_from", job.model.init_from)
         raise problem(job, "model.init_from", "this version starts every run from random weights; remove the key")
     if job.data.pack is not None:
-        _pack_digits(job, job.data.pack.to)
+        _pack(job, job.data.pack)
     train = _training_set(job)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
     _check_memory(job, train)
@@ -133,12 +134,15 @@ def _check_labels(job: Run, num_classes: int, key: str, url: str, index: Index) 
         raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
 
 
-def _pack_digits(job: Run, to: str) -> None:
-    folder = _resolve(job, "data.pack.to", to)
+def _pack(job: Run, settings: Pack) -> None:
+    folder = _resolve(job, "data.pack.to", settings.to)
     if all(storage.exists(storage.join(folder, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
         return
     try:
-        pack_digits(folder)
+        if settings.source == "digits":
+            pack_digits(folder)
+        else:
+            pack_shapes(folder, **settings.model_dump(exclude={"source", "to"}), show_progress=True)
     except (DataError, OSError) as error:
         raise problem(job, "data.pack.to", str(error)) from error
 

@@ -27,8 +27,8 @@ def evaluate(
     Returns:
         `loss` and, for single-label sets, `top1` and `top5` (top-k for k = min(5, classes)); for multi-label sets
         `precision_at_1`: the share of images whose highest-scored class is one of their labels (authors' ImageNet-21k
-        and JFT validation metric). `images` is the number of images that counted, `bad_samples` of those that could not be
-        used.
+        and JFT validation metric). `images` is the number of images that counted, `bad_samples` of those that could not
+        be used.
     """
     names = {"precision_at_1": 1} if multi_label else {"top1": 1, "top5": min(5, num_classes)}
     zero = torch.zeros((), dtype=torch.float64, device=engine.device)

@@ -6,7 +6,7 @@ is due, so that the step never waits for them.
 
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -232,9 +232,8 @@ class History:
         return [torch.tensor(float(number), device=self._valid.device) for number in numbers]
 
     def _connect(self, job: PretrainJob, run_id: str, data: TrainingSet) -> Tracker:
-        sets = [
-            TrackedDataset("train", "train", data.index.url, data.digest, data.order.num_samples, data.index.num_classes)
-        ]
+        classes, samples = data.index.num_classes, data.order.num_samples
+        sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes)]
         for name, held_out in job.data.eval.items():
             index = open_index(held_out.url)
             sets.append(TrackedDataset("eval", name, index.url, index.digest, index.num_samples, index.num_classes))

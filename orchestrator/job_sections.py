@@ -197,12 +197,29 @@ class Reading(Section):
 
 
 class Pack(Section):
-    """Shards that the job makes for itself, where they are not there yet."""
+    """Shards that the job makes for itself, where they are not there yet, in the folders train and test."""
 
-    source: Literal["digits"]
-    """digits: scikit-learn's 1,797 handwritten digits, into the folders train and test."""
+    source: Literal["digits", "shapes"]
+    """digits: scikit-learn's 1,797 handwritten digits; shapes: drawn images, as many as wanted."""
     to: Text
     """Folder for them."""
+    samples: Count = 50_000
+    """shapes: images to train on."""
+    test_samples: Count = 5_000
+    """shapes: images to measure on."""
+    classes: Annotated[int, Field(ge=10, le=1000)] = 10
+    """shapes: classes of objects."""
+    image_size: Count = 64
+    """shapes: side of an image in pixels."""
+    multi_label: bool = False
+    """shapes: several objects and labels in an image."""
+
+    @model_validator(mode="after")
+    def _digits_are_what_they_are(self) -> Self:
+        for key in self.model_fields_set - {"source", "to"}:
+            if self.source == "digits" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ImpossibleValue(key, "only for source = shapes, and it is digits")
+        return self
 
 
 class Data(Reading):

@@ -14,10 +14,10 @@ from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from data.ray_session import cluster_is_named
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError, problem
 from orchestrator.progress import Board, Display
-from orchestrator.ray_auth import cluster_is_named
 from orchestrator.run_folder import forget_rays_snapshot, run_url
 from orchestrator.worker import train
 

@@ -1,6 +1,6 @@
 """Samples that could not be used: counted by cause, listed beside the run, and too many of them stop it.
 
-    {run}/quarantine.jsonl     {"set": "train", "id": 1234, "key": "000123", "shard": "gs://...", "cause": "empty image"}
+    {run}/quarantine.jsonl     {"set": "train", "id": 123, "key": "000123", "shard": "gs://...", "cause": "empty image"}
 
 A bad sample is met once an epoch. The list holds it once; the counts are of masked slots since the run began. The limit
 is on the samples of the present epoch that this attempt has seen. All numbers are sums over ranks, so that every rank
@@ -129,7 +129,9 @@ class Quarantine:
             return []
         self._listed |= unknown
         self._unwritten = True
-        told = [f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}" for e in list(unknown.values())[:SHOWN]]
+        told = [
+            f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}" for e in list(unknown.values())[:SHOWN]
+        ]
         return [*told, f"... {len(unknown)} new bad samples, listed in {self._url}"] if len(unknown) > SHOWN else told
 
     def _start_writing(self) -> list[str]:

@@ -89,9 +89,7 @@ def _mixture(
     parts, first_id = [], 0
     for index, selection, slots in zip(indexes, selections, shares(weights, batch_size), strict=True):
         lanes = None if settings.lanes is None else max(1, settings.lanes * slots // batch_size)
-        order = SampleOrder(
-            index, seed=seed, batch_size=slots, lanes=lanes, block=settings.block, selected=selection
-        )
+        order = SampleOrder(index, seed=seed, batch_size=slots, lanes=lanes, block=settings.block, selected=selection)
         parts.append((order, first_id))
         first_id += index.num_samples
     return Mixture(parts)

@@ -1,75 +1,110 @@
-"""`python -m data pack`."""
+"""`python -m data pack`. The words of each source are in pack_sources.py."""
 
 import argparse
 import sys
 import time
 
 from data import storage
+from data.commands.pack_sources import add_sources, positive
 from data.commands.parsing import Commands, Outcome, facts, summary
-from data.index import open_index
-from data.pack import index_shards
-from data.sources import SOURCES
-
-PROGRESS_SECONDS = 5.0
+from data.pack import Packed, pack
+from data.progress import Progress
+from data.ray_session import session
+from data.scan import find_shards, index_shards
 
 PACK_HELP = """\
 Make WebDataset shards with an index.json beside them, or only the index for shards that exist.
 
-  python -m data pack digits DEST        scikit-learn's 1,797 digits to DEST/train and DEST/test
+  python -m data pack SOURCE DEST ...    images to shards; `python -m data pack SOURCE --help` explains each SOURCE
   python -m data pack --index-only URL   index tars made by any WebDataset writer, where they are
 
 DEST and URL are local folders or anything fsspec opens (gs://bucket/path, s3://bucket/path); URL may also be one
 tar or a pattern such as 'gs://bucket/train/{00000..00999}.tar'. Samples are an image (.jpg .jpeg .png .webp) and its
 labels (.cls: a number, or several; .json: {"label": 3} or {"labels": [3, 7], "weights": [1, 0.5]}).
-What is there and complete is left alone.
+
+What is there and complete is left alone; what was interrupted goes on where it stood. The bytes of the shards depend
+on the source and its options, not on --workers. More than one worker means Ray: the cluster that RAY_ADDRESS names, all
+of whose machines have to see the images and DEST, else a private one on this machine.
 """
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Put the command on the command line."""
-    pack = commands.add_parser(
+    command = commands.add_parser(
         "pack",
         help="images to shards with an index, or an index for existing shards",
         description=PACK_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    pack.add_argument("source", nargs="?", choices=sorted(SOURCES), help="where the images come from")
-    pack.add_argument("dest", nargs="?", help="folder to write to")
-    pack.add_argument("--index-only", metavar="URL", help="index the tars at URL instead")
-    pack.add_argument("--workers", type=int, default=1, metavar="N", help="processes that scan for --index-only (1)")
-    pack.add_argument("--force", action="store_true", help="replace what is at DEST, whatever it is")
-    pack.set_defaults(run=lambda options: run_pack(pack, options))
-    return pack
+    command.add_argument("--index-only", metavar="URL", help="index the tars at URL instead")
+    command.add_argument(
+        "--num-classes", type=positive, metavar="N", help="how many classes they have (largest label + 1)"
+    )
+    command.add_argument("--workers", type=positive, default=1, metavar="N", help="tars at one time (1)")
+    command.set_defaults(run=lambda options: run_pack(command, options))
+    add_sources(command)
+    return command
 
 
 def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> Outcome:
     if options.index_only:
-        if options.source or options.workers < 1:
-            command.error("--index-only takes one URL, no SOURCE, and at least one worker")
-        return run_index_only(options.index_only, options.workers)
-    if not (options.source and options.dest):
+        if options.source:
+            command.error("--index-only takes one URL and no SOURCE")
+        return run_index_only(options)
+    if not options.source:
         command.error("give SOURCE and DEST, or --index-only URL")
-    wrote = SOURCES[options.source](options.dest, options.force)
-    splits = {split: open_index(storage.join(options.dest, split)) for split in ("train", "test")}
-    for index in splits.values():
-        print(f"{'packed' if wrote else 'already packed'}: {summary(index)}")
-    return {"packed": wrote} | {split: facts(index) for split, index in splits.items()}, 0
+    began = time.monotonic()
+    packed: dict[str, Packed] = {}
+    with session(options.workers) as runner:
+        for split, source, how in options.sources(options):
+            packed[split] = pack(
+                storage.join(options.dest, split) if split else options.dest,
+                source,
+                how,
+                runner=runner,
+                force=options.force,
+                show_progress=True,
+            )
+            print_summary(packed[split])
+    wrote = any(one.wrote for one in packed.values())
+    described = {split: facts(one.index) | {"skipped": one.skipped} for split, one in packed.items()}
+    record = {"packed": wrote, "seconds": round(time.monotonic() - began, 3)}
+    return record | described.pop("", {}) | described, 0
 
 
-def run_index_only(url: str, workers: int) -> Outcome:
-    began = reported = time.monotonic()
+def print_summary(packed: Packed) -> None:
+    """What is at the destination, and what was left out and why."""
+    print(f"{'packed' if packed.wrote else 'already packed'}: {summary(packed.index)}")
+    for reason, count in packed.skipped.items():
+        print(f"  skipped {count:,}: {reason}")
+    if packed.skipped:
+        print(f"  each of them is named in {storage.parent(packed.index.url)}/skipped.jsonl")
 
-    def progress(done: int, total: int) -> None:
-        nonlocal reported
-        now = time.monotonic()
-        if now - reported >= PROGRESS_SECONDS and done < total:
-            reported = now
-            left = (now - began) / done * (total - done)
-            print(f"{done:,} of {total:,} shards, {left:,.0f} s left", file=sys.stderr)
 
-    index, contents = index_shards(url, workers=workers, progress=progress)
+def run_index_only(options: argparse.Namespace) -> Outcome:
+    with storage.reporting(options.index_only):
+        shards = len(find_shards(options.index_only)[1])
+    with Progress("indexing", "shards", shards) as shown:
+        index, contents = index_shards(
+            options.index_only,
+            workers=options.workers,
+            num_classes=options.num_classes or 0,
+            progress=lambda done, total: shown.advance(1),
+        )
+    for url in contents.cut_short:
+        print(f"{url}: cut short; what is missing of its last sample will be masked", file=sys.stderr)
     for count, what in ((contents.unlabelled, "readable label"), (contents.without_image, "image")):
         if count:
             print(f"{count:,} samples without a {what}: their slots will be masked", file=sys.stderr)
+    outside = sum(count for label, count in contents.label_counts.items() if label >= index.num_classes)
+    if outside:
+        print(f"{outside:,} labels are not below {index.num_classes:,}: their slots will be masked", file=sys.stderr)
     print(f"indexed: {summary(index)}")
-    return facts(index) | {"unlabelled": contents.unlabelled, "without_image": contents.without_image}, 0
+    if contents.cut_short:
+        print(f"  cut short: {len(contents.cut_short):,} shard{'s'[: len(contents.cut_short) > 1]}")
+    return facts(index) | {
+        "unlabelled": contents.unlabelled,
+        "without_image": contents.without_image,
+        "cut_short": contents.cut_short,
+        "labels_outside": outside,
+    }, 0

@@ -2,51 +2,107 @@
 
 import argparse
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 
 from data import storage
 from data.commands.parsing import Commands, Outcome, facts
-from data.decode import decode
-from data.errors import BadSample
-from data.fields import image_bytes
 from data.index import Index, open_index
-from data.reader import fetch, plan_reads
+from data.sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
 
-PEEKED_SAMPLES = 64
+COLUMNS, ROWS = 8, 6
+READ_THREADS = 8
+SHEET_NAME = "sheet.jpg"
+LARGEST = 5
+
+HELP = """\
+Print what a data set holds, and draw a sheet of real samples with their labels, evenly spread over all shards. Samples
+that cannot be used stand in it in red, with the cause. Names of the classes are taken from a classes.txt beside the
+index, one name a line, where there is one.
+"""
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
     """Put the command on the command line."""
-    show = commands.add_parser("show", help="print what a data set holds", description="Print what a data set holds.")
+    show = commands.add_parser(
+        "show",
+        help="print what a data set holds, draw some of it",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     show.add_argument("url", metavar="URL", help="its folder or its index.json")
+    sheet = show.add_mutually_exclusive_group()
+    sheet.add_argument("--sheet", metavar="FILE", default=SHEET_NAME, help=f"a .jpg or .png to write ({SHEET_NAME})")
+    sheet.add_argument("--no-sheet", action="store_true", help="write no picture")
     show.set_defaults(run=run_show)
     return show
 
 
 def run_show(options: argparse.Namespace) -> Outcome:
     index = open_index(options.url)
+    names = _class_names(index)
     counts = [shard.samples for shard in index.shards]
+    with ThreadPoolExecutor(READ_THREADS) as pool:
+        found = list(pool.map(partial(find, index), spread_ids(index, COLUMNS * ROWS)))
     print(storage.parent(index.url))
     print(f"  samples  {index.num_samples:,} in {len(counts):,} shards of {min(counts):,} to {max(counts):,}")
     print(f"  classes  {index.num_classes:,}, {'any number of labels' if index.multi_label else 'one label'} an image")
+    for line in _class_lines(index, names):
+        print(f"           {line}")
     print(f"  bytes    {index.num_bytes:,}, {index.num_bytes / max(index.num_samples, 1):,.0f} a sample")
-    print(f"  images   {_image_sizes(index)}")
+    print(f"  images   {_image_sizes(found)}")
     print(f"  fields   {', '.join(index.extensions)}")
     print(f"  source   {index.source or 'another tool'}")
     print(f"  digest   {index.digest}")
-    return facts(index), 0
+    told = facts(index) | {"label_counts": {str(label): count for label, count in sorted(index.label_counts.items())}}
+    if not options.no_sheet:
+        write_picture(options.sheet, contact_sheet([_tile(one, names) for one in found], COLUMNS))
+        print(f"  sheet    {len(found)} samples in {options.sheet}")
+        told["sheet"] = options.sheet
+    return told, 0
 
 
-def _image_sizes(index: Index) -> str:
-    """Sizes of the first images, the commonest first."""
-    sizes: Counter[str] = Counter()
-    for read in plan_reads(index, np.arange(min(PEEKED_SAMPLES, index.num_samples))):
-        for sample in fetch(index, read).values():
-            try:
-                height, width, _ = decode(image_bytes(sample.fields)).shape
-                sizes[f"{width}x{height}"] += 1
-            except BadSample as bad:
-                sizes[bad.cause] += 1
+def _class_lines(index: Index, names: Sequence[str]) -> list[str]:
+    """How the images spread over the classes, where the index knows."""
+    if not index.label_counts:
+        return []
+    counts = np.array([index.label_counts.get(label, 0) for label in range(index.num_classes)])
+    lines = [f"{counts.min():,} to {counts.max():,} images a class, median {np.median(counts):,.0f}"]
+    if empty := int((counts == 0).sum()):
+        lines.append(f"{empty:,} without an image")
+    largest = np.argsort(-counts, kind="stable")[:LARGEST].tolist()
+    common = ", ".join(f"{_class_name(label, names)} ({counts[label]:,})" for label in largest)
+    return [*lines, f"largest: {common}"]
+
+
+def _class_names(index: Index) -> list[str]:
+    """The lines of classes.txt beside the index; none where there is no such file.
+
+    Raises:
+        DataError: it cannot be read.
+    """
+    url = storage.join(storage.parent(index.url), "classes.txt")
+    try:
+        with storage.reporting(url):
+            return storage.read(url).decode().splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _class_name(label: int, names: Sequence[str]) -> str:
+    return f"{label} {names[label]}" if label < len(names) else str(label)
+
+
+def _image_sizes(found: Sequence[Found]) -> str:
+    """The commonest sizes first."""
+    sizes = Counter(f"{one.size[1]}x{one.size[0]}" if one.size else one.cause for one in found)
     common = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3))
-    return f"{common}{' ...' if len(sizes) > 3 else ''} (first {sizes.total()}; width x height)"
+    return f"{common}{' ...' if len(sizes) > 3 else ''} ({len(found)} samples; width x height)"
+
+
+def _tile(found: Found, names: Sequence[str]) -> Tile:
+    caption = ", ".join(_class_name(label, names) for label in found.classes) or found.key
+    return Tile(found.image, caption, found.cause)

@@ -1,7 +1,1 @@
-"""Data sets that `python -m data pack SOURCE DEST` knows how to get, by name."""
-
-from collections.abc import Callable
-
-from data.sources.digits import pack_digits
-
-SOURCES: dict[str, Callable[[str, bool], bool]] = {"digits": pack_digits}
+"""Where images come from, one module a source; data/commands/pack.py gives each its words on the command line."""

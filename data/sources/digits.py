@@ -4,24 +4,49 @@
 Digits", UCI Machine Learning Repository, 1998; the data set's test part).
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 
 import cv2
 import numpy as np
 
 from data import storage
-from data.pack import pack
+from data.pack import Options, pack
+from data.source import Item, Reading, Source
 
-SOURCE = "digits"
 LEVELS = 16  # the brightest value
 SAMPLES_PER_SHARD = 400  # makes four training shards, so that even this small set has an order to shuffle
 HELD_OUT = 5  # every fifth image of each class, in the data set's order, is held out
+SPLITS = ("train", "test")
+OPTIONS = Options(shuffle_seed=None, samples_per_shard=SAMPLES_PER_SHARD, full_shards=True)
+
+
+class Digits(Source):
+    """One split: "train" (80 %) or "test" (20 % of each class). 8x8 grey PNG of round(value * 255 / 16), `.cls`."""
+
+    fingerprint = ""  # they never change
+    mean_bytes = 130.0
+    num_classes = 10
+
+    def __init__(self, split: str) -> None:
+        from sklearn.datasets import load_digits  # a second's import that nothing else here needs
+
+        self.name = f"digits/{split}"
+        data = load_digits()
+        self._images: np.ndarray = np.rint(data.images * 255 / LEVELS).astype(np.uint8)
+        self._labels: np.ndarray = data.target
+        self._numbers = np.flatnonzero(held_out_mask(self._labels) == (split == "test"))
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        numbers = self._numbers[positions]
+        return partial(_read, numbers, self._images[numbers], self._labels[numbers])
 
 
 def pack_digits(dest: str, force: bool = False) -> bool:
-    """Pack the images into DEST/train (80 %) and DEST/test (20 % of each class), each with its index.
-
-    Images are 8x8 grey PNG of round(value * 255 / 16), labels `.cls`, keys the place in scikit-learn's arrays. The
+    """Pack the images into DEST/train and DEST/test, each with its index. Keys are places in scikit-learn's arrays; the
     same bytes every time.
 
     Returns:
@@ -30,23 +55,8 @@ def pack_digits(dest: str, force: bool = False) -> bool:
     Raises:
         DataError: a destination holds something else.
     """
-    from sklearn.datasets import load_digits  # a second's import that nothing else here needs
-
-    data = load_digits()
-    images: np.ndarray = np.rint(data.images * 255 / LEVELS).astype(np.uint8)
-    labels: np.ndarray = data.target
-    held_out = held_out_mask(labels)
-    wrote = [
-        pack(
-            storage.join(dest, split),
-            _samples(images, labels, np.flatnonzero(chosen)),
-            source=f"{SOURCE}/{split}",
-            samples_per_shard=SAMPLES_PER_SHARD,
-            force=force,
-        )
-        for split, chosen in (("train", ~held_out), ("test", held_out))
-    ]
-    return any(wrote)
+    packed = [pack(storage.join(dest, split), Digits(split), OPTIONS, force=force) for split in SPLITS]
+    return any(one.wrote for one in packed)
 
 
 def held_out_mask(labels: np.ndarray) -> np.ndarray:
@@ -57,7 +67,7 @@ def held_out_mask(labels: np.ndarray) -> np.ndarray:
     return mask
 
 
-def _samples(images: np.ndarray, labels: np.ndarray, chosen: np.ndarray) -> Iterator[tuple[str, Mapping[str, bytes]]]:
-    for number in chosen.tolist():
-        _, png = cv2.imencode(".png", images[number])
-        yield f"{number:06d}", {"png": png.tobytes(), "cls": str(labels[number]).encode()}
+def _read(numbers: np.ndarray, images: np.ndarray, labels: np.ndarray) -> Iterator[Item]:
+    for number, image, label in zip(numbers.tolist(), images, labels.tolist(), strict=True):
+        _, png = cv2.imencode(".png", image)
+        yield Item(f"{number:06d}", {"png": png.tobytes(), "cls": str(label).encode()})

@@ -18,7 +18,7 @@ from sklearn.datasets import load_digits
 from data import Augment, DataError, Index, Loader, Mixture, SampleOrder, open_index
 from data.errors import Cause
 from data.index import concatenate
-from data.pack import index_shards
+from data.scan import index_shards
 from data.sources.digits import pack_digits
 
 PLAIN = Augment("resize")
@@ -275,7 +275,9 @@ def test_passes_of_a_mixture(digits):
                 continue
             own = number >= sets[0].num_samples
             alone, first = sets[own], number - own * sets[0].num_samples
-            [[single]] = batches(alone, SampleOrder(alone, batch_size=1, shuffle=False), start_step=first, stop_step=first + 1)
+            [[single]] = batches(
+                alone, SampleOrder(alone, batch_size=1, shuffle=False), start_step=first, stop_step=first + 1
+            )
             assert batch.labels[place].item() == single.labels.item()
             image = np.empty((8, 8, 3), np.uint8)
             png = cv2.imencode(".png", single.images[0].permute(1, 2, 0).numpy()[..., ::-1])[1].tobytes()

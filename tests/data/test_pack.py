@@ -1,20 +1,28 @@
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
-import tarfile
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
-from sklearn.datasets import load_digits
 
-from data import DataError, open_index
-from data.pack import find_shards, index_shards, pack
-from data.shards import ShardWriter
-from data.sources.digits import pack_digits
+from data import DataError, open_index, storage
+from data.__main__ import main
+from data.pack import Options, pack
+from data.source import Item, Reading, Skipped, Source
+from data.transcode import Transcode
+from tests.emulators import gcs_server, reached_by, s3_server
+
+ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # whatever clusters there are on this machine
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -26,198 +34,238 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
     }
 
 
-def test_digits_hold_scikit_learns_arrays(digits):
-    """Read back with WebDataset and PIL: all 1,797 images, to the value, each in one split."""
-    data = load_digits()
-    seen = {}
-    for split in ("train", "test"):
-        urls = sorted(str(path) for path in (digits / split).glob("*.tar"))
-        for sample in webdataset.WebDataset(urls, shardshuffle=False).decode("pil"):
-            image = np.asarray(sample["png"]).astype(float)
-            seen[int(sample["__key__"])] = split
-            assert np.array_equal(np.rint(image[..., 0] * 16 / 255), data.images[int(sample["__key__"])])
-            assert sample["cls"] == data.target[int(sample["__key__"])]
-    assert sorted(seen) == list(range(1797))
-    held_out = np.array([seen[number] == "test" for number in range(1797)])
-    for number in range(10):
-        assert held_out[data.target == number].mean() == pytest.approx(0.2, abs=0.005)
+def digests(folder: Path) -> dict[str, str]:
+    return {name: digest for name, (digest, _) in snapshot(folder).items()}
 
 
-def test_digits_png_is_grey(digits):
-    with tarfile.open(digits / "train" / "000000.tar") as archive:
-        image = Image.open(archive.extractfile("000000.png"))
-        assert (image.mode, image.size) == ("L", (8, 8))
+class Numbers(Source):
+    """Item i is a small PNG of label i % classes. Items in `bad` are skipped."""
+
+    name = "numbers"
+    fingerprint = "1"
+    mean_bytes = 100.0
+
+    def __init__(self, count: int, *, classes: int = 7, bad: tuple[int, ...] = (), mixed: bool = False) -> None:
+        self._count, self._bad, self.num_classes, self.mixed = count, bad, classes, mixed
+
+    def __len__(self) -> int:
+        return self._count
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        return partial(read_numbers, positions.tolist(), self.num_classes or 7, self._bad)
 
 
-def test_digits_index(digits):
-    index = open_index(str(digits / "train"))
-    assert [shard.samples for shard in index.shards] == [400, 400, 400, 242]
-    assert (index.num_classes, index.multi_label, index.extensions) == (10, False, ("cls", "png"))
-    for number, shard in enumerate(index.shards):
-        content = Path(index.shard_url(number)).read_bytes()
-        assert (len(content), hashlib.sha256(content).hexdigest()) == (shard.bytes, shard.sha256)
-        with tarfile.open(index.shard_url(number)) as archive:
-            assert [info.offset for info in archive][:: 2 * 64] == shard.offsets.tolist()
+def read_numbers(numbers: list[int], classes: int, bad: tuple[int, ...]) -> Iterator[Item | Skipped]:
+    for number in numbers:
+        if number in bad:
+            yield Skipped(str(number), "bad luck")
+        else:
+            _, png = cv2.imencode(".png", np.full((1, 1), number % 251, np.uint8))
+            yield Item(f"{number:06d}", {"png": png.tobytes(), "cls": b"%d" % (number % classes)})
 
 
-def test_same_bytes_every_time_and_left_alone_when_complete(digits, tmp_path):
-    assert pack_digits(str(tmp_path))
-    first = snapshot(tmp_path)
-    shards = [f"train/00000{number}.tar" for number in range(4)] + ["test/000000.tar"]
-    assert set(first) == {*shards, "train/index.json", "test/index.json"}
-    assert {name: digest for name, (digest, _) in first.items()} == {
-        name: digest for name, (digest, _) in snapshot(digits).items()
+def keys(folder: Path) -> list[list[str]]:
+    """Keys by shard, as WebDataset reads them."""
+    return [
+        [sample["__key__"] for sample in webdataset.WebDataset(str(tar), shardshuffle=False)]
+        for tar in sorted(folder.glob("*.tar"))
+    ]
+
+
+@pytest.mark.parametrize(("count", "per_shard"), [(1, 10), (1000, 64), (1000, 1000), (997, 10), (40, 7)])
+def test_shards_are_balanced_and_every_item_is_in_one(tmp_path, count, per_shard):
+    packed = pack(str(tmp_path), Numbers(count), Options(samples_per_shard=per_shard))
+    found = keys(tmp_path)
+    sizes = [len(shard) for shard in found]
+    assert len(sizes) == -(-count // per_shard)
+    assert max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= per_shard
+    assert sorted(key for shard in found for key in shard) == [f"{number:06d}" for number in range(count)]
+    assert [shard.samples for shard in packed.index.shards] == sizes
+    expected = {label: len(range(label, count, 7)) for label in range(min(count, 7))}
+    assert dict(open_index(str(tmp_path)).label_counts) == expected
+
+
+def test_default_size_of_shards(tmp_path):
+    """About 200 MB, but at least 16 shards where there are 256 samples for each."""
+    source = Numbers(5000)
+    for mean, shards in ((100.0, 16), (1e6, 25), (2e6, 50)):
+        source.mean_bytes = mean
+        packed = pack(str(tmp_path / str(mean)), source)
+        assert len(packed.index.shards) == shards
+    assert len(pack(str(tmp_path / "few"), Numbers(500)).index.shards) == 2
+
+
+def test_shuffled_by_a_seed(tmp_path):
+    """Items in the order of their classes come out mixed; the same for the same seed; kept where that is asked for."""
+    for name, seed in (("a", 0), ("b", 0), ("c", 1), ("kept", None)):
+        pack(str(tmp_path / name), Numbers(1000), Options(seed, samples_per_shard=100))
+    assert digests(tmp_path / "a") == digests(tmp_path / "b")
+    a, c, kept = (keys(tmp_path / name) for name in ("a", "c", "kept"))
+    assert a != c
+    assert list(chain(*kept)) == sorted(chain(*a))
+    for shard in a:  # its mean place: the standard error of 100 uniform draws from 1,000 is 29
+        assert abs(np.mean([int(key) for key in shard]) - 500) < 4 * 29
+    pack(str(tmp_path / "mixed"), Numbers(1000, mixed=True), Options(0, samples_per_shard=100))
+    assert keys(tmp_path / "mixed") == kept
+
+
+def test_skipped_items_are_counted_and_named(tmp_path):
+    packed = pack(str(tmp_path), Numbers(100, bad=(3, 50, 99)), Options(None, samples_per_shard=10))
+    assert packed.skipped == {"bad luck": 3}
+    lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
+    assert lines == [{"key": key, "reason": "bad luck"} for key in ("3", "50", "99")]
+    assert [shard.samples for shard in packed.index.shards] == [9, 10, 10, 10, 10, 9, 10, 10, 10, 9]
+    assert pack(str(tmp_path), Numbers(100, bad=(3, 50, 99)), Options(None, samples_per_shard=10)).skipped == {
+        "bad luck": 3
     }
-    assert not pack_digits(str(tmp_path))
-    assert snapshot(tmp_path) == first
 
 
-@pytest.mark.parametrize("damage", ["shard missing", "shard cut", "interrupted"])
-def test_incomplete_is_packed_again(digits, tmp_path, damage):
-    pack_digits(str(tmp_path))
-    shard = tmp_path / "train" / "000002.tar"
-    if damage == "shard missing":
-        shard.unlink()
-    elif damage == "shard cut":
-        shard.write_bytes(shard.read_bytes()[:-512])
-    else:  # killed while it wrote the third shard: the marker is there, the index is not
-        (tmp_path / "train" / "index.json").unlink()
-        (tmp_path / "train" / "packing").write_text("digits/train")
-        shard.write_bytes(shard.read_bytes()[:1000])
-    assert pack_digits(str(tmp_path))
-    assert {name: digest for name, (digest, _) in snapshot(tmp_path).items()} == {
-        name: digest for name, (digest, _) in snapshot(digits).items()
+def test_a_shard_of_nothing_but_skipped_items_is_left_out(tmp_path):
+    packed = pack(str(tmp_path), Numbers(30, bad=tuple(range(10, 20))), Options(None, samples_per_shard=10))
+    assert sorted(path.name for path in tmp_path.glob("*.tar")) == ["000000.tar", "000002.tar"]
+    assert [shard.url for shard in open_index(str(tmp_path)).shards] == ["000000.tar", "000002.tar"]
+    assert packed.index.num_samples == 20
+    with pytest.raises(DataError, match=r"numbers gave nothing to pack \(it is empty\)"):
+        pack(str(tmp_path / "none"), Numbers(0))
+    with pytest.raises(DataError, match=r"numbers gave nothing to pack \(5 x bad luck\)"):
+        pack(str(tmp_path / "none"), Numbers(5, bad=tuple(range(5))))
+    assert list((tmp_path / "none").iterdir()) == []
+
+
+class Given(Numbers):
+    """These items."""
+
+    def __init__(self, *items: Item) -> None:
+        super().__init__(len(items), classes=5)
+        self._items = items
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        return partial(iter, [self._items[place] for place in positions])
+
+
+def test_items_that_no_reader_could_use_are_skipped(tmp_path):
+    items = [
+        Item("good", {"jpg": b"x", "cls": b"4"}),
+        Item("far", {"jpg": b"x", "cls": b"5"}),
+        Item("none", {"jpg": b"x"}),
+        Item("odd", {"jpg": b"x", "cls": b"four"}),
+        Item("a.b", {"jpg": b"x", "cls": b"1"}),
+        Item("__x__/1", {"jpg": b"x", "cls": b"1"}),
+    ]
+    packed = pack(str(tmp_path), Given(*items))
+    assert keys(tmp_path) == [["good"]]
+    assert packed.skipped == {
+        "name that cannot be a WebDataset key": 2,
+        "label outside the classes": 1,
+        "no label": 1,
+        "unreadable label": 1,
     }
 
 
-def test_somebody_elses_shards_are_not_touched(digits, tmp_path):
-    (tmp_path / "train").mkdir()
-    mine = tmp_path / "train" / "000000.tar"
-    mine.write_bytes((digits / "test" / "000000.tar").read_bytes())
+def test_transcoding_changes_images_and_skips_those_it_cannot_decode(tmp_path, photos, encode):
+    items = [
+        Item("big", {"jpg": encode(photos[0], "JPEG"), "cls": b"1"}),
+        Item("small", {"jpg": encode(photos[0][:50, :50], "JPEG"), "cls": b"1"}),
+        Item("broken", {"jpg": encode(photos[0], "JPEG")[:1000], "cls": b"1"}),
+    ]
+    packed = pack(str(tmp_path), Given(*items), Options(None, transcode=Transcode(resize=100)))
+    assert packed.skipped == {"undecodable image": 1}
+    big, small = webdataset.WebDataset(str(tmp_path / "000000.tar"), shardshuffle=False).decode("rgb8")
+    assert (big["jpg"].shape, small["jpg"].shape) == ((100, 150, 3), (50, 50, 3))
+
+
+def interrupt(after: int):
+    """A runner that stops like a killed process, between two shards."""
+
+    def run(function, calls):
+        for number, call in enumerate(calls):
+            if number == after:
+                raise KeyboardInterrupt
+            yield function(*call)
+
+    return run
+
+
+def test_goes_on_where_it_stopped(tmp_path):
+    undisturbed, source, options = tmp_path / "a", Numbers(1000, bad=(5, 700)), Options(samples_per_shard=100)
+    pack(str(undisturbed), source, options)
+    resumed = tmp_path / "b"
+    with pytest.raises(KeyboardInterrupt):
+        pack(str(resumed), source, options, runner=interrupt(4))
+    assert not (resumed / "index.json").exists()
+    (resumed / "000002.tar").write_bytes(b"cut")  # noted as finished, and damaged since
+    (resumed / "000004.tar").write_bytes(b"begun")  # the one that was being written
+    before = snapshot(resumed)
+    packed = pack(str(resumed), source, options)
+    assert packed.wrote
+    assert digests(resumed) == digests(undisturbed)
+    after = snapshot(resumed)
+    kept = [name for name in before if name in after and before[name] == after[name]]
+    assert kept == ["000000.tar", "000001.tar", "000003.tar"]
+
+
+def test_another_plan_does_not_mix_with_what_is_there(tmp_path):
+    folder, options = str(tmp_path), Options(samples_per_shard=100)
+    with pytest.raises(KeyboardInterrupt):
+        pack(folder, Numbers(1000), options, runner=interrupt(2))
     before = snapshot(tmp_path)
-    with pytest.raises(DataError, match=r"holds .tar files that this program did not pack"):
-        pack_digits(str(tmp_path))
-    mine.rename(tmp_path / "train" / "mine.tar")
-    index_shards(str(tmp_path / "train"))
-    with pytest.raises(DataError, match="already holds shards of another tool"):
-        pack_digits(str(tmp_path))
-    assert snapshot(tmp_path)["train/mine.tar"] == before["train/000000.tar"]
-    assert pack_digits(str(tmp_path), force=True)
-    assert snapshot(tmp_path / "train").keys() == snapshot(digits / "train").keys()
+    for source, other, words in (
+        (Numbers(1001), options, "another items, shards is there"),
+        (Numbers(1000), Options(samples_per_shard=50), "another shards is there"),
+        (Numbers(1000), Options(1, samples_per_shard=100), "another shuffle_seed is there"),
+        (Numbers(1000), Options(samples_per_shard=100, transcode=Transcode(quality=50)), "another transcode is there"),
+    ):
+        with pytest.raises(DataError, match=words):
+            pack(folder, source, other)
+    assert snapshot(tmp_path) == before
+    pack(folder, Numbers(1000), options)
+    with pytest.raises(DataError, match=r"already holds 'numbers \w{12}', and this is 'numbers \w{12}'"):
+        pack(folder, Numbers(1001), options)
+    assert pack(folder, Numbers(500), options, force=True).index.num_samples == 500
+    assert len(list(tmp_path.glob("*.tar"))) == 5
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_index_of_existing_shards_equals_the_packers(digits, tmp_path, workers):
-    for path in (digits / "train").glob("*.tar"):
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    calls = []
-    index, contents = index_shards(str(tmp_path), workers=workers, progress=lambda *done: calls.append(done))
-    packed = json.loads((digits / "train" / "index.json").read_text())
-    assert json.loads((tmp_path / "index.json").read_text()) == packed | {"source": ""}
-    assert index.digest == open_index(str(digits / "train")).digest
-    assert (contents.unlabelled, contents.without_image) == (0, 0)
-    assert calls == [(1, 4), (2, 4), (3, 4), (4, 4)]
+def test_complete_sets_are_left_alone(tmp_path):
+    pack(str(tmp_path), Numbers(1000), Options(samples_per_shard=100))
+    before = snapshot(tmp_path)
+    assert not pack(str(tmp_path), Numbers(1000), Options(samples_per_shard=100)).wrote
+    assert snapshot(tmp_path) == before
+    (tmp_path / "packing").mkdir()  # killed between the index and the removal of its notes
+    (tmp_path / "packing" / "plan.json").write_text("{}")
+    assert not pack(str(tmp_path), Numbers(1000), Options(samples_per_shard=100)).wrote
+    assert snapshot(tmp_path) == before
 
 
-def test_odd_members_between_samples(tmp_path):
-    """Folders, metadata and names without a dot count as nothing, here and in the reader's offsets."""
-    with tarfile.open(tmp_path / "a.tar", "w") as archive:
-        folder = tarfile.TarInfo("x")
-        folder.type = tarfile.DIRTYPE
-        archive.addfile(folder)
-        for number in range(130):
-            for name in (f"x/{number:03d}.png", f"x/{number:03d}.cls"):
-                info = tarfile.TarInfo(name)
-                archive.addfile(info)
-            archive.addfile(tarfile.TarInfo("README"))
-    index, contents = index_shards(str(tmp_path))
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        expected = [archive.getmember(f"x/{number:03d}.png").offset for number in (0, 64, 128)]
-    assert index.shards[0].offsets.tolist() == expected
-    assert (index.num_samples, contents.unlabelled) == (130, 130)
+@pytest.mark.parametrize("server", [gcs_server, s3_server])
+def test_object_stores(tmp_path, server):
+    """The same bytes on an object store, also after an interruption there; and nothing of the work is left behind."""
+    options = Options(samples_per_shard=30)
+    pack(str(tmp_path), Numbers(200, bad=(3,)), options)
+    with server() as running, reached_by(running) as bucket:
+        url = f"{bucket}/deep/set"
+        with pytest.raises(KeyboardInterrupt):
+            pack(url, Numbers(200, bad=(3,)), options, runner=interrupt(3))
+        packed = pack(url, Numbers(200, bad=(3,)), options)
+        assert packed.index.digest == open_index(str(tmp_path)).digest
+        assert storage.matching(url, "*") == sorted(path.name for path in tmp_path.iterdir())
+        assert not pack(url, Numbers(200, bad=(3,)), options).wrote
+        assert pack(url, Numbers(50), options, force=True).index.num_samples == 50
+        assert storage.matching(url, "*") == ["000000.tar", "000001.tar", "index.json"]
 
 
-def test_patterns(digits, monkeypatch):
-    train = f"{digits}/train"
-    names = [f"{number:06d}.tar" for number in range(4)]
-    assert find_shards(train) == find_shards(f"{train}/") == (train, names)
-    assert find_shards(f"{train}/{{000002..000000}}.tar") == (train, names[2::-1])
-    assert find_shards(f"{train}/00000[1-2]*.tar") == (train, names[1:3])
-    assert find_shards(f"{train}/000003.tar") == (train, names[3:])
-    assert find_shards(f"{digits}/{{train,test}}/000000.tar") == (str(digits), ["train/000000.tar", "test/000000.tar"])
-    assert find_shards("gs://bucket/a/{0..1}.tar") == ("gs://bucket/a", ["0.tar", "1.tar"])
-    for url in (str(digits), f"{train}/*.zip"):
-        with pytest.raises(DataError, match=r"no .tar files there"):
-            find_shards(url)
-    with pytest.raises(DataError, match="no folder in common"):
-        find_shards("gs://{one,other}/0.tar")
-    monkeypatch.chdir(digits)
-    assert find_shards("train/000003.tar") == find_shards("./train/000003.tar") == (train, names[3:])
-    with pytest.raises(DataError, match="the braces do not match"):
-        find_shards(f"{train}/{{0..1.tar")
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"\x1f\x8b" + bytes(600), "bad.tar: not a readable tar: no tar header at byte 0"),
-        (b"", "no sample has an image"),
-    ],
-)
-def test_unreadable_tars(tmp_path, content, words):
-    (tmp_path / "bad.tar").write_bytes(content)
-    with pytest.raises(DataError, match=words):
-        index_shards(str(tmp_path))
-    assert not (tmp_path / "index.json").exists()
-
-
-def test_truncated_tar(digits, tmp_path):
-    content = (digits / "test" / "000000.tar").read_bytes()
-    (tmp_path / "cut.tar").write_bytes(content[: len(content) // 2 + 100])
-    with pytest.raises(DataError, match=r"cut.tar: not a readable tar: ends in the middle of the entry"):
-        index_shards(str(tmp_path))
-
-
-def test_lists_of_one_label_make_a_multi_label_set(tmp_path):
-    """The form counts: such an image may have more labels in the next shard."""
-    with ShardWriter(str(tmp_path), "a.tar") as writer:
-        writer.write("0", {"png": b"x", "json": b'{"labels": [4]}'})
-        writer.close()
-    index, _ = index_shards(str(tmp_path))
-    assert (index.multi_label, index.num_classes) == (True, 5)
-
-
-def test_a_store_that_refuses_is_one_line(tmp_path):
-    """Here a folder named like a shard; on a cloud, missing rights."""
-    (tmp_path / "a.tar").mkdir()
-    with pytest.raises(DataError, match=r"a.tar: cannot be opened \(IsADirectoryError"):
-        index_shards(str(tmp_path))
-
-
-def test_writer_with_long_names(tmp_path):
-    """tarfile reads back what ustar alone could not hold."""
-    keys = ["ü" * 90, "long/" * 60 + "name", "plain"]
-    with ShardWriter(str(tmp_path), "a.tar") as writer:
-        for key in keys:
-            writer.write(key, {"jpg": key.encode(), "cls": b"0"})
-        shard = writer.close()
-    with tarfile.open(tmp_path / "a.tar") as archive:
-        assert [info.name for info in archive] == [f"{key}.{kind}" for key in keys for kind in ("jpg", "cls")]
-        assert archive.extractfile(f"{keys[1]}.jpg").read() == keys[1].encode()
-    scanned, _ = index_shards(str(tmp_path / "a.tar"))
-    assert (scanned.shards[0].sha256, scanned.shards[0].bytes, scanned.num_samples) == (shard.sha256, shard.bytes, 3)
-
-
-def test_pack_streams_any_number_of_samples(tmp_path):
-    samples = ((f"{number:03d}", {"png": b"x", "cls": b"%d" % number}) for number in range(250))
-    assert pack(str(tmp_path), samples, source="test", samples_per_shard=100)
-    index = open_index(str(tmp_path))
-    assert [shard.samples for shard in index.shards] == [100, 100, 50]
-    assert index.num_classes == 250
+def test_somebody_elses_tars_are_not_touched(tmp_path):
+    options = Options(samples_per_shard=100)
+    pack(str(tmp_path), Numbers(500), options)
+    (tmp_path / "index.json").unlink()
+    with pytest.raises(DataError, match="did not pack"):
+        pack(str(tmp_path), Numbers(500), options)
 
 
 def command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", "data", *arguments], capture_output=True, text=True, check=False)
+    return subprocess.run(
+        [sys.executable, "-m", "data", *arguments], capture_output=True, text=True, check=False, env=ALONE
+    )
 
 
 def test_command_line(tmp_path):
@@ -228,12 +276,39 @@ def test_command_line(tmp_path):
     assert facts["packed"]
     assert facts["train"]["num_samples"] + facts["test"]["num_samples"] == 1797
     assert "already packed: 1,442 samples of 10 classes in 4 shards" in command("pack", "digits", str(tmp_path)).stdout
-    shown = command("show", str(tmp_path / "train"), "--json")
-    assert json.loads(shown.stdout.splitlines()[-1]) == facts["train"]
-    assert "64 of 8x8" in shown.stdout
-    indexed = command("pack", "--index-only", str(tmp_path / "train"), "--workers", "2", "--json")
+    indexed = command("pack", "--index-only", str(tmp_path / "train"), "--json")
     assert (indexed.returncode, indexed.stderr) == (0, "")
     assert json.loads(indexed.stdout.splitlines()[-1])["digest"] == facts["train"]["digest"]
+
+
+def test_on_ray_with_a_kill_in_the_middle(tmp_path):
+    """Two workers, the driver killed once shards are finished; then the same command, which makes only the rest."""
+    shapes = ["--samples", "4096", "--test-samples", "100", "--classes", "20", "--image-size", "48"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    alone = command("pack", "shapes", str(one), *shapes)
+    assert alone.returncode == 0, alone.stderr
+    words = [sys.executable, "-m", "data", "pack", "shapes", str(two), *shapes, "--workers", "2"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=ALONE) as process:
+        deadline = time.monotonic() + 300
+        while len(list(two.glob("train/packing/0*.json"))) < 3:
+            assert process.poll() is None, process.stdout.read()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+    time.sleep(1.0)  # Ray ends the tasks of a driver that is gone
+    assert not (two / "train" / "index.json").exists()
+    finished = {path.stem for path in two.glob("train/packing/0*.json")}
+    before = snapshot(two / "train")
+    resumed = command(*words[3:], "--json")
+    assert resumed.returncode == 0, resumed.stderr
+    after = snapshot(two / "train")
+    for number in finished:
+        assert after[f"{number}.tar"] == before[f"{number}.tar"]
+    assert digests(two) == digests(one)
+    facts = json.loads(resumed.stdout.splitlines()[-1])
+    assert (facts["packed"], facts["train"]["num_samples"], facts["test"]["num_samples"]) == (True, 4096, 100)
+    for line in resumed.stderr.splitlines():  # Ray itself is quiet
+        assert line.startswith("packing shapes/"), resumed.stderr
 
 
 @pytest.mark.parametrize(
@@ -243,20 +318,28 @@ def test_command_line(tmp_path):
         (("pack",), "give SOURCE and DEST, or --index-only URL"),
         (("pack", "cifar", "x"), "'cifar'"),
         (("pack", "--index-only", "/nowhere"), "/nowhere: no .tar files there"),
-        (("pack", "digits", "--index-only", "/nowhere"), "--index-only takes one URL"),
+        (("pack", "--index-only", "/nowhere", "digits", "/tmp/x"), "--index-only takes one URL and no SOURCE"),
         (("pack", "digits", "/proc/nowhere"), "/proc/nowhere"),
-        (("show", "/nowhere"), "/nowhere: does not exist"),
+        (("pack", "folder", "/tmp/x", "--from", "/nowhere"), "/nowhere: does not exist"),
+        (("pack", "shapes", "/tmp/x", "--classes", "5"), "classes = 5: choose 10 to 1,000"),
+        (("pack", "imagenet", "/tmp/x", "--from", "/nowhere"), "/nowhere/ILSVRC2012_img_train.tar: does not exist"),
+        (("pack", "img2dataset", "/tmp/x", "--from", "/nowhere"), "/nowhere: no .tar files there"),
         (("show", "gs-typo://bucket/x"), "Protocol not known: gs-typo"),
     ],
 )
-def test_wrong_commands_are_one_line(arguments, words):
-    result = command(*arguments)
-    assert (result.returncode, result.stdout) == (2, "")
-    assert len(result.stderr.splitlines()) == 1
-    assert words in result.stderr
+def test_wrong_commands_are_one_line(arguments, words, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    told = capsys.readouterr()
+    assert (code, told.out) == (2, "")
+    assert len(told.err.splitlines()) == 1
+    assert words in told.err
 
 
-def test_help_teaches():
-    result = command("pack", "--help")
-    assert result.returncode == 0
-    assert "python -m data pack --index-only URL" in result.stdout
+@pytest.mark.parametrize("source", ["", "digits", "shapes", "folder", "imagenet", "imagenet21k", "img2dataset", "tfds"])
+def test_help_teaches(source, capsys):
+    with pytest.raises(SystemExit):
+        main(["pack", *filter(None, [source]), "--help"])
+    assert f"python -m data pack {source or '--index-only URL'}" in capsys.readouterr().out

@@ -32,7 +32,10 @@ def bomb() -> bytes:
 
 def rotten_set(folder: Path) -> dict[tuple[str, int], str]:
     """Write shards of digits with bad samples among them; returns {(key, id): cause}."""
-    png = [cv2.imencode(".png", np.rint(image * 255 / 16).astype(np.uint8))[1].tobytes() for image in load_digits().images[:1005]]
+    png = [
+        cv2.imencode(".png", np.rint(image * 255 / 16).astype(np.uint8))[1].tobytes()
+        for image in load_digits().images[:1005]
+    ]
     damage = {
         Cause.EMPTY: {"png": b""},
         Cause.UNDECODABLE: {"png": png[0][:40] + png[0][60:]},
@@ -89,9 +92,7 @@ def words(folder: Path, name: str, **more: object) -> list[str]:
     return [word for place, word in enumerate(found) if not {word, *found[place + 1 : place + 2]} & unwanted]
 
 
-def test_it_trains_and_the_account_is_exact(
-    ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]
-) -> None:
+def test_it_trains_and_the_account_is_exact(ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]) -> None:
     assert set(bad.values()) == {c for n, c in vars(Cause).items() if n.isupper()} - {Cause.SEVERAL}
     ray_head.call(*words(folder, "rotten"))
     listed = read_quarantine(str(folder / "rotten"))

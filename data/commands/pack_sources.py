@@ -1,0 +1,292 @@
+"""The sources of `python -m data pack SOURCE DEST`: what each is called, its options, and how they make a `Source`."""
+
+import argparse
+import re
+import textwrap
+from collections.abc import Callable, Iterator
+
+from data.commands.parsing import Commands
+from data.pack import Options
+from data.source import Source
+from data.sources.vtab import TASKS
+from data.transcode import FORMATS, QUALITY, Transcode
+
+Splits = Iterator[tuple[str, Source, Options]]
+"""(folder under DEST, or "" for DEST itself; what goes there; how)."""
+
+TRANSCODING = (
+    "Images pass through as they are, whatever their file is called; BMP, GIF, TIFF and PNM become PNG. With --resize, "
+    "--format or --quality they are decoded (EXIF orientation ignored) and written anew, in quality "
+    f"{QUALITY} unless told; with --resize alone, images that are small enough stay as they are. What cannot be read "
+    "is skipped, counted by reason and listed in DEST/skipped.jsonl; shards then differ in size by what they lost."
+)
+
+
+def add_sources(command: argparse.ArgumentParser) -> None:
+    """Give the pack command its sources."""
+    sources = command.add_subparsers(dest="source", metavar="SOURCE", title="sources")
+    for add in (_digits, _shapes, _folder, _imagenet, _imagenet21k, _img2dataset, _tfds):
+        add(sources)
+
+
+def positive(text: str) -> int:
+    """argparse type: an integer of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.digits import OPTIONS, SPLITS, Digits
+
+        for split in SPLITS:
+            yield split, Digits(split), OPTIONS
+
+    _source(
+        sources,
+        "digits",
+        "scikit-learn's 1,797 handwritten digits to DEST/train and DEST/test",
+        "Images of 8x8 pixels, 10 classes; every fifth of a class goes to test.",
+        "runs/data/digits",
+        splits,
+    )
+
+
+def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.shapes import SPLITS, Shapes
+
+        for split, samples in zip(SPLITS, (options.samples, options.test_samples), strict=True):
+            source = Shapes(
+                samples=samples,
+                classes=options.classes,
+                image_size=options.image_size,
+                seed=options.seed,
+                split=split,
+                multi_label=options.multi_label,
+            )
+            yield split, source, _options(options)
+
+    shapes = _source(
+        sources,
+        "shapes",
+        "drawn images, as many as wanted, to DEST/train and DEST/test",
+        "Textured, coloured, overlapping shapes. A class is a form, a colour and a texture: ten of each, so 10 to "
+        "1,000 classes. Image i is a pure function of the seed, the split and i, so larger sets begin as smaller ones.",
+        "runs/data/shapes --samples 100000 --classes 100 --image-size 96",
+        splits,
+    )
+    shapes.add_argument("--samples", type=positive, default=50_000, metavar="N", help="images of train (50,000)")
+    shapes.add_argument("--test-samples", type=positive, default=5_000, metavar="N", help="images of test (5,000)")
+    shapes.add_argument("--classes", type=positive, default=10, metavar="K", help="10 to 1,000 (10)")
+    shapes.add_argument("--image-size", type=positive, default=64, metavar="PIXELS", help="side (64)")
+    shapes.add_argument("--multi-label", action="store_true", help="one to five objects, each with its label")
+    shapes.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other images (0)")
+    _shard_samples(shapes)
+
+
+def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.folder import Folder
+
+        yield "", Folder(options.images, options.labels), _options(options)
+
+    folder = _source(
+        sources,
+        "folder",
+        "image files, in one folder a class or with a label table",
+        "--from URL holds CLASS/.../IMAGE, classes numbered by their sorted names; or with --labels a CSV or Parquet "
+        "table has a row for each image: `path` (in the folder) and `label`, or `labels` with spaces between them. "
+        f"Labels are numbers, or names, numbered in sorted order. {TRANSCODING}",
+        "gs://bucket/flowers/train --from ~/flowers/train --workers 8 --resize 256",
+        splits,
+    )
+    _from(folder, "the folder, local or any fsspec URL")
+    folder.add_argument("--labels", metavar="TABLE", help="label table, CSV or Parquet")
+    _shuffling(folder)
+    _transcoding(folder)
+
+
+def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.imagenet import imagenet
+
+        for split in options.split:
+            yield split, imagenet(options.images, split), _options(options)
+
+    imagenet_parser = _source(
+        sources,
+        "imagenet",
+        "ILSVRC2012's official archives to DEST/train and DEST/val",
+        "--from URL holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, which are "
+        "read in place. Classes are numbered by their sorted WordNet ids, as torchvision and TensorFlow Datasets do. "
+        f"{TRANSCODING}",
+        "gs://bucket/imagenet --from /downloads --workers 16",
+        splits,
+    )
+    _from(imagenet_parser, "the folder with the archives")
+    imagenet_parser.add_argument(
+        "--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="which to pack (both)"
+    )
+    _shuffling(imagenet_parser)
+    _transcoding(imagenet_parser)
+
+
+def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.imagenet import imagenet21k
+
+        for split, source in imagenet21k(options.images, options.holdout).items():
+            yield split, source, _options(options)
+
+    imagenet21k_parser = _source(
+        sources,
+        "imagenet21k",
+        "ImageNet-21k's class tars to DEST/train and DEST/val",
+        "--from URL is the folder of nNNNNNNNN.tar, or the tar that holds them (not compressed). The release has no "
+        "validation images; the authors' code held out 51,200, and so does this, drawn from all images. "
+        f"{TRANSCODING}",
+        "gs://bucket/imagenet21k --from /downloads/winter21_whole --workers 64 --resize 256",
+        splits,
+    )
+    _from(imagenet21k_parser, "the folder or the tar")
+    imagenet21k_parser.add_argument(
+        "--holdout", type=int, default=51_200, metavar="N", help="images in val; 0 for none (51,200)"
+    )
+    _shuffling(imagenet21k_parser)
+    _transcoding(imagenet21k_parser)
+
+
+def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.img2dataset import Columns, Img2dataset
+
+        columns = Columns(options.key, options.label_column, options.probability_column)
+        source = Img2dataset(options.images, options.labels, columns, options.num_classes or 0)
+        yield "", source, _options(options)
+
+    img2dataset = _source(
+        sources,
+        "img2dataset",
+        "what img2dataset downloaded, with a label table: COYO-Labeled-300M",
+        "--from URL holds NNNNN.tar, NNNNN.parquet and NNNNN_stats.json. Each image gets the labels and probabilities "
+        "of its row in the --labels table (CSV, Parquet, or a folder of Parquet files), found by the column --key, "
+        "which img2dataset has to have saved; without a table, those in its own .json. Images keep their order, which "
+        "is mixed already. The table's keys are held in memory: 16 bytes a row. "
+        f"{TRANSCODING}",
+        "gs://bucket/coyo --from gs://bucket/images --labels gs://bucket/labels --num-classes 21841 --workers 64",
+        splits,
+    )
+    _from(img2dataset, "img2dataset's output folder")
+    img2dataset.add_argument("--labels", metavar="TABLE", help="label table (the labels in each .json)")
+    img2dataset.add_argument("--key", default="id", metavar="COLUMN", help="column to join on (id)")
+    img2dataset.add_argument("--label-column", default="labels", metavar="COLUMN", help="lists of numbers (labels)")
+    img2dataset.add_argument(
+        "--probability-column", default="label_probs", metavar="COLUMN", help="one for each label (label_probs)"
+    )
+    img2dataset.add_argument(
+        "--num-classes", type=positive, default=argparse.SUPPRESS, metavar="N", help="(largest label + 1)"
+    )
+    _shard_samples(img2dataset)
+    _transcoding(img2dataset)
+
+
+def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
+    def splits(options: argparse.Namespace) -> Splits:
+        from data.sources.tfds import Tfds, prepared_splits
+
+        for split in options.split or prepared_splits(options.images):
+            source = Tfds(options.images, split, image=options.image_key, label=options.label_key, task=options.task)
+            yield re.sub(r"\W+", "_", split).strip("_"), source, _options(options)
+
+    tfds = _source(
+        sources,
+        "tfds",
+        "a data set prepared by TensorFlow Datasets to DEST/SPLIT",
+        "Needs requirements-tfds.txt, not TensorFlow. --from is the folder with dataset_info.json, prepared in a "
+        "format with random access (`tfds build --file_format=array_record cifar100`). "
+        f"{TRANSCODING}",
+        "runs/data/cifar100 --from ~/tensorflow_datasets/cifar100/3.0.2",
+        splits,
+    )
+    _from(tfds, "the prepared data set's folder")
+    tfds.add_argument(
+        "--split",
+        nargs="+",
+        metavar="SPLIT",
+        help="such as train test 'train[:800]', which goes to DEST/train_800 (all)",
+    )
+    tfds.add_argument("--image-key", metavar="FEATURE", help="the image (what the data set says)")
+    tfds.add_argument("--label-key", metavar="FEATURE", help="the label, or list of labels (what the data set says)")
+    tfds.add_argument("--task", choices=sorted(TASKS), help="a VTAB task whose label is derived from other features")
+    _shuffling(tfds)
+    _transcoding(tfds)
+
+
+def _source(
+    sources: "Commands[argparse.ArgumentParser]",
+    name: str,
+    summary: str,
+    text: str,
+    example: str,
+    splits: Callable[[argparse.Namespace], Splits],
+) -> argparse.ArgumentParser:
+    paragraphs = (
+        f"{summary[0].upper()}{summary[1:]}.",
+        textwrap.fill(text, 110),
+        f"  python -m data pack {name} {example}",
+    )
+    source = sources.add_parser(
+        name,
+        help=summary,
+        description="\n\n".join(paragraphs),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source.add_argument("dest", metavar="DEST", help="folder to write to, local or any fsspec URL")
+    source.add_argument("--force", action="store_true", help="replace what is at DEST, whatever it is")
+    source.add_argument(
+        "--workers", type=positive, default=argparse.SUPPRESS, metavar="N", help="shards made at one time (1)"
+    )
+    source.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object last")
+    source.set_defaults(sources=splits)
+    return source
+
+
+def _from(source: argparse.ArgumentParser, text: str) -> None:
+    source.add_argument("--from", dest="images", required=True, metavar="URL", help=text)
+
+
+def _shard_samples(source: argparse.ArgumentParser) -> None:
+    source.add_argument(
+        "--shard-samples",
+        type=positive,
+        default=0,
+        metavar="N",
+        help="at most, in one shard (200 MB; 16 shards or more)",
+    )
+
+
+def _shuffling(source: argparse.ArgumentParser) -> None:
+    _shard_samples(source)
+    source.add_argument(
+        "--shuffle-seed", type=int, default=0, metavar="S", help="of the images' order in the shards (0)"
+    )
+    source.add_argument("--no-shuffle", action="store_true", help="keep the order in which they are found")
+
+
+def _transcoding(source: argparse.ArgumentParser) -> None:
+    source.add_argument("--resize", type=positive, metavar="PIXELS", help="shrink the shorter side to this")
+    source.add_argument("--format", choices=FORMATS, help="encode as this (the image's own)")
+    source.add_argument(
+        "--quality", type=int, choices=range(1, 101), metavar="Q", help=f"of JPEG and WebP, 1 to 100 ({QUALITY})"
+    )
+
+
+def _options(options: argparse.Namespace) -> Options:
+    transcode = None
+    if any(getattr(options, name, None) for name in ("resize", "format", "quality")):
+        transcode = Transcode(options.resize, options.format, options.quality)
+    seed = None if getattr(options, "no_shuffle", True) else options.shuffle_seed
+    return Options(shuffle_seed=seed, samples_per_shard=options.shard_samples, transcode=transcode)

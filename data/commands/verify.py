@@ -1,0 +1,74 @@
+"""`python -m data verify`."""
+
+import argparse
+import sys
+from collections import Counter
+
+from tqdm import tqdm
+
+from data.commands.parsing import Commands, Outcome, facts, summary
+from data.index import open_index
+from data.parallel import usable_cpus
+from data.progress import Progress
+from data.verify import Fault, faults_of_the_whole, verify
+
+HELP = """\
+Read every shard and compare it with the index: length, SHA-256, tar structure, number of samples, byte offsets, keys,
+image and label fields, labels within the classes. Also look for tars that the index does not list.
+
+Prints one line `shard: what` for each fault. The exit code is 0 without faults and 1 with any.
+"""
+
+
+def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
+    """Put the command on the command line."""
+    command = commands.add_parser(
+        "verify",
+        help="check every shard against the index",
+        description=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("url", metavar="URL", help="the data set's folder or its index.json")
+    command.add_argument("--decode", action="store_true", help="decode every image, too")
+    command.add_argument("--workers", type=int, default=usable_cpus(), metavar="N", help="processes (one a core)")
+    command.set_defaults(run=lambda options: run_verify(command, options))
+    return command
+
+
+def run_verify(command: argparse.ArgumentParser, options: argparse.Namespace) -> Outcome:
+    if options.workers < 1:
+        command.error("--workers is at least 1")
+    index = open_index(options.url)
+    faults: list[Fault] = []
+    hashes: dict[str, str] = {}
+    label_counts: Counter[int] = Counter()
+    samples = read = 0
+
+    def report(these: list[Fault]) -> None:
+        for fault in these:
+            tqdm.write(str(fault), file=sys.stdout)  # above the bar, where there is one
+        faults.extend(these)
+
+    with Progress("verify", "bytes", index.num_bytes) as progress:
+        found = verify(index, decode=options.decode, workers=options.workers)
+        for shard, (name, checked) in zip(index.shards, found, strict=True):
+            report([Fault(name, what) for what in checked.faults])
+            hashes[name] = checked.sha256
+            label_counts.update(checked.label_counts)
+            samples, read = samples + checked.samples, read + checked.bytes
+            progress.advance(shard.bytes)
+        report(faults_of_the_whole(index, hashes, label_counts))
+    faulty = len({fault.shard for fault in faults})
+    told = f"{_counted(len(faults), 'fault')} in {_counted(faulty, 'file')}" if faults else "no faults"
+    print(f"{told}: {summary(index)}")
+    found_facts = {
+        "samples_read": samples,
+        "bytes_read": read,
+        "decoded": options.decode,
+        "faults": [{"shard": fault.shard, "what": fault.what} for fault in faults],
+    }
+    return facts(index) | found_facts, 1 if faults else 0
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,0 +1,139 @@
+"""Work spread over processes by Ray: on the cluster that there is, else on a private one on this machine.
+
+Ray's token authentication is settled in the environment before `import ray`, which reads it once. A token is on in
+every cluster that this project starts.
+"""
+
+import logging
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from data.errors import DataError
+
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # written by `ray start`, gone after `ray stop`
+ROOT = Path(__file__).resolve().parents[1]
+
+Result = TypeVar("Result")
+
+
+class Runner(Protocol):
+    """Calls a function with each of many arguments and gives the results as they come."""
+
+    def __call__(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]: ...
+
+
+def in_process(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+    """One call after another, here."""
+    for call in calls:
+        yield function(*call)
+
+
+@contextmanager
+def session(workers: int) -> Iterator[Runner]:
+    """A runner for `workers` calls at one time: this process for one, else Ray tasks of one CPU each.
+
+    With the first call it joins the cluster that RAY_ADDRESS or `ray start` names. Without one it starts a quiet local
+    cluster, and stops it at the end. The runner raises DataError when the named cluster does not answer.
+    """
+    if workers == 1:
+        yield in_process
+        return
+    runner = _OnRay(workers)
+    try:
+        yield runner
+    finally:
+        runner.close()
+
+
+def cluster_is_named() -> bool:
+    """Whether there is a cluster to join: RAY_ADDRESS names one, or `ray start` ran on this machine."""
+    address = os.environ.get("RAY_ADDRESS")
+    return CURRENT_CLUSTER.exists() if not address else address != "local"
+
+
+def settle_authentication() -> None:
+    """Choose the token mode, unless RAY_AUTH_MODE says it already. Call before the first `import ray`."""
+    if "RAY_AUTH_MODE" in os.environ:
+        return
+    if not cluster_is_named():
+        # A private cluster gets a token that only its processes know. Left to itself, Ray would save one in the home
+        # folder, and a cluster that is started there later would ask for it.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    elif (Path.home() / ".ray" / "auth_token").exists():
+        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` asks for a token wherever it finds one
+
+
+class _OnRay:
+    """Keeps `workers` tasks under way: no more, so that a cluster shared with others is not taken over."""
+
+    def __init__(self, workers: int) -> None:
+        self._workers = workers
+        self._connected = False
+
+    def __call__(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+        todo = iter(calls)
+        first = next(todo, None)
+        if first is None:
+            return  # and no cluster was needed
+        self._connect()
+        import ray
+
+        task = ray.remote(num_cpus=1)(_single_threaded)
+        running: list[Any] = [task.remote(function, first)]
+        while True:
+            while len(running) < self._workers and (call := next(todo, None)) is not None:
+                running.append(task.remote(function, call))
+            if not running:
+                return
+            done, running = ray.wait(running, num_returns=1)
+            try:
+                yield ray.get(done[0])
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, DataError | OSError):
+                    raise error.cause from error
+                raise
+            except ray.exceptions.RayError as error:
+                raise DataError(f"a Ray task was lost ({' '.join(str(error).split())[:300]})") from error
+
+    def close(self) -> None:
+        """Leave the cluster; stop it if it is our own."""
+        if self._connected:
+            import ray
+
+            ray.shutdown()
+
+    def _connect(self) -> None:
+        settle_authentication()
+        import ray  # seconds, which a set that is complete need not spend
+
+        if ray.is_initialized():
+            return
+        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        if cluster_is_named():
+            try:
+                ray.init(address="auto", runtime_env={"env_vars": {"PYTHONPATH": _search_path()}}, **options)
+            except Exception as error:  # Ray raises many kinds here
+                address = os.environ.get("RAY_ADDRESS") or f"the cluster in {CURRENT_CLUSTER}"
+                raise DataError(f"{address}: cannot join that Ray cluster: {' '.join(str(error).split())}") from error
+        else:
+            os.environ["PYTHONPATH"] = _search_path()  # the tasks' processes inherit it
+            ray.init(address="local", num_cpus=self._workers, include_dashboard=False, **options)
+        self._connected = True
+
+
+def _single_threaded(function: Callable[..., Result], call: tuple[Any, ...]) -> Result:
+    """Run in a task: as many tasks as cores work beside each other, and OpenCV's own threads would be in the way."""
+    import cv2
+
+    cv2.setNumThreads(1)
+    return function(*call)
+
+
+def _search_path() -> str:
+    """The packages lie in the project's folder and are not installed."""
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

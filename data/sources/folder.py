@@ -1,0 +1,138 @@
+"""A folder of image files: one folder a class, or a table that says which image carries which labels."""
+
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import partial
+
+import numpy as np
+
+from data import storage
+from data.errors import BadSample, DataError
+from data.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
+from data.sources.table import check_columns, read_table, words
+
+EXTENSIONS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}  # by which an image is known
+NO_IMAGE_NAME = "not called an image"
+NO_CLASS_FOLDER = "in no class folder"
+NO_ROW = "no row in the label table"
+NO_FILE = "in the label table, no such file"
+
+
+class Folder(Source):
+    """Images under a local folder or fsspec URL, at any depth.
+
+    Without a table the classes are the folders right under it, in sorted order, as torchvision's ImageFolder has it.
+    With one (CSV or Parquet), each row has a `path` relative to the folder and a `label`, or `labels` with spaces
+    between them for a multi-label set. Labels are class numbers, or names, which are numbered in sorted order.
+
+    Keys are the images' paths without their extension; dots in the file name become `_`, because WebDataset ends a key
+    at the first one, and names that would then be equal get `~2`, `~3` ...
+
+    Raises:
+        DataError: no such folder, or a table that cannot be read.
+    """
+
+    def __init__(self, url: str, table: str | None = None) -> None:
+        self.name = "folder"
+        self._url = storage.absolute(url)
+        sizes, skipped = _listing(self._url)
+        self.skipped: list[Skipped] = skipped
+        labels = self._by_folder(sizes) if table is None else self._by_table(sizes, table)
+        self._paths = sorted(labels)
+        self._labels = [labels[path] for path in self._paths]
+        self._keys = unique_keys(self._paths)
+        lines = (f"{path}\t{sizes[path]}\t{labels[path]}" for path in self._paths)
+        self.fingerprint = fingerprint([*self.class_names, *lines])
+        self.mean_bytes = sum(sizes[path] for path in self._paths) / max(len(self._paths), 1)
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        chosen = positions.tolist()
+        return partial(
+            _read,
+            self._url,
+            [self._paths[place] for place in chosen],
+            [self._keys[place] for place in chosen],
+            [self._labels[place] for place in chosen],
+            self.multi_label,
+        )
+
+    def _by_folder(self, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
+        self.class_names = sorted({path.split("/")[0] for path in sizes if "/" in path})
+        self.num_classes = len(self.class_names)
+        self.skipped += [Skipped(path, NO_CLASS_FOLDER) for path in sorted(sizes) if "/" not in path]
+        numbers = {name: number for number, name in enumerate(self.class_names)}
+        return {path: (numbers[path.split("/")[0]],) for path in sizes if "/" in path}
+
+    def _by_table(self, sizes: dict[str, int], table: str) -> dict[str, tuple[int, ...]]:
+        columns = read_table(table)
+        self.multi_label = "labels" in columns.column_names
+        wanted = "labels" if self.multi_label else "label"
+        check_columns(table, columns.schema, "path", wanted)
+        rows = [[str(word) for word in words(value)] for value in columns[wanted].to_pylist()]
+        names = sorted({word for row in rows for word in row})
+        if all(name.isdecimal() for name in names):
+            numbers = {name: int(name) for name in names}
+        else:
+            numbers = {name: number for number, name in enumerate(names)}
+            self.class_names, self.num_classes = names, len(names)
+        if not self.multi_label and any(len(row) != 1 for row in rows):
+            raise DataError(
+                f"{table}: the column `label` holds one label a row; call it `labels` where there are several"
+            )
+        paths = [posixpath.normpath(str(path)) for path in columns["path"].to_pylist()]
+        if len(set(paths)) < len(paths):
+            raise DataError(f"{table}: {Counter(paths).most_common(1)[0][0]} is there more than once")
+        found = {path: tuple(numbers[word] for word in row) for path, row in zip(paths, rows, strict=True)}
+        self.skipped += [Skipped(path, NO_ROW) for path in sorted(sizes.keys() - found.keys())]
+        self.skipped += [Skipped(path, NO_FILE) for path in sorted(found.keys() - sizes.keys())]
+        return {path: found[path] for path in found.keys() & sizes.keys()}
+
+
+def unique_keys(paths: Sequence[str]) -> list[str]:
+    """A WebDataset key for each path: different for different paths."""
+    stems = [path.rpartition(".")[0] for path in paths]
+    keys = [posixpath.join(posixpath.dirname(stem), posixpath.basename(stem).replace(".", "_")) for stem in stems]
+    taken, unique = set(keys), []
+    seen: set[str] = set()
+    for key in keys:
+        name, count = key, 1
+        while name in seen or (count > 1 and name in taken):
+            count += 1
+            name = f"{key}~{count}"
+        seen.add(name)
+        unique.append(name)
+    return unique
+
+
+def _listing(url: str) -> tuple[dict[str, int], list[Skipped]]:
+    """Bytes of every image file by its path under `url`, and what else lies there."""
+    with storage.reporting(url):
+        fs, root = storage.resolve(url)
+        if not fs.exists(root):
+            raise DataError(f"{url}: does not exist")
+        files = fs.find(root, detail=True)
+    sizes, skipped = {}, []
+    for path in sorted(files):
+        name = path[len(root.rstrip("/")) + 1 :]
+        if name.rpartition(".")[2].lower() in EXTENSIONS:
+            sizes[name] = int(files[path]["size"])
+        else:
+            skipped.append(Skipped(name, NO_IMAGE_NAME))
+    return sizes, skipped
+
+
+def _read(
+    url: str, paths: list[str], keys: list[str], labels: list[tuple[int, ...]], multi_label: bool
+) -> Iterator[Item | Skipped]:
+    contents = ahead(read_file, [storage.join(url, path) for path in paths])
+    for path, key, numbers, content in zip(paths, keys, labels, contents, strict=True):
+        try:
+            extension, image = image_field(content)
+        except BadSample as bad:
+            yield Skipped(path, bad.cause)
+            continue
+        yield Item(key, {extension: image} | label_field(numbers, multi_label))

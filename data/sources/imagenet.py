@@ -1,0 +1,92 @@
+"""ImageNet from its official archives.
+
+ILSVRC2012 (1,281,167 training and 50,000 validation images, 1,000 classes): `ILSVRC2012_img_train.tar` holds one tar a
+class; `ILSVRC2012_img_val.tar` holds the images alone, and the devkit says their classes in its own numbering, 1 to
+1,000. Here, as in TensorFlow Datasets and torchvision, a class is the place of its WordNet id among the sorted ones.
+The data set's known oddities (a PNG and 22 CMYK JPEGs that are called .JPEG) are packed by what they are.
+
+ImageNet-21k (14.2M images, 21,841 or 21,843 classes by release): one tar a class, in a folder or in one great tar.
+"""
+
+import io
+import re
+import tarfile
+
+import numpy as np
+
+from data import storage
+from data.errors import DataError
+from data.sources.class_tars import Archive, TarImages, class_tars, list_members, tar_images
+from data.splitmix import key, permutation
+
+TRAIN_TAR = "ILSVRC2012_img_train.tar"
+VAL_TAR = "ILSVRC2012_img_val.tar"
+DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+HOLDOUT = 0x484F4C44  # first part of the key that chooses what is held out
+
+
+def imagenet(folder: str, split: str) -> TarImages:
+    """The split "train" or "val" of ILSVRC2012, from the archives in `folder`.
+
+    Raises:
+        DataError: an archive is missing or not what it should be.
+    """
+    if split == "train":
+        return class_tars("imagenet/train", storage.join(folder, TRAIN_TAR))
+    members = list_members(Archive(storage.absolute(storage.join(folder, VAL_TAR)), 0, ""))
+    classes, truth = read_devkit(storage.join(folder, DEVKIT))
+    found = [re.search(r"_(\d{8})\.JPEG$", name) for name in members.names]
+    numbers = np.array([int(match[1]) if match else 0 for match in found], np.int64)
+    if len(numbers) != len(truth) or not np.array_equal(np.sort(numbers), np.arange(1, len(truth) + 1)):
+        raise DataError(
+            f"{members.url}: does not hold the images 1 to {len(truth):,} that {DEVKIT} tells the classes of"
+        )
+    return tar_images("imagenet/val", [members], [truth[numbers - 1]], classes)
+
+
+def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
+    """(WordNet ids, sorted; class of validation image i + 1 as its place among them, int64 (n,)).
+
+    Raises:
+        DataError: not the devkit.
+    """
+    from scipy.io import loadmat
+
+    try:
+        with storage.reporting(url):
+            content = storage.read(url)
+    except FileNotFoundError as error:
+        raise DataError(f"{url}: does not exist; it tells the classes of the validation images") from error
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            members = [member for member in archive if member.isfile()]
+            files = {member.name.rpartition("/")[2]: archive.extractfile(member).read() for member in members}  # type: ignore[union-attr]
+        meta = loadmat(io.BytesIO(files["meta.mat"]), squeeze_me=True)
+        ground_truth = files["ILSVRC2012_validation_ground_truth.txt"]
+    except (tarfile.TarError, OSError, EOFError, KeyError) as error:
+        raise DataError(f"{url}: not ILSVRC2012's devkit for tasks 1 and 2 ({error})") from error
+    leaves = meta["synsets"][meta["synsets"]["num_children"] == 0]  # the rest are groups of them
+    wnids = {int(number): str(wnid) for number, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
+    classes = sorted(wnids.values())
+    places = {number: classes.index(wnid) for number, wnid in wnids.items()}
+    return classes, np.array([places[int(line)] for line in ground_truth.split()], np.int64)
+
+
+def imagenet21k(url: str, holdout: int) -> dict[str, TarImages]:
+    """{"train": ..., "val": ...} from the class tars at `url`; `holdout` images, drawn from all of them, make up val.
+
+    The release has no validation set. 0 leaves it out.
+
+    Raises:
+        DataError: no tars there, or fewer images than are to be held out.
+    """
+    everything = class_tars("imagenet21k/train", url)
+    if not holdout:
+        return {"train": everything}
+    if holdout >= len(everything):
+        raise DataError(f"{url}: cannot hold out {holdout:,} of {len(everything):,} images")
+    order = permutation(key(HOLDOUT), len(everything))
+    return {
+        "train": everything.chosen("imagenet21k/train", np.sort(order[holdout:])),
+        "val": everything.chosen("imagenet21k/val", np.sort(order[:holdout])),
+    }

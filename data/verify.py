@@ -1,0 +1,258 @@
+"""Whether the shards are what the index says: every byte, every entry, every label; on demand every pixel.
+
+A shard is read once, from start to end. SHA-256 answers whether any bit differs from what was indexed; the rest says
+what is wrong, and finds what was wrong already when the index was made: keys that come twice, samples without an image,
+labels that cannot be read or lie outside the classes. So the faults of a sample are told even where the checksum holds.
+"""
+
+import hashlib
+import posixpath
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import IO
+
+from data import storage, tar
+from data.decode import decode
+from data.errors import BadSample, Cause, DataError
+from data.fields import image_bytes, labels
+from data.index import Index, Shard
+from data.parallel import spread
+
+SCAN_BYTES = 8 << 20
+NAMED_SAMPLES = 10  # of each kind of fault in a shard; the rest are counted
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that is wrong: with which shard (or the index file, by name), and what."""
+
+    shard: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.what}"
+
+
+@dataclass
+class Checked:
+    """What the check of one shard found.
+
+    Attributes:
+        faults: what is wrong, in words.
+        samples, bytes: how many could be read.
+        sha256: of the bytes read, or "" when there were none to read.
+        label_counts: images that carry each label, labels inside the classes only.
+    """
+
+    faults: list[str] = field(default_factory=list)
+    samples: int = 0
+    bytes: int = 0
+    sha256: str = ""
+    label_counts: Counter[int] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True)
+class _Task:
+    url: str
+    shard: Shard
+    stride: int
+
+
+@dataclass(frozen=True)
+class _Rules:
+    num_classes: int
+    multi_label: bool
+    decode: bool
+
+
+def verify(index: Index, *, decode: bool = False, workers: int = 1) -> Iterator[tuple[str, Checked]]:
+    """Check every shard of `index`: (its name, what was found), in the index's order, as the checks end.
+
+    Args:
+        decode: decode every image, too.
+        workers: processes.
+    """
+    tasks = [_Task(index.shard_url(number), shard, index.stride) for number, shard in enumerate(index.shards)]
+    rules = _Rules(index.num_classes, index.multi_label, decode)
+    names = (shard.url for shard in index.shards)
+    yield from zip(names, spread(partial(_check_shard, rules), tasks, workers), strict=True)
+
+
+def faults_of_the_whole(index: Index, found: Mapping[str, str], label_counts: Counter[int]) -> list[Fault]:
+    """What no shard shows alone: shards listed twice, tars that the index does not know, contents that changed places,
+    label counts that do not add up. Tars are looked for where the file system can list (https cannot).
+
+    Args:
+        found: the checksum that `verify` found, by shard name.
+        label_counts: the sum of what it found.
+    """
+    return [
+        *_listed_twice(index),
+        *_swapped(index, found),
+        *(Fault(name, "not in the index") for name in _unlisted(index)),
+        *_wrong_counts(index, label_counts),
+    ]
+
+
+def _listed_twice(index: Index) -> Iterator[Fault]:
+    for name, times in Counter(shard.url for shard in index.shards).items():
+        if times > 1:
+            yield Fault(name, f"listed {times} times in the index")
+    first: dict[str, str] = {}
+    for shard in index.shards:
+        if shard.samples and first.setdefault(shard.sha256, shard.url) != shard.url:
+            yield Fault(shard.url, f"indexed with the same content as {first[shard.sha256]}: its samples come twice")
+
+
+def _swapped(index: Index, found: Mapping[str, str]) -> Iterator[Fault]:
+    indexed_as = {shard.sha256: shard.url for shard in index.shards}
+    for shard in index.shards:
+        if found[shard.url] != shard.sha256 and found[shard.url] in indexed_as:
+            yield Fault(shard.url, f"holds what was indexed as {indexed_as[found[shard.url]]}")
+
+
+def _unlisted(index: Index) -> list[str]:
+    """Names of the tars that lie in the folders of the index and of its shards, and that the index does not list."""
+    home = storage.parent(index.url)
+    listed = {index.shard_url(number) for number in range(len(index.shards))}
+    folders = {home, *(storage.parent(url) for url in listed)}
+    there = {
+        storage.join(folder, name)
+        for folder in folders
+        if not folder.startswith(("http://", "https://"))
+        for name in storage.matching(folder, "*.tar")
+    }
+    return sorted(url.removeprefix(f"{home}/") for url in there - listed)
+
+
+def _wrong_counts(index: Index, found: Counter[int]) -> Iterator[Fault]:
+    if not index.label_counts:
+        return  # an index that does not count
+    wrong = [
+        f"class {label}: {index.label_counts.get(label, 0)} images in the index, {found[label]} in the shards"
+        for label in range(index.num_classes)
+        if index.label_counts.get(label, 0) != found[label]
+    ]
+    yield from (Fault(posixpath.basename(index.url), line) for line in _some(wrong, "classes with wrong counts"))
+
+
+def _check_shard(rules: _Rules, task: _Task) -> Checked:
+    """Read one shard and compare it with its entry of the index."""
+    checked = Checked()
+    try:
+        with storage.reporting(task.url), storage.open_read(task.url, SCAN_BYTES) as file:
+            _read_shard(file, rules, task, checked)
+    except FileNotFoundError:
+        checked.faults.append("missing")
+    except DataError as error:
+        checked.faults.append(str(error).removeprefix(f"{task.url}: "))
+    return checked
+
+
+def _read_shard(file: IO[bytes], rules: _Rules, task: _Task, checked: Checked) -> None:
+    hashed = _Hashed(file)
+    offsets: list[int] = []
+    samples = _Samples(rules, checked)
+    unreadable = ""
+    try:
+        for sample in tar.samples(samples.watch(tar.read_members(hashed, SCAN_BYTES))):
+            if checked.samples % task.stride == 0:
+                offsets.append(sample.offset)
+            checked.samples += 1
+            samples.check(sample)
+    except (DataError, ValueError) as error:  # ValueError: a header whose numbers are none
+        unreadable = f"not a readable tar after {checked.samples} samples: {error}"
+    while hashed.read(SCAN_BYTES):  # to the end, whatever the tar is
+        pass
+    checked.bytes, checked.sha256 = hashed.length, hashed.sha256.hexdigest()
+    shard = task.shard
+    if checked.bytes != shard.bytes:
+        checked.faults.append(f"{checked.bytes} bytes instead of {shard.bytes}")
+    elif checked.sha256 != shard.sha256:
+        checked.faults.append(f"SHA-256 is {checked.sha256} instead of {shard.sha256}")
+    if unreadable:
+        checked.faults.append(unreadable)
+    if checked.samples != shard.samples:
+        checked.faults.append(f"{checked.samples} samples instead of {shard.samples}")
+    for number, (found, indexed) in enumerate(zip(offsets, shard.offsets.tolist(), strict=False)):
+        if found != indexed:
+            checked.faults.append(f"sample {number * task.stride} begins at byte {found}, the index says {indexed}")
+            break  # all that follow are shifted, too
+    checked.faults += samples.faults()
+
+
+class _Samples:
+    """Looks at one sample after another, and keeps what is wrong by its kind."""
+
+    def __init__(self, rules: _Rules, checked: Checked) -> None:
+        self._rules, self._checked = rules, checked
+        self._keys: set[str] = set()
+        self._wrong: dict[str, list[str]] = {}
+
+    def watch(self, found: Iterator[tar.Member]) -> Iterator[tar.Member]:
+        """Pass the members on, and notice fields that come twice in one sample: only the first would be read."""
+        current, extensions = "", set[str]()
+        for member in found:
+            if member.is_file and (split := tar.split_name(member.name)):
+                key, extension = split
+                if key != current:
+                    current, extensions = key, set()
+                if extension in extensions:
+                    self._note(f"several .{extension} fields", key)
+                extensions.add(extension)
+            yield member
+
+    def check(self, sample: tar.TarSample) -> None:
+        if sample.key in self._keys:
+            self._note("key used before", sample.key)
+        self._keys.add(sample.key)
+        for look in (self._check_image, self._check_labels):
+            try:
+                look(sample)
+            except BadSample as bad:
+                self._note(bad.cause, sample.key)
+
+    def _check_image(self, sample: tar.TarSample) -> None:
+        image = image_bytes({name: bytes(content) for name, content in sample.fields.items()})
+        if not image:
+            raise BadSample(Cause.EMPTY)
+        if self._rules.decode:
+            decode(image)
+
+    def _check_labels(self, sample: tar.TarSample) -> None:
+        classes = set(labels(sample.fields).classes)
+        self._checked.label_counts.update(label for label in classes if label < self._rules.num_classes)
+        if any(label >= self._rules.num_classes for label in classes):
+            raise BadSample(Cause.OUTSIDE)
+        if not self._rules.multi_label and len(classes) != 1:
+            raise BadSample(Cause.SEVERAL)
+
+    def _note(self, what: str, key: str) -> None:
+        self._wrong.setdefault(what, []).append(key)
+
+    def faults(self) -> Iterator[str]:
+        for what, keys in self._wrong.items():
+            yield from _some([f"sample {key!r}: {what}" for key in keys], f"samples: {what}")
+
+
+def _some(lines: list[str], what: str) -> list[str]:
+    """The first few lines, and one that counts the rest."""
+    rest = len(lines) - NAMED_SAMPLES
+    return lines if rest <= 0 else [*lines[:NAMED_SAMPLES], f"and {rest:,} more {what}"]
+
+
+class _Hashed:
+    """A file that is read once, its length and SHA-256 kept along the way."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+
+    def read(self, size: int, /) -> bytes:
+        content = self._file.read(size)
+        self.sha256.update(content)
+        self.length += len(content)
+        return content

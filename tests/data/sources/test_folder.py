@@ -1,0 +1,169 @@
+import io
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+import pytest
+import webdataset
+from PIL import Image
+
+from data import DataError, open_index
+from data.pack import Options, pack
+from data.sources.folder import Folder, unique_keys
+
+
+def samples(folder: Path) -> dict[str, dict[str, bytes]]:
+    """Fields by key, read by WebDataset."""
+    urls = sorted(str(path) for path in folder.glob("*.tar"))
+    return {sample["__key__"]: sample for sample in webdataset.WebDataset(urls, shardshuffle=False)}
+
+
+def save(path: Path, file_format: str, mode: str = "RGB", size: tuple[int, int] = (8, 6)) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.random.default_rng(len(path.name)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).convert(mode).save(path, file_format)
+    return path.read_bytes()
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """Two classes, and everything that lies about in real folders."""
+    root = tmp_path / "images"
+    save(root / "cat" / "1.jpg", "JPEG")
+    save(root / "cat" / "deep" / "2.v1.JPEG", "JPEG", "CMYK")
+    save(root / "cat" / "1.png", "PNG")
+    save(root / "dog" / "called.jpg", "PNG")
+    save(root / "dog" / "old.bmp", "BMP")
+    save(root / "dog" / "old.gif", "GIF", "P")
+    save(root / "dog" / "scan.tif", "TIFF")
+    save(root / "dog" / "new.webp", "WEBP")
+    save(root / "stray.jpg", "JPEG")
+    (root / "dog" / "empty.jpg").write_bytes(b"")
+    (root / "dog" / "text.jpg").write_bytes(b"not an image")
+    (root / "dog" / "Thumbs.db").write_bytes(b"x")
+    return root
+
+
+def test_class_folders(images, tmp_path):
+    packed = pack(str(tmp_path / "out"), Folder(str(images)))
+    found = samples(tmp_path / "out")
+    by_label = {key: int(sample["cls"]) for key, sample in found.items()}
+    assert by_label == {
+        "cat/1": 0,
+        "cat/1~2": 0,
+        "cat/deep/2_v1": 0,
+        "dog/called": 1,
+        "dog/old": 1,
+        "dog/old~2": 1,
+        "dog/scan": 1,
+        "dog/new": 1,
+    }
+    assert packed.skipped == {
+        "not called an image": 1,
+        "in no class folder": 1,
+        "empty image": 1,
+        "undecodable image": 1,
+    }
+    assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
+    index = open_index(str(tmp_path / "out"))
+    assert (index.num_classes, index.multi_label, dict(index.label_counts)) == (2, False, {0: 3, 1: 5})
+
+
+def test_bytes_pass_through_under_their_true_name(images, tmp_path):
+    """JPEG (CMYK too), PNG and WebP untouched; the rest becomes PNG with the same pixels."""
+    pack(str(tmp_path / "out"), Folder(str(images)))
+    found = samples(tmp_path / "out")
+    for key, extension, file in (
+        ("cat/1", "jpg", "cat/1.jpg"),
+        ("cat/deep/2_v1", "jpg", "cat/deep/2.v1.JPEG"),
+        ("dog/called", "png", "dog/called.jpg"),
+        ("dog/new", "webp", "dog/new.webp"),
+    ):
+        assert found[key][extension] == (images / file).read_bytes()
+    for key, file in (("dog/old", "dog/old.bmp"), ("dog/scan", "dog/scan.tif"), ("dog/old~2", "dog/old.gif")):
+        ours = np.asarray(Image.open(io.BytesIO(found[key]["png"])).convert("RGB"))
+        assert np.array_equal(ours, np.asarray(Image.open(images / file).convert("RGB")))
+
+
+def test_keys_are_unique():
+    paths = ["a/x.jpg", "a/x.png", "a/x~2.jpg", "a/x.y.jpg", "a/x_y.jpg", "b/x.jpg"]
+    assert unique_keys(paths) == ["a/x", "a/x~3", "a/x~2", "a/x_y", "a/x_y~2", "b/x"]
+
+
+@pytest.mark.parametrize("file_format", ["csv", "parquet"])
+def test_table_of_several_labels(images, tmp_path, file_format):
+    rows = {
+        "path": ["cat/1.jpg", "./dog/scan.tif", "dog/new.webp", "gone.jpg"],
+        "labels": ["old wet", "wet", "", "old"],
+    }
+    table = tmp_path / f"labels.{file_format}"
+    if file_format == "csv":
+        lines = (f"{path},{labels}" for path, labels in zip(*rows.values(), strict=True))
+        table.write_text("\n".join(["path,labels", *lines]))
+    else:
+        rows["labels"] = [words.split() for words in rows["labels"]]
+        pa.parquet.write_table(pa.table(rows), table)
+    packed = pack(str(tmp_path / "out"), Folder(str(images), str(table)))
+    found = samples(tmp_path / "out")
+    assert {key: sample["json"] for key, sample in found.items()} == {
+        "cat/1": b'{"labels": [0, 1]}',
+        "dog/scan": b'{"labels": [1]}',
+        "dog/new": b'{"labels": []}',
+    }
+    assert packed.skipped == {
+        "no row in the label table": 8,
+        "in the label table, no such file": 1,
+        "not called an image": 1,
+    }
+    assert (packed.index.num_classes, packed.index.multi_label) == (2, True)
+    assert (tmp_path / "out" / "classes.txt").read_text() == "old\nwet\n"
+
+
+def test_table_of_numbers(images, tmp_path):
+    """Class numbers stay what they are; how many classes there are is then known from the largest."""
+    table = tmp_path / "labels.csv"
+    table.write_text("label,path\n7,cat/1.jpg\n2,dog/new.webp\n")
+    packed = pack(str(tmp_path / "out"), Folder(str(images), str(table)))
+    assert {key: sample["cls"] for key, sample in samples(tmp_path / "out").items()} == {"cat/1": b"7", "dog/new": b"2"}
+    assert (packed.index.num_classes, packed.index.multi_label) == (8, False)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("path,kind\na,1\n", "has no column 'label'"),
+        ("path,label\ncat/1.jpg,1\n./cat/1.jpg,2\n", r"cat/1.jpg is there more than once"),
+        ("path,label\ncat/1.jpg,1 2\n", "holds one label a row"),
+    ],
+)
+def test_tables_that_cannot_be_used(images, tmp_path, text, words):
+    (tmp_path / "labels.csv").write_text(text)
+    with pytest.raises(DataError, match=words):
+        Folder(str(images), str(tmp_path / "labels.csv"))
+
+
+def test_from_another_file_system(images, tmp_path):
+    """The same shards, whatever store the images come from."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(images), "/flowers", recursive=True)
+    for url, out in ((str(images), "a"), ("memory://flowers", "b")):
+        pack(str(tmp_path / out), Folder(url), Options(samples_per_shard=3))
+    assert open_index(str(tmp_path / "a")).digest == open_index(str(tmp_path / "b")).digest
+
+
+def test_a_file_that_is_gone_is_one_line(images, tmp_path):
+    """As on another machine of a cluster that does not see the folder."""
+    source = Folder(str(images))
+    (images / "cat" / "1.jpg").unlink()
+    with pytest.raises(DataError, match=r"cat/1.jpg: not there for the process that packs it"):
+        pack(str(tmp_path / "out"), source)
+
+
+def test_changed_images_are_another_set(images, tmp_path):
+    pack(str(tmp_path / "out"), Folder(str(images)))
+    assert not pack(str(tmp_path / "out"), Folder(str(images))).wrote
+    save(images / "dog" / "more.jpg", "JPEG")
+    with pytest.raises(DataError, match="already holds 'folder"):
+        pack(str(tmp_path / "out"), Folder(str(images)))

@@ -1,0 +1,18 @@
+import tarfile
+
+from data.scan import index_shards
+from data.shards import ShardWriter
+
+
+def test_writer_with_long_names(tmp_path):
+    """tarfile reads back what ustar alone could not hold."""
+    keys = ["ü" * 90, "long/" * 60 + "name", "plain"]
+    with ShardWriter(str(tmp_path), "a.tar") as writer:
+        for key in keys:
+            writer.write(key, {"jpg": key.encode(), "cls": b"0"})
+        shard = writer.close()
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert [info.name for info in archive] == [f"{key}.{kind}" for key in keys for kind in ("jpg", "cls")]
+        assert archive.extractfile(f"{keys[1]}.jpg").read() == keys[1].encode()
+    scanned, _ = index_shards(str(tmp_path / "a.tar"))
+    assert (scanned.shards[0].sha256, scanned.shards[0].bytes, scanned.num_samples) == (shard.sha256, shard.bytes, 3)

@@ -1,0 +1,62 @@
+import threading
+import time
+
+import pytest
+
+from data import DataError
+from data.errors import BadSample
+from data.source import READ_THREADS, ahead, fingerprint, image_field, read_file
+
+
+def test_ahead_keeps_the_order_and_bounds_what_is_under_way():
+    lock, now, most, begun = threading.Lock(), [0], [0], [0]
+
+    def slow(number: int) -> int:
+        with lock:
+            begun[0] += 1
+            now[0] += 1
+            most[0] = max(most[0], now[0])
+        time.sleep(0.002 * (number % 5))
+        with lock:
+            now[0] -= 1
+        return number * number
+
+    results = ahead(slow, range(200))
+    assert next(results) == 0
+    time.sleep(0.1)
+    assert begun[0] <= READ_THREADS + 1  # nobody asked for more
+    assert list(results) == [number * number for number in range(1, 200)]
+    assert 1 < most[0] <= READ_THREADS
+
+
+def test_ahead_passes_errors_on_in_their_place():
+    def fails(number: int) -> int:
+        if number == 3:
+            raise ValueError("three")
+        return number
+
+    results = ahead(fails, range(10))
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(ValueError, match="three"):
+        next(results)
+
+
+def test_fingerprint_depends_on_every_line():
+    assert fingerprint(["a", 1]) == fingerprint(["a", "1"])
+    assert len({fingerprint(lines) for lines in (["a", "b"], ["b", "a"], ["ab"], ["a"], [])}) == 5
+    fingerprint(["\udcff"])  # a file name that is not UTF-8
+
+
+def test_read_file(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    assert (read_file(f"{tmp_path}/a"), read_file(f"{tmp_path}/a", 2, 5)) == (b"0123456789", b"234")
+    with pytest.raises(DataError, match="/b: not there for the process that packs it"):
+        read_file(f"{tmp_path}/b")
+
+
+def test_image_field_goes_by_content():
+    assert image_field(b"\xff\xd8\xff rest") == ("jpg", b"\xff\xd8\xff rest")
+    assert image_field(b"RIFF1234WEBP rest")[0] == "webp"
+    for content, cause in ((b"", "empty image"), (b"text", "undecodable image")):
+        with pytest.raises(BadSample, match=cause):
+            image_field(content)
