@@ -193,9 +193,8 @@ def _problem(kind: type[Section], raw: dict[str, Any], details: Any) -> tuple[st
         case "value_error" if isinstance(context["error"], ImpossibleValue):
             parts += [part for part in context["error"].key.split(".") if part]
             text = f"{_with_value(raw, parts)}: {context['error']}"
-        case "value_error" if parts[:1] != [
-            "data"
-        ]:  # a ModelConfigError: it knows nothing of jobs, and tells its key and value by itself
+        case "value_error" if parts[:1] != ["data"]:
+            # A ModelConfigError: it knows nothing of jobs, and tells its key and value by itself.
             parts = ["model", context["error"].key]
             text = f"model.{context['error']}"
         case _:

@@ -71,10 +71,8 @@ def claim(job: PretrainJob, digest: str) -> str:
     if storage.exists(f"{folder}/{RUN}"):
         run = _read(job, RUN)
         before, now = recipe(_read(job, JOB)), recipe(fields)
-        before["data.train (digest of its samples)"], now["data.train (digest of its samples)"] = (
-            run.get("train"),
-            digest,
-        )
+        samples = "data.train (digest of its samples)"
+        before[samples], now[samples] = run.get("train"), digest
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
         if changed:
             key = changed[0]
