@@ -122,8 +122,8 @@ def recall(images: list[Image], workers: int) -> dict[str, float]:
         index = packed(Path(folder, "copies"), (copy(image, random) for copy in COPIES.values() for image in images))
         hits = np.zeros((len(COPIES), len(images)), bool)
         for place, test in matches(index, tests, workers):
-            kind, number = divmod(place, len(images))
-            hits[kind, number] = number == test
+            row, number = divmod(place, len(images))
+            hits[row, number] = number == test
         found = dict(zip(COPIES, hits.mean(axis=1).tolist(), strict=True))
         whole = packed(Path(folder, "whole"), map(jpeg, images))
         for share in (0.05, 0.1):

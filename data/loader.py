@@ -7,7 +7,6 @@ a pixel. Each batch is a new zeroed buffer that belongs to the consumer: nothing
 and fresh pages cost about a thousandth of the decoding that fills them.
 """
 
-import os
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,14 +24,10 @@ from data.cache import Cache
 from data.errors import BadSample, Cause
 from data.index import Index
 from data.order import MASKED, Order
+from data.parallel import usable_cpus
 from data.reader import Lost, Reader, Sample, Statistics
 
 TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
-
-
-def usable_cpus() -> int:
-    """CPUs that this process may run on (containers and job launchers restrict them, where the system can)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Bad(NamedTuple):

@@ -144,7 +144,7 @@ def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
     url = storage.join(folder, name)
     contents, offsets, count = Contents(), [], 0
     with storage.reporting(url), storage.open_read(url, SCAN_BYTES) as file:
-        hashed = _Hashed(file)
+        hashed = Hashed(file)
         found = _Members(hashed)
         try:
             for sample in tar.samples(found):
@@ -173,7 +173,7 @@ class _Members:
         key: of the last complete member that belongs to a sample.
     """
 
-    def __init__(self, file: "_Hashed") -> None:
+    def __init__(self, file: "Hashed") -> None:
         self._file = file
         self.cut_short = False
         self.end = 0
@@ -204,7 +204,7 @@ def _key_of_first(content: bytes) -> str | None:
     return split[0] if split else None
 
 
-class _Hashed:
+class Hashed:
     """A file that is read once, its length and SHA-256 kept along the way, and whether its end was reached."""
 
     def __init__(self, file: IO[bytes]) -> None:

@@ -5,7 +5,6 @@ what is wrong, and finds what was wrong already when the index was made: keys th
 labels that cannot be read or lie outside the classes. So the faults of a sample are told even where the checksum holds.
 """
 
-import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from data.errors import BadSample, Cause, DataError
 from data.fields import image_bytes, labels
 from data.index import Index, Shard
 from data.parallel import spread
+from data.shards import Hashed
 
 SCAN_BYTES = 8 << 20
 NAMED_SAMPLES = 10  # of each kind of fault in a shard; the rest are counted
@@ -152,7 +152,7 @@ def _check_shard(rules: _Rules, task: _Task) -> Checked:
 
 
 def _read_shard(file: IO[bytes], rules: _Rules, task: _Task, checked: Checked) -> None:
-    hashed = _Hashed(file)
+    hashed = Hashed(file)
     offsets: list[int] = []
     samples = _Samples(rules, checked)
     unreadable = ""
@@ -241,18 +241,3 @@ def _some(lines: list[str], what: str) -> list[str]:
     """The first few lines, and one that counts the rest."""
     rest = len(lines) - NAMED_SAMPLES
     return lines if rest <= 0 else [*lines[:NAMED_SAMPLES], f"and {rest:,} more {what}"]
-
-
-class _Hashed:
-    """A file that is read once, its length and SHA-256 kept along the way."""
-
-    def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
-        self.sha256 = hashlib.sha256()
-        self.length = 0
-
-    def read(self, size: int, /) -> bytes:
-        content = self._file.read(size)
-        self.sha256.update(content)
-        self.length += len(content)
-        return content
