@@ -246,14 +246,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--cores", type=int, default=cores, help="threads or worker processes (%(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of one measurement (%(default)s)")
-    parser.add_argument("--warm-up", type=float, default=2.0, help="seconds before it (%(default)s)")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before it, for reading ahead (%(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="of each (%(default)s)")
     parser.add_argument("--images", type=int, default=2048, help="different images (%(default)s)")
     parser.add_argument("--samples", type=int, default=24 * 1024, help="of the set, about 50 KB each (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--image-size", type=int, default=224)
-    parser.add_argument("--lanes", type=int, default=16, help="of our order (%(default)s)")
-    parser.add_argument("--block", type=int, default=256, help="of our order (%(default)s)")
+    parser.add_argument("--lanes", type=int, default=8, help="of our order (%(default)s)")
+    parser.add_argument("--block", type=int, default=1024, help="of our order (%(default)s)")
     parser.add_argument("--work-dir", help="keep the sets here for the next run (default: a temporary folder)")
     parser.add_argument(
         "--peers-python", default=sys.executable, help="that has requirements-bench.txt installed (default: this one)"

@@ -216,15 +216,16 @@ class Loader:
         ids[: len(self._slots)] = self._order.slots(step, self._slots.start, self._slots.stop)
         slots = np.full(self._size, MASKED, np.int64)
         slots[: len(self._slots)] = self._slots
-        images = torch.zeros((self._size, self._image_size, self._image_size, 3), dtype=torch.uint8)
+        # By numpy, whose zeros are huge pages that the decoders touch first: torch would fill them here, in parallel.
+        images = np.zeros((self._size, self._image_size, self._image_size, 3), np.uint8)
         epochs = np.zeros(self._size, np.int64)
         epochs[: len(self._slots)] = self._order.epochs(step, self._slots.start, self._slots.stop)
         used = np.flatnonzero(ids != MASKED)
         tasks = [
-            self._decoders.submit(self._decode, step, ids, epochs, images.numpy(), used[first : first + TASK_SAMPLES])
+            self._decoders.submit(self._decode, step, ids, epochs, images, used[first : first + TASK_SAMPLES])
             for first in range(0, len(used), TASK_SAMPLES)
         ]
-        return _Unfinished(step, ids, slots, images, tasks, self._multi_label)
+        return _Unfinished(step, ids, slots, torch.from_numpy(images), tasks, self._multi_label)
 
     def _decode(
         self, step: int, ids: np.ndarray, epochs: np.ndarray, images: np.ndarray, places: np.ndarray
