@@ -87,12 +87,13 @@ def _training_set(job: Run) -> TrainingSet:
         try:
             selections.append(select(source, index))
         except DataError as error:
-            raise problem(job, f"{key}.{'subset' if source.exclude is None else 'exclude'}", str(error)) from error
+            too_large = source.subset is not None and source.subset > index.num_samples
+            raise problem(job, f"{key}.{'subset' if too_large else 'exclude'}", str(error)) from error
         indexes.append(index)
     try:
         return compose(job.data.train, indexes, selections, seed=job.seed, batch_size=job.batch_size)
     except DataError as error:
-        raise problem(job, "data.train.url", str(error)) from error
+        raise problem(job, "data.train.sources" if job.data.train.sources else "data.train.url", str(error)) from error
 
 
 def _check_memory(job: Run, train: TrainingSet) -> None:
@@ -136,13 +137,11 @@ def _check_labels(job: Run, num_classes: int, key: str, url: str, index: Index) 
 
 def _pack(job: Run, settings: Pack) -> None:
     folder = _resolve(job, "data.pack.to", settings.to)
-    if all(storage.exists(storage.join(folder, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
-        return
     try:
-        if settings.source == "digits":
-            pack_digits(folder)
-        else:
+        if settings.source == "shapes":
             pack_shapes(folder, **settings.model_dump(exclude={"source", "to"}), show_progress=True)
+        elif not all(storage.exists(storage.join(folder, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
+            pack_digits(folder)
     except (DataError, OSError) as error:
         raise problem(job, "data.pack.to", str(error)) from error
 

@@ -3,8 +3,8 @@
     {run}/quarantine.jsonl     {"set": "train", "id": 123, "key": "000123", "shard": "gs://...", "cause": "empty image"}
 
 A bad sample is met once an epoch. The list holds it once; the counts are of masked slots since the run began. The limit
-is on the samples of the present epoch that this attempt has seen. All numbers are sums over ranks, so that every rank
-comes to the same verdict at the same step.
+is on the samples since the present epoch's first point of the curves, or since the workers started. All numbers are
+sums over ranks, so that every rank comes to the same verdict at the same step.
 """
 
 import json
@@ -48,7 +48,7 @@ class Quarantine:
         self._new: list[dict[str, Any]] = []
         self._new_causes: Counter[str] = Counter()
         self._new_seen = 0
-        self._epoch, self._epoch_seen, self._epoch_bad = -1, 0, 0
+        self._epoch, self._seen, self._bad = -1, 0, 0
         self.counts: Counter[str] = Counter()
         """Masked training slots of the run by cause, over all ranks, as of the last `collect`."""
         self._listed: dict[tuple[str, int], dict[str, Any]] = {}
@@ -95,9 +95,9 @@ class Quarantine:
         messages = self._list(self._gather()) if entries else []
         messages += self._start_writing()
         if epoch != self._epoch:
-            self._epoch, self._epoch_seen, self._epoch_bad = epoch, 0, 0
-        self._epoch_seen += round(seen)
-        self._epoch_bad += round(sum(causes))
+            self._epoch, self._seen, self._bad = epoch, 0, 0
+        self._seen += round(seen)
+        self._bad += round(sum(causes))
         return messages
 
     def check(self) -> None:
@@ -106,7 +106,7 @@ class Quarantine:
         Raises:
             TooManyBadSamples: on all ranks alike.
         """
-        if self._epoch_bad > self._limit * max(self._epoch_seen, self._first_verdict):
+        if self._bad > self._limit * max(self._seen, self._first_verdict):
             raise TooManyBadSamples(self._verdict())
 
     def metrics(self) -> dict[str, float]:
@@ -132,7 +132,8 @@ class Quarantine:
         told = [
             f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}" for e in list(unknown.values())[:SHOWN]
         ]
-        return [*told, f"... {len(unknown)} new bad samples, listed in {self._url}"] if len(unknown) > SHOWN else told
+        more = len(unknown) - SHOWN
+        return [*told, f"and {more:,} more bad samples, listed in {self._url}"] if more > 0 else told
 
     def _start_writing(self) -> list[str]:
         """Write the list if it has changed, one write at a time. A store that is away is tried again next time."""
@@ -156,7 +157,7 @@ class Quarantine:
     def _verdict(self) -> str:
         causes = ", ".join(f"{count:,} {cause}" for cause, count in self.counts.most_common() if count)
         return (
-            f"{self._epoch_bad:,} of {self._epoch_seen:,} samples of this epoch are bad, more than "
+            f"{self._bad:,} of the last {self._seen:,} samples are bad, more than "
             f"data.max_bad_fraction = {self._limit:g} (in the run: {causes}); they are listed in {self._url}"
         )
 

@@ -93,9 +93,9 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
         )
     for url in contents.cut_short:
         print(f"{url}: cut short; what is missing of its last sample will be masked", file=sys.stderr)
-    for count, what in ((contents.unlabelled, "readable label"), (contents.without_image, "image")):
+    for count, what in ((contents.unlabelled, "a readable label"), (contents.without_image, "an image")):
         if count:
-            print(f"{count:,} samples without a {what}: their slots will be masked", file=sys.stderr)
+            print(f"{count:,} samples without {what}: their slots will be masked", file=sys.stderr)
     outside = sum(count for label, count in contents.label_counts.items() if label >= index.num_classes)
     if outside:
         print(f"{outside:,} labels are not below {index.num_classes:,}: their slots will be masked", file=sys.stderr)
