@@ -10,7 +10,7 @@ run: .venv/.runs
 	$(BIN)/python -m orchestrator run jobs/pretrain_digits.yaml
 
 test: .venv/.tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile  # most of the time is waiting for processes to start
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # most of the time is waiting for processes to start
 
 lint: .venv/.tests
 	$(BIN)/ruff check .

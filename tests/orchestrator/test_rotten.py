@@ -108,7 +108,7 @@ def test_it_trains_and_the_account_is_exact(ray_head: RayHead, folder: Path, bad
 
 
 def test_too_many_stop_the_run(ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]) -> None:
-    process = ray_head.start(*words(folder, "stopped", **{"data.max_bad_fraction": 0.01}))
+    process = ray_head.start(*words(folder, "stopped", **{"data.max_bad_fraction": 0.01, "cluster.workers": 1}))
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1, output
     last = output.strip().splitlines()[-1]
