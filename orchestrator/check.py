@@ -11,6 +11,7 @@ from data import storage
 from data.budget import needed_bytes
 from data.errors import DataError
 from data.index import INDEX_NAME, Index, open_index
+from data.order import Order, SampleOrder
 from data.sources.digits import pack_digits
 from data.sources.shapes import pack_shapes
 from orchestrator.job import Run
@@ -62,7 +63,7 @@ def check_inputs(job: Run) -> Inputs:
         _pack(job, job.data.pack)
     train = _training_set(job)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
-    _check_memory(job, train)
+    _check_memory(job, train, held_out)
     if job.data.cache_dir is not None:
         _check_cache(job, job.data.cache_dir)
     order = train.order
@@ -96,19 +97,23 @@ def _training_set(job: Run) -> TrainingSet:
         raise problem(job, "data.train.sources" if job.data.train.sources else "data.train.url", str(error)) from error
 
 
-def _check_memory(job: Run, train: TrainingSet) -> None:
+def _check_memory(job: Run, train: TrainingSet, held_out: dict[str, Index]) -> None:
     """The encoded and decoded images of a worker fit into `data.memory`, with the fewest workers that the job takes."""
     if job.data.memory is None:
         return
-    slots = -(-job.batch_size // job.cluster.min_workers)
-    needed = needed_bytes(train.index, train.order, range(slots), job.model.image_size, job.data.prefetch)
-    if needed > job.data.memory:
-        raise problem(
-            job,
-            "data.memory",
-            f"a worker needs {needed:,} bytes for {slots:,} images a step; give more, or lower data.train.block "
-            f"({job.data.train.block}), data.train.lanes or data.prefetch",
-        )
+    slots = range(-(-job.batch_size // job.cluster.min_workers))
+    sets: dict[str, tuple[Index, Order]] = {"data.train": (train.index, train.order)}
+    for name, index in held_out.items():
+        sets[f"data.eval.{name}"] = index, SampleOrder(index, batch_size=job.batch_size, shuffle=False)
+    for key, (index, order) in sets.items():
+        needed = needed_bytes(index, order, slots, job.model.image_size, job.data.prefetch)
+        if needed > job.data.memory:
+            raise problem(
+                job,
+                "data.memory",
+                f"a worker needs {needed:,} bytes for {len(slots):,} images of {key} a step; give more, or lower "
+                f"data.train.block ({job.data.train.block}), data.train.lanes or data.prefetch",
+            )
 
 
 def _check_cache(job: Run, folder: str) -> None:

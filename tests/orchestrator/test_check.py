@@ -1,5 +1,6 @@
 """The checks that open what a job names, on the bundled digits packed for real."""
 
+import dataclasses
 import math
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import open_index
+from data.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
 from orchestrator.check import Inputs, check_inputs
@@ -171,3 +173,38 @@ print(sorted({"torch", "ray", "deepspeed", "mlflow", "sklearn"} & sys.modules.ke
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
     )
     assert run.stdout.strip() == "[]"
+
+
+def test_memory_that_cannot_hold_the_images(packed: Path) -> None:
+    line = line_of(*at(packed), "data.memory=9MB")
+    assert line.startswith("data.memory = 9000000: a worker needs ")
+    assert "32 images of data.train a step" in line
+    needed = int(line.split(" a worker needs ")[1].split(" bytes")[0].replace(",", ""))
+    assert check(*at(packed), f"data.memory={needed}").train.index.num_classes == 10
+    assert line_of(*at(packed), f"data.memory={needed - 1}").endswith("data.prefetch")
+
+
+def test_sources_by_name(packed: Path) -> None:
+    two = ["data.train.url=null", f"data.train.sources.a={{url: {packed}/train, weight: 1}}"]
+    mixed = check(*at(packed), *two, f"data.train.sources.b={{url: {packed}/test, weight: 1}}")
+    assert mixed.train.index.num_samples == IMAGES
+    line = line_of(*at(packed), *two, f"data.train.sources.b={{url: {packed}/test, weight: 1, subset: 999}}")
+    assert line.startswith("data.train.sources.b.subset = 999: ")
+    line = line_of(*at(packed), *two, f"data.train.sources.b={{url: {packed}/test, weight: 0.001}}")
+    assert line.startswith("data.train.sources = ")
+    assert "source 2 of 2" in line
+    assert line_of(*at(packed), *two, "data.train.sources.b={url: /nowhere, weight: 1}").startswith(
+        "data.train.sources.b.url = /nowhere: "
+    )
+
+
+def test_stray_labels_are_left_to_training(packed: Path, tmp_path: Path) -> None:
+    """A few labels beyond the classes are bad samples; a class too few is a mistake."""
+    index = open_index(f"{packed}/train")
+    folder = shutil.copytree(packed / "train", tmp_path / "stray")
+    counts = {**index.label_counts, 40: 3}
+    write_index(dataclasses.replace(index, url=f"{folder}/index.json", label_counts=counts, num_classes=41))
+    assert check(*at(packed), f"data.train.url={folder}").train.index.num_classes == 41
+    assert line_of(*at(packed), f"data.train.url={folder}", "data.max_bad_fraction=0.001").startswith(
+        "model.num_classes = 10: fewer than the 41 classes"
+    )
