@@ -69,6 +69,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
+            "dashboard_agent_listen_port": free_port(),  # its default is one for all clusters of a machine
         },
     )
     jobs = f"http://127.0.0.1:{port}"
