@@ -161,7 +161,8 @@ class Cache:
                 try:
                     yield None if self.holds(shard) else path
                 finally:
-                    path.unlink(missing_ok=True)
+                    if _is_at(file.fileno(), path):  # once renamed, the name may be another download's already
+                        path.unlink()
                 return
 
     def _make_room(self, partial: Path, needed: int) -> None:
@@ -192,12 +193,13 @@ class Cache:
         with self._guarded():
             for path, _ in self._files():
                 if path.suffix == ".partial":
-                    with path.open("ab") as file:
+                    with suppress(FileNotFoundError), path.open("rb") as file:
                         try:
                             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         except BlockingIOError:
                             continue  # being downloaded
-                        path.unlink(missing_ok=True)
+                        if _is_at(file.fileno(), path):  # else its download ended, and the next one has the name
+                            path.unlink()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
