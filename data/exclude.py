@@ -91,7 +91,7 @@ def open_exclusions(url: str, index: Index) -> np.ndarray:
             raise ValueError(f"not {FORMAT} version {VERSION}")
         digest = str(record["index"]["digest"])
         ids = np.unique(np.array([operator.index(sample["id"]) for sample in record["samples"]], np.int64))
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise DataError(f"{url}: not a readable exclusion list ({reason})") from error
     if digest != index.digest:

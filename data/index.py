@@ -233,7 +233,7 @@ def _parse(url: str, content: bytes) -> Index:
                 )
     except DataError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise DataError(
             f"{url}: corrupt index ({_reason(error)}); "
             f"delete it and index again with `python -m data pack --index-only {storage.parent(url)}`"

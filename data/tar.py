@@ -64,7 +64,12 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
             return
         if not _checksum_holds(header):
             raise DataError(f"no tar header at byte {position}")
-        size = int(pax["size"]) if "size" in pax else _number(header[SIZE])
+        try:
+            size = int(pax["size"]) if "size" in pax else _number(header[SIZE])
+        except ValueError:
+            size = -1
+        if size < 0:
+            raise DataError(f"an impossible size in the tar header at byte {position}")
         end = position + RECORD + -(-size // RECORD) * RECORD
         if end > len(view):
             return
@@ -72,7 +77,10 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
         if kind == b"L":  # GNU: the next member's name
             long_name = _text(bytes(data))
         elif kind == b"x":  # pax: records about the next member
-            pax = _pax_records(bytes(data))
+            try:
+                pax = _pax_records(bytes(data))
+            except ValueError as error:
+                raise DataError(f"damaged pax records at byte {position}") from error
         elif kind == b"K" or kind == b"g":  # GNU: a long link target; pax: defaults for the archive, no names or sizes
             pass
         else:
@@ -167,11 +175,14 @@ def _name(header: bytes) -> str:
 
 
 def _pax_records(data: bytes) -> dict[str, str]:
-    """`LENGTH KEY=VALUE\\n` records, the length counting all of the record."""
+    """`LENGTH KEY=VALUE\\n` records, the length counting all of the record. Raises ValueError."""
     records = {}
     while data and data[0] != 0:
-        length = int(data[: data.index(b" ")])
-        name, _, value = data[data.index(b" ") + 1 : length - 1].partition(b"=")
+        begin = data.index(b" ") + 1
+        length = int(data[: begin - 1])
+        if length <= begin:
+            raise ValueError("a record that ends before it begins")
+        name, _, value = data[begin : length - 1].partition(b"=")
         records[name.decode()] = value.decode("utf-8", "surrogateescape")
         data = data[length:]
     return records
