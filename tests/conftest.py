@@ -4,4 +4,5 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "ray_head" not in getattr(item, "fixturenames", ()))  # whole runs on a cluster
+    clusters = {"ray_head", "local_cluster"}  # whole runs
+    items.sort(key=lambda item: clusters.isdisjoint(getattr(item, "fixturenames", ())))

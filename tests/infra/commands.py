@@ -1,0 +1,66 @@
+"""Command lines that only a cloud runs: given to a shell among stand-ins, and to the parser of the command."""
+
+import contextlib
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+from mlflow.cli import cli as mlflow_cli
+from ray.scripts.scripts import cli as ray_cli
+
+GROUPS = {"ray": ray_cli, "mlflow": mlflow_cli}
+
+
+def tool(name: str) -> str:
+    """The path of a program that requirements-dev.txt installs."""
+    found = shutil.which(name, path=os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    assert found, f"{name} is missing: install requirements-dev.txt"
+    return found
+
+
+def stand_ins(folder: Path, programs: tuple[str, ...]) -> Path:
+    """Executables in `folder` that note in `folder/calls` what they were called with, and succeed."""
+    folder.mkdir(exist_ok=True)
+    for program in programs:
+        script = folder / program
+        script.write_text(
+            f"#!{sys.executable} -S\nimport json, sys\n"
+            f"open({str(folder / 'calls')!r}, 'a').write(json.dumps([{program!r}, *sys.argv[1:]]) + chr(10))\n"
+        )
+        script.chmod(0o755)
+    return folder
+
+
+def called(folder: Path) -> list[list[str]]:
+    """The calls of the stand-ins in `folder` so far."""
+    calls = folder / "calls"
+    return [json.loads(line) for line in calls.read_text().splitlines()] if calls.exists() else []
+
+
+def run_line(line: str, folder: Path, **environment: str) -> list[list[str]]:
+    """Run a shell line with the stand-ins in `folder` first on PATH; returns the calls that it made."""
+    before = len(called(folder))
+    path = os.pathsep.join([str(folder), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-c", line], env={**environment, "PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, f"{line}\n{done.stderr}"
+    return called(folder)[before:]
+
+
+def parse(words: list[str]) -> None:
+    """Parse `ray` or `mlflow` words without running them.
+
+    Raises:
+        click.UsageError: there is no such command, option or value.
+    """
+    context = click.Context(GROUPS[words[0]])
+    name, command, rest = GROUPS[words[0]].resolve_command(context, words[1:])
+    assert command is not None
+    with contextlib.redirect_stdout(io.StringIO()):
+        command.make_context(name, rest, parent=context)

@@ -1,0 +1,204 @@
+"""Ray's autoscaler on this machine: nodes come for a run and go afterwards, can be told to go, and can be lost."""
+
+import json
+import os
+import re
+import stat
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from data import SampleOrder, open_index
+from infra.local import ClusterError, LocalCluster
+from infra.local.__main__ import main
+from orchestrator.ledger import trained_samples
+
+ROOT = Path(__file__).resolve().parents[2]
+STEPS = 8
+
+
+def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
+        time.sleep(0.2)
+
+
+def run_command(folder: Path, name: str, **more: object) -> list[str]:
+    """A few steps of the digits job with ZeRO stage 2."""
+    keys: dict[str, object] = {
+        "name": name,
+        "parallel.zero_stage": 2,
+        "schedule.length.steps": STEPS,
+        "schedule.warmup": "null",
+        "checkpoint.url": folder,
+        "evaluate.every.steps": STEPS,
+        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+        "data.pack.to": f"{folder}/digits",
+        "data.train.url": f"{folder}/digits/train",
+        "data.eval.test.url": f"{folder}/digits/test",
+        **more,
+    }
+    sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
+    return [sys.executable, "-m", "orchestrator", "run", "jobs/pretrain_digits.yaml", *sets]
+
+
+def test_nodes_come_for_a_run_and_go_afterwards(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    until(lambda: not local_cluster.workers(), "no worker nodes")
+    assert [(node.head, node.resources.get("CPU", 0)) for node in local_cluster.nodes()] == [(True, 0)]
+    words = run_command(tmp_path, "grown", **{"cluster.workers": 2})
+    environment = local_cluster.environment
+    with subprocess.Popen(
+        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as run:
+        until(lambda: run.poll() is not None or len(local_cluster.workers()) == 2, "two worker nodes")
+        assert run.poll() is None, run.communicate()[0]
+        assert [node.resources["CPU"] for node in local_cluster.workers()] == [1, 1]
+        output, _ = run.communicate(timeout=300)
+    assert run.returncode == 0, output
+    assert json.loads((tmp_path / "grown" / "summary.json").read_text())["step"] == STEPS
+    ranks = {path.name[:19] for path in (tmp_path / "grown").glob("step-*/rank-*")}
+    assert ranks == {"rank-00000-of-00002", "rank-00001-of-00002"}
+    until(lambda: not local_cluster.workers(), "the idle nodes go")
+
+
+@contextmanager
+def bounds(cluster: LocalCluster, least: int, most: int) -> Iterator[None]:
+    cluster.set_workers(least, most)
+    try:
+        yield
+    finally:
+        cluster.set_workers(0, 3)
+
+
+class Watched:
+    """A run whose output is read as it comes."""
+
+    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+
+    def wait_for(self, pattern: str, times: int = 1) -> list[str]:
+        """The groups of a pattern's match, once there are so many lines that match."""
+
+        def found() -> list[re.Match[str]]:
+            return [match for line in list(self.lines) if (match := re.search(pattern, line))]
+
+        until(lambda: len(found()) >= times or self.process.poll() is not None, pattern, 600)
+        assert len(found()) >= times, "".join(self.lines)
+        return list(found()[times - 1].groups())
+
+    def end(self) -> str:
+        self.process.wait(timeout=900)
+        self._reader.join()
+        return "".join(self.lines)
+
+
+def attempts_by_step(run: Path) -> dict[int, set[int]]:
+    """Which attempts trained each step, from the run's own ledger."""
+    found: dict[int, set[int]] = defaultdict(set)
+    for path in (run / "samples").glob("*.json"):
+        record = json.loads(path.read_text())
+        for step in record["steps"]:
+            found[int(step)].add(record["attempt"])
+    return found
+
+
+def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    """1 worker, then 3, a node drained, a node lost: the first two cost no step, the last at most an interval."""
+    steps, every = 240, 40
+    keys: dict[str, object] = {
+        "cluster.workers": "[1, 3]",
+        "cluster.resize_every": 2,
+        "schedule.length.steps": steps,
+        "checkpoint.every.steps": every,
+        "evaluate.every.steps": steps,
+        "tracking.every.steps": 1,
+        "tracking.record_samples": "true",
+    }
+    with bounds(local_cluster, 1, 1):
+        run = Watched(run_command(tmp_path, "elastic", **keys), local_cluster.environment)
+        run.wait_for(r"step [1-9]\d*/.* 1 worker")
+        local_cluster.set_workers(3, 3)
+        [grown] = run.wait_for(r"the number of workers changes: saved at step (\d+)")
+        assert run.wait_for(r"continuing at step (\d+) of \d+ on 3 workers") == [grown]
+
+        drained = local_cluster.workers()[0].id
+        local_cluster.drain(drained, 10)
+        [left] = run.wait_for(r"a node is being taken away: saved at step (\d+)")
+        assert run.wait_for(r"continuing at step (\d+)", times=2) == [left]
+        before_loss = attempts_by_step(tmp_path / "elastic")
+        assert {step: len(attempts) for step, attempts in before_loss.items()} == dict.fromkeys(before_loss, 1)
+        assert set(range(int(left))) <= set(before_loss)
+
+        run.wait_for(rf"step {int(left) // 10 + 1}\d/")
+        lost = next(node.id for node in local_cluster.workers() if node.id != drained)
+        local_cluster.kill_node(lost)
+        with pytest.raises(ClusterError, match="does not run here"):
+            local_cluster.kill_node(lost)
+        output = run.end()
+    assert run.process.returncode == 0, output
+    redone = [step for step, attempts in attempts_by_step(tmp_path / "elastic").items() if len(attempts) > 1]
+    assert len(redone) <= every
+
+    trained = trained_samples(str(tmp_path / "elastic"))
+    order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=64)
+    assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(steps)}
+    with pytest.raises(ClusterError, match=f"node {'0' * 56} cannot be drained"):
+        local_cluster.drain("0" * 56, 5)
+
+
+def test_it_listens_on_loopback_only_and_asks_for_a_token(local_cluster: LocalCluster) -> None:
+    head = psutil.Process(local_cluster.pid)
+    pids = {process.pid for process in (head, *head.children(recursive=True))}
+    connections = [c for c in psutil.net_connections("tcp") if c.pid in pids]
+    listening = [c.laddr.ip for c in connections if c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 5
+    assert {ip.removeprefix("::ffff:") for ip in listening} == {"127.0.0.1"}
+    with pytest.raises(urllib.error.HTTPError, match="401"):
+        urllib.request.urlopen(f"{local_cluster.jobs}/api/v0/nodes", timeout=60)
+
+
+def test_the_commands(local_cluster: LocalCluster, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the cluster of the other tests, which stays as it is."""
+    place = ["--folder", str(tmp_path / "cluster")]
+    assert main(["status", *place]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert main(["up", "--max-workers", "1", *place]) == 0
+    exports = [line for line in capsys.readouterr().out.splitlines() if line.startswith("export ")]
+    token = tmp_path / "cluster" / "token"
+    assert stat.S_IMODE(token.stat().st_mode) == 0o600
+    assert token.read_text() not in "".join(exports)
+    assert main(["up", *place]) == 2
+    assert "a cluster runs there already" in capsys.readouterr().err
+
+    without = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    script = "\n".join([*exports, f"{sys.executable} -m ray.scripts.scripts list nodes --format=json"])
+    listed = subprocess.run(["sh", "-c", script], env=without, capture_output=True, text=True, timeout=120, check=True)
+    assert [node["is_head_node"] for node in json.loads(listed.stdout)] == [True]
+
+    cluster = LocalCluster.find(tmp_path / "cluster")
+    assert cluster is not None
+    assert main(["down", *place]) == 0
+    assert main(["down", *place]) == 0
+    assert not cluster.scratch.exists()
+    assert not psutil.pid_exists(cluster.pid) or psutil.Process(cluster.pid).status() == psutil.STATUS_ZOMBIE
+    assert local_cluster.nodes()[0].head
