@@ -7,6 +7,7 @@ every cluster that this project starts.
 import logging
 import os
 import secrets
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from typing import Any, Protocol, TypeVar
 
 from data.errors import DataError
 
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # written by `ray start`, gone after `ray stop`
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # written by `ray start`; a killed cluster leaves it behind
+ANSWER_SECONDS = 3.0  # in which a cluster takes a connection
 ROOT = Path(__file__).resolve().parents[1]
 
 Result = TypeVar("Result")
@@ -50,9 +52,22 @@ def session(workers: int) -> Iterator[Runner]:
 
 
 def cluster_is_named() -> bool:
-    """Whether there is a cluster to join: RAY_ADDRESS names one, or `ray start` ran on this machine."""
+    """Whether there is a cluster to join: RAY_ADDRESS names one, or `ray start` ran on this machine and is still there.
+
+    Where there is none, start one with `address="local"`: Ray itself would still believe what an ended one left.
+    """
     address = os.environ.get("RAY_ADDRESS")
-    return CURRENT_CLUSTER.exists() if not address else address != "local"
+    return _answers(CURRENT_CLUSTER) if not address else address != "local"
+
+
+def _answers(file: Path) -> bool:
+    """Whether somebody listens at the address (HOST:PORT) in a file."""
+    try:
+        host, _, port = file.read_text().strip().rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
+    except (OSError, ValueError, OverflowError):
+        return False
+    return True
 
 
 def settle_authentication() -> None:

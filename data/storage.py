@@ -12,6 +12,7 @@ Requests fail, stall and come back short; who tries again:
   again, at most ATTEMPTS times and never begun again after PATIENCE seconds, with random waits that double: their
   repeats and ours together end within PATIENCE and one time limit. Writes that put a whole object are repeated
   whole. Files that are missing or not ours to read, wrong names and full disks are never tried again.
+- Work that can wait for longer, such as an upload beside training, is given more patience by its caller.
 
 Variables that lead to an emulator, or to a store that speaks the same language: `STORAGE_EMULATOR_HOST` for gs://,
 `AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` spares gcsfs its search for credentials.
@@ -22,9 +23,11 @@ import io
 import os
 import posixpath
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import IO, TYPE_CHECKING, TypeVar, cast
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 # gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
@@ -60,7 +63,16 @@ FINAL_ERRORS = (
     NotImplementedError,
 )
 FINAL_NUMBERS = frozenset(  # s3fs says with EINVAL, EPERM and EMSGSIZE that a request makes no sense
-    [errno.EINVAL, errno.EPERM, errno.EMSGSIZE, errno.ENAMETOOLONG, errno.ENOSPC, errno.EDQUOT, errno.EROFS]
+    [
+        errno.EINVAL,
+        errno.EPERM,
+        errno.EMSGSIZE,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EROFS,
+        errno.EFBIG,
+    ]
 )
 FINAL_NAMES = frozenset(  # by name, since s3fs is an extra
     ["NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"]
@@ -84,12 +96,21 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, Exception)
 
 
-def patiently(work: Callable[[], T], *, attempts: int | None = None, on_retry: Callable[[], object] | None = None) -> T:
+def patiently(
+    work: Callable[[], T],
+    *,
+    attempts: int | None = None,
+    on_retry: Callable[[], object] | None = None,
+    patience: float | None = None,
+    until: threading.Event | None = None,
+) -> T:
     """The result of `work()`, tried again while it fails for reasons that may pass. It may be carried out repeatedly.
 
     Args:
-        attempts: how often at most. Default: ATTEMPTS.
+        attempts: how often at most. Default: ATTEMPTS, or without limit if `patience` is given.
         on_retry: called before each further try.
+        patience: seconds after which nothing is tried again. Default: PATIENCE.
+        until: once set, nothing is tried again, and a wait before the next try ends.
 
     Raises:
         Whatever the last try raised.
@@ -99,9 +120,15 @@ def patiently(work: Callable[[], T], *, attempts: int | None = None, on_retry: C
         if on_retry is not None:
             on_retry()
 
+    stop: tenacity.stop.stop_base = tenacity.stop_before_delay(PATIENCE if patience is None else patience)
+    if attempts is not None or patience is None:
+        stop = tenacity.stop_after_attempt(attempts or ATTEMPTS) | stop
+    if until is not None:
+        stop = tenacity.stop_when_event_set(until) | stop
     retrying = tenacity.Retrying(
         retry=tenacity.retry_if_exception(may_pass),
-        stop=tenacity.stop_after_attempt(attempts or ATTEMPTS) | tenacity.stop_before_delay(PATIENCE),
+        stop=stop,
+        sleep=tenacity.nap.sleep if until is None else tenacity.sleep_using_event(until),
         wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
         before_sleep=before_sleep,
         reraise=True,
@@ -273,7 +300,10 @@ def write_atomic(url: str, content: bytes) -> None:
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(fs._parent(path), exist_ok=True)
         partial = f"{path}.{os.getpid()}.partial"
-        fs.pipe_file(partial, content)
+        with open(partial, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # or the power fails, and what is there under the name is empty
         os.replace(partial, path)
         return
 
@@ -282,6 +312,67 @@ def write_atomic(url: str, content: bytes) -> None:
         fs.pipe_file(path, content, **_limited(fs, len(content)))
 
     patiently(attempt)
+
+
+def put_file(path: Path, url: str) -> None:
+    """Move a local file to `url`, whose folder is made as needed. On a local disk it is moved, not copied."""
+    fs, there = resolve(url)
+    if isinstance(fs, LocalFileSystem):
+        fs.makedirs(fs._parent(there), exist_ok=True)
+        fs.mv(str(path), there)
+        return
+
+    def attempt() -> None:
+        fs.makedirs(fs._parent(there), exist_ok=True)
+        fs.put_file(str(path), there, **_limited(fs, path.stat().st_size))
+
+    patiently(attempt)
+    path.unlink()
+
+
+def get_file(url: str, path: Path) -> None:
+    """Copy the file at `url` to local disk. Raises what the file system raises, FileNotFoundError for instance."""
+    fs, there = resolve(url)
+
+    def attempt() -> None:
+        length = _length(fs, there) or 0
+        fs.get_file(there, str(path), **_limited(fs, length))
+        if (got := path.stat().st_size) < length:
+            raise ShortRead(f"{got} of {length} bytes came")
+
+    patiently(attempt)
+
+
+def contents(folder: str) -> dict[str, int]:
+    """Size in bytes of everything in `folder`, by name (of a folder in it: any). Empty where there is no folder."""
+    fs, path = resolve(folder)
+
+    def attempt() -> list[dict[str, Any]]:
+        fs.invalidate_cache()
+        return cast(list[dict[str, Any]], fs.ls(path, detail=True, **_limited(fs)))
+
+    try:
+        entries = patiently(attempt)
+    except FileNotFoundError:
+        return {}
+    # object stores may list the folder itself
+    return {
+        posixpath.basename(entry["name"].rstrip("/")): int(entry["size"] or 0)
+        for entry in entries
+        if entry["name"].strip("/") != path.strip("/")
+    }
+
+
+def remove_folder(url: str) -> None:
+    """Delete a folder and everything in it; it is fine when there is none."""
+    fs, path = resolve(url)
+
+    def attempt() -> None:
+        fs.invalidate_cache()
+        fs.rm(path, recursive=True, **_limited(fs))
+
+    with suppress(FileNotFoundError):
+        patiently(attempt)
 
 
 def exists(url: str) -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from orchestrator.job_file import JobError, load_job
+from orchestrator.redact import redact_logs, redact_text
 
 if TYPE_CHECKING:
+    from orchestrator.check import Inputs
     from orchestrator.job import PretrainJob
 
 EXAMPLES = """\
@@ -65,16 +67,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.function(options))
     except JobError as error:
-        print(f"error: {error}", file=sys.stderr)
+        _complain(str(error))
         return 2
 
 
+def _complain(text: str) -> None:
+    """The one line of what went wrong, without credentials: it may quote a URL, or what a server answered."""
+    print(redact_text(f"error: {text}"), file=sys.stderr)
+
+
 def _run(options: argparse.Namespace) -> int:
-    job, run_id, total_steps = _prepare(options)
+    redact_logs()
+    job, run_id, inputs = _prepare(options)
     from orchestrator.run_folder import read_summary, run_url
 
     summary = read_summary(job)
-    if summary is None or summary["step"] < total_steps:
+    if summary is None or summary["step"] < inputs.total_steps:
         from data.ray_session import settle_authentication
 
         settle_authentication()
@@ -83,17 +91,26 @@ def _run(options: argparse.Namespace) -> int:
         try:
             launch(job, run_id)
         except RunFailed as failure:
-            print(f"error: {options.job}: the run stopped: {failure}", file=sys.stderr)
+            _complain(f"{options.job}: the run stopped: {failure}")
             return 1
         except KeyboardInterrupt:
             print(f"{options.job}: stopped; the same command continues at the newest checkpoint", file=sys.stderr)
             return 130
         summary = read_summary(job)
         if summary is None:
-            print(f"error: {options.job}: the run left no summary in {run_url(job)}", file=sys.stderr)
+            _complain(f"{options.job}: the run left no summary in {run_url(job)}")
             return 1
     else:
         print(f"{job.name} is complete; its folder is {run_url(job)}")
+        from orchestrator.redelivery import deliver, is_owed
+
+        if is_owed(summary):
+            done = deliver(job, run_id, inputs, summary)
+            print(
+                "MLflow now has what it had not got at the end of the run"
+                if done
+                else "MLflow does not have all of the run and is away; the same command tries again"
+            )
     from orchestrator.result import describe_result
 
     print(describe_result(summary, run_url(job)))
@@ -102,8 +119,8 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, int]":
-    """The job with absolute URLs, the identity of its run, its length in steps: all checked, nothing started.
+def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, Inputs]":
+    """The job with absolute URLs, the identity of its run, and what it reads: all checked, nothing started.
 
     Raises:
         JobError: whatever is wrong. File systems, clouds and parsers each have errors of their own, and this is where
@@ -119,7 +136,7 @@ def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, int]":
             raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only pretrain")
         inputs = check_inputs(job)
         job = absolute(job)
-        return job, claim(job, inputs.train.digest), inputs.total_steps
+        return job, claim(job, inputs.train.digest), inputs
     except JobError:
         raise
     except Exception as error:

@@ -7,6 +7,13 @@ The gradient of a step is the mean over the valid samples of the global batch, h
 DeepSpeed divides by the number of micro-batches A when it runs backward and by the number of ranks W when it
 reduces, so every micro-batch contributes  (A * W / V) * sum_i loss_i.  V is summed over the ranks on the device before
 the first backward; nothing waits for it on the host.
+
+A step with a loss or a gradient that is not finite, on any rank, is not applied: weights, optimizer state and the
+optimizer's step count stay as they are on all ranks, and nothing of its gradient is left. The verdict is one number,
+the norm of the reduced gradient. A NaN or an infinity of any rank survives the sum over ranks, and a loss that is not
+finite makes its rank's gradient NaN. At stages 1 to 3, and in bf16 at all, DeepSpeed's own step reads that norm on the
+host and skips. At stage 0 in float32 it does not look; there the norm is handed to the fused optimizer as `found_inf`,
+which skips on the device.
 """
 
 import logging
@@ -35,10 +42,12 @@ class StepResult:
     Attributes:
         loss_sum: () float32, this rank's sum of losses over its valid samples.
         valid: () float32, valid samples of the whole step, over all ranks.
+        applied: () bool, the same on all ranks: False for a step that was skipped, because it was not finite.
     """
 
     loss_sum: Tensor
     valid: Tensor
+    applied: Tensor
 
 
 def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
@@ -124,6 +133,8 @@ class Engine:
         )
         self._plain = parallel.zero_stage == 0 and parallel.precision == "float32"
         self._forget_warm_up_step()
+        if self._plain and isinstance(optimizer, SGD):
+            self._begin_momentum()
 
     @property
     def deepspeed(self) -> Any:
@@ -133,34 +144,37 @@ class Engine:
     def train_step(
         self, images: Tensor, labels: Tensor, weights: Tensor, valid: Tensor, seeds: Tensor | None, *, lr: float
     ) -> StepResult:
-        """One optimizer step on this rank's slots of the global batch.
+        """One optimizer step on this rank's slots of the global batch, if its loss and its gradient are finite.
 
         Args:
             images: uint8 (n, 3, H, W), n at most `micro_batch * micro_batches`; `labels` (n, L), `weights` (n, L).
-            valid: bool (n,), False for masked slots, which contribute nothing.
+            valid: bool (n,), False for masked slots, which contribute nothing, whatever is in them.
             seeds: int64 (n,), one dropout seed a sample, or None.
             lr: learning rate of this step.
         """
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        valid_here = valid.to(self.device, dtype=torch.float32, non_blocking=True)
-        total = valid_here.sum()
+        keep = valid.to(self.device, non_blocking=True)
+        total = keep.sum(dtype=torch.float32)
         dist.all_reduce(total)
         scale = self.micro_batches * self.world_size / total.clamp(min=1.0)
 
         loss_sum = torch.zeros((), device=self.device)
         for i in range(self.micro_batches):
             part = slice(i * self.micro_batch, (i + 1) * self.micro_batch)
-            losses = self._losses(images[part], labels[part], weights[part], None if seeds is None else seeds[part])
-            micro_sum = torch.where(valid_here[part] > 0, losses, torch.zeros_like(losses)).sum()
-            self._engine.backward(micro_sum * scale)
+            of_part = None if seeds is None else seeds[part]
+            losses = self._losses(images[part], labels[part], weights[part], keep[part], of_part)
+            micro_sum = torch.where(keep[part], losses, torch.zeros_like(losses)).sum()
+            # 0 * NaN and 0 * inf are NaN: a loss can be infinite with a finite gradient, and must spoil it
+            self._engine.backward(micro_sum * (scale + 0.0 * micro_sum.detach()))
             if self._plain and self._engine.is_gradient_accumulation_boundary():
                 # DeepSpeed keeps no norm of an unsharded float32 gradient; it is reduced and still unclipped here
                 self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
+                self._engine.basic_optimizer.found_inf = (~self._norm.isfinite()).float()
             self._engine.step()
             loss_sum += micro_sum.detach()
-        return StepResult(loss_sum, total)
+        return StepResult(loss_sum, total, self._applied())
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
@@ -173,12 +187,26 @@ class Engine:
         """Global L2 norm of the last step's gradient before clipping."""
         return float(self._norm if self._plain else self._engine.get_global_grad_norm())
 
-    def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, seeds: Tensor | None) -> Tensor:
-        pixels = normalise(images.to(self.device, non_blocking=True), self.dtype)
+    def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, keep: Tensor, seeds: Tensor | None) -> Tensor:
+        images, labels, weights = (x.to(self.device, non_blocking=True) for x in (images, labels, weights))
+        # A masked slot goes in black and without labels: hiding its loss alone would not do, since the backward pass
+        # multiplies the hidden loss's zero gradient with what the forward pass left, and 0 * NaN is NaN.
+        pixels = normalise(images * keep[:, None, None, None], self.dtype)
         logits = self._engine(pixels, None if seeds is None else seeds.to(self.device, non_blocking=True))
-        return self.objective(
-            logits, labels.to(self.device, non_blocking=True), weights.to(self.device, non_blocking=True)
-        )
+        return self.objective(logits, labels, weights.masked_fill(~keep[:, None], 0.0))
+
+    def _applied(self) -> Tensor:
+        if self._plain:
+            return self._norm.isfinite()
+        return torch.full((), self._engine.was_step_applied(), device=self.device)
+
+    def _begin_momentum(self) -> None:
+        """Give SGD its momentum, at zero. It would allocate it in its first step, unset if that one is skipped."""
+        for group in self._engine.basic_optimizer.param_groups:
+            if group["momentum"] != 0:
+                for parameter in group["params"]:
+                    state = self._engine.basic_optimizer.state[parameter]
+                    state["momentum_buffer"] = torch.zeros_like(parameter).detach()
 
     def _forget_warm_up_step(self) -> None:
         """Undo the step on zero gradients that ZeRO 3 and the bf16 stage 0 take to allocate optimizer state.

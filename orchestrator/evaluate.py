@@ -1,19 +1,18 @@
 """Exact held-out metrics: every image once, for any number of workers; the last batch is masked, not dropped."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
-from data import Loader
-from data.loader import Bad
+from data.loader import Bad, Batch
 from model.objectives import correct_top_k, dense_targets
 from orchestrator.engine import Engine, all_reduce_sums
 
 
 def evaluate(
     engine: Engine,
-    loader: Loader,
+    batches: Iterable[Batch],
     *,
     num_classes: int,
     multi_label: bool,
@@ -34,7 +33,7 @@ def evaluate(
     zero = torch.zeros((), dtype=torch.float64, device=engine.device)
     loss, count, unusable = zero.clone(), zero.clone(), zero.clone()
     correct: dict[str, Tensor] = {name: zero.clone() for name in names}
-    for batch in loader:
+    for batch in batches:
         report(batch.bad)
         unusable += len(batch.bad)
         labels, weights = batch.labels.to(engine.device), batch.weights.to(engine.device)

@@ -72,14 +72,16 @@ def optimizer_state(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
 
 
 def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None:
-    """Give every flat tensor the state that `step` optimizer steps would have left, with zeros to be filled in."""
+    """Give every flat tensor the state that `step` updates would have left, with zeros to be filled in."""
     inner = engine.deepspeed.basic_optimizer
     for flat in {id(f.flat): f.flat for f in held_fragments(engine)}.values():
         state = inner.state[flat]
         for key in keys:
             if key not in state:
                 state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-        if isinstance(inner, torch.optim.AdamW):
+        if not keys:  # saved before the first step was applied: the optimizer begins by itself
+            state.clear()
+        elif isinstance(inner, torch.optim.AdamW):
             state["step"] = torch.tensor(float(step), device=flat.device)  # where the fused kernel wants it
 
 

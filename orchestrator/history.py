@@ -4,16 +4,14 @@ All ranks hold one, since sums over ranks are collective; rank 0 alone talks. Nu
 is due, so that the step never waits for them.
 """
 
-import tempfile
+import math
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Self
 
-import fsspec
+import ray
 import torch
 import torch.distributed as dist
-import yaml
 
 import model
 from data import Loader, open_index
@@ -24,12 +22,15 @@ from orchestrator.engine import Engine, StepResult, all_reduce_sums
 from orchestrator.job import PretrainJob
 from orchestrator.progress import Progress
 from orchestrator.quarantine import Quarantine
+from orchestrator.run_description import describe_run
 from orchestrator.run_folder import write_summary
-from orchestrator.tracking import RunDescription, TrackedDataset, Tracker
+from orchestrator.spikes import Spikes
+from orchestrator.tracking import Tracker
 from orchestrator.training_set import TrainingSet
 from orchestrator.wording import count
 
 COUNTS = ("images", "bad_samples")  # metrics of a held-out set that are not worth a word each time
+EVALUATED = "evaluated_step"  # kept beside the metrics in checkpoints: an evaluation that was cut off is made up for
 SHOW_SECONDS = 0.5  # between two updates of the progress bar
 
 
@@ -67,8 +68,10 @@ class History:
         self.quarantine = Quarantine(
             run_url, limit=job.data.max_bad_fraction, set_size=data.order.num_samples, device=engine.device
         )
+        self._spikes = Spikes()
         self._progress = Progress(total_steps=total_steps, workers=self._world)
         self._shown = 0.0
+        self._answer: ray.ObjectRef[int] | None = None
         self.latest: dict[str, float] = {}
         self._tracker = self._connect(job, run_id, data) if self._talks else None
 
@@ -76,9 +79,9 @@ class History:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.quarantine.close()
         if kind is not None and self._tracker is not None:
             self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
+        self.quarantine.close()
 
     def begin(self, step: int, totals: Totals, latest: dict[str, float]) -> None:
         """Start counting at `step`, with what the run has cost and the metrics it had so far.
@@ -94,6 +97,13 @@ class History:
         if step and self._talks:
             self.say(f"continuing at step {step} of {self._total_steps} on {count(self._world, 'worker')}")
         self._show(force=True)
+
+    def workers_wanted(self) -> bool:
+        """Whether another number of workers is wanted, as the board answered rank 0's last report."""
+        if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
+            wanted, self._answer = ray.get(self._answer), None
+            return wanted not in (0, self._world)
+        return False
 
     def timed(self, batches: Loader) -> Iterator[Batch]:
         """The batches, counting the time that training waits for them."""
@@ -135,8 +145,12 @@ class History:
         self.latest.update(self.quarantine.metrics())
         return self._totals
 
-    def log_training(self, step: int, *, lr: float, gradient_norm: float, epoch: float) -> None:
+    def log_training(
+        self, step: int, *, lr: float, gradient_norm: float, epoch: float, health: Mapping[str, float]
+    ) -> None:
         """A point of the training curves. The loss is that of this step: the mean over its valid samples.
+
+        A loss or norm that is not finite is left out of the curves; `health` counts such steps.
 
         Raises:
             TooManyBadSamples: on all ranks alike.
@@ -149,15 +163,23 @@ class History:
         window, self._window = totals - self._window, totals
         seconds = window.device_seconds / self._world
         rate = window.samples / seconds if seconds else 0.0
+        curves = {"train/loss": loss, "train/gradient_norm": gradient_norm}
+        curves = {name: value for name, value in curves.items() if math.isfinite(value)}
+        marks, lines = self._spikes.mark(step, curves)
+        if self._talks:
+            for line in lines:
+                if "loss" in line:  # the gradient's norm jumps often, and is marked only
+                    self.say(line)
         p = self._progress
         p.loss, p.rate, p.mfu = loss, rate, window.mfu
         p.seconds_left = (self._total_steps - step) * seconds / max(1, window.steps)
         self._log(
             step,
             {
-                "train/loss": loss,
+                **curves,
+                **marks,
+                **health,
                 "train/learning_rate": lr,
-                "train/gradient_norm": gradient_norm,
                 "train/epoch": epoch,
                 "train/samples": totals.samples,
                 **self.quarantine.metrics(),
@@ -181,6 +203,7 @@ class History:
         self._log(
             step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
         )
+        self.latest[EVALUATED] = step
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in COUNTS)
             if self._talks:
@@ -190,6 +213,8 @@ class History:
         """Note that training stood still for `seconds` while a checkpoint was staged."""
         self._stalled += seconds
         self._hold()
+        if self._tracker is not None:
+            self._tracker.secure()
 
     def note(self, text: str) -> None:
         """What the run is doing besides training, shown beside the progress; empty when it trains."""
@@ -205,8 +230,9 @@ class History:
         if self._tracker is None:
             return
         totals = self._totals
-        if not self._tracker.close("FINISHED"):
-            self.say("MLflow was away at the end; what it did not get lies beside the run (docs/operations.md)")
+        complete = self._tracker.close("FINISHED")
+        if not complete:
+            self.say("MLflow is away; what it did not get waits beside the run, and the same command delivers it later")
         summary = {
             "step": self._total_steps,
             "metrics": self.latest,
@@ -219,6 +245,7 @@ class History:
             },
             "workers": self._world,
             "mlflow_run_id": self._tracker.run_id,
+            "mlflow_complete": complete,
             "mlflow": self._tracker.url_hint(),
         }
         write_summary(self._run_url, summary)
@@ -232,26 +259,9 @@ class History:
         return [torch.tensor(float(number), device=self._valid.device) for number in numbers]
 
     def _connect(self, job: PretrainJob, run_id: str, data: TrainingSet) -> Tracker:
-        classes, samples = data.index.num_classes, data.order.num_samples
-        sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes)]
-        for name, held_out in job.data.eval.items():
-            index = open_index(held_out.url)
-            sets.append(TrackedDataset("eval", name, index.url, index.digest, index.num_samples, index.num_classes))
-        resolved = job.model_dump(mode="json")
-        description = RunDescription(
-            uri=job.tracking.uri,
-            experiment=job.tracking.experiment,
-            run_name=job.name,
-            run_key=run_id,
-            job=resolved,
-            job_yaml=yaml.safe_dump(resolved, sort_keys=False),
-            tags={**job.tracking.tags, "workers": str(self._world), "device": self._peak.name},
-            datasets=sets,
-        )
-        fs, folder = fsspec.core.url_to_fs(self._run_url)
-        local = "file" in fs.protocol
-        spool = Path(folder) if local else Path(tempfile.gettempdir()) / "vit-tracking"
-        return Tracker(description, spool_dir=spool)
+        held_out = {name: open_index(held_out.url) for name, held_out in job.data.eval.items()}
+        description = describe_run(job, run_id, data, held_out, workers=self._world, device=self._peak.name)
+        return Tracker.beside(description, self._run_url)
 
     def _speed(self) -> float:
         """Images/s since this attempt began; of the last window before it, if it trained nothing."""
@@ -277,4 +287,4 @@ class History:
         now = time.monotonic()
         if self._talks and (force or now - self._shown > SHOW_SECONDS):
             self._shown = now
-            self._board.update.remote(self._progress)
+            self._answer = self._board.update.remote(self._progress)

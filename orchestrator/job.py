@@ -25,6 +25,7 @@ from orchestrator.job_sections import (
     Parallel,
     Schedule,
     Tracking,
+    Training,
     VtabData,
 )
 from orchestrator.job_values import Count, ImpossibleValue, Section, Text
@@ -61,6 +62,7 @@ class Run(Job):
     batch_size: Count
     """Images in a step, over all workers."""
     parallel: Parallel = Parallel()
+    training: Training = Training()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
@@ -146,6 +148,7 @@ class VtabJob(Job):
     batch_size: Count
     """Images in a step, over all workers."""
     parallel: Parallel = Parallel()
+    training: Training = Training()
     cluster: Cluster = Cluster()
     checkpoint: Checkpoint = Checkpoint()
     tracking: Tracking = Tracking()

@@ -3,8 +3,8 @@
     jobs/x.yaml: model.heds: unknown key; did you mean model.heads?
     jobs/x.yaml: optimizer.lr = -1: expected a number > 0 (and 2 more)
 
-YAML is read with the safe loader; `--set a.b=c` changes a key before anything is checked. Nothing heavy is imported, so
-that a mistake is answered at once.
+YAML is read with the safe loader; `--set a.b=c` changes a key before anything is checked. Credentials have no place in
+a job: it is stored with the run. Nothing heavy is imported, so that a mistake is answered at once.
 """
 
 import difflib
@@ -19,13 +19,17 @@ from pydantic import ValidationError
 from orchestrator.job import JOB, KINDS, Job, SweepJob
 from orchestrator.job_keys import any_of, at, child, choices, sections, split_key, suggestion, tagged, type_text
 from orchestrator.job_values import Duration, ImpossibleValue, Section
+from orchestrator.redact import REDACTED, holds_credential, redact_text
+
+MOST_KEYS = 10_000
+"""Of one mapping in a file. YAML's merge key can double their number with every line."""
 
 
 class JobError(ValueError):
-    """A job that cannot run. Its text is one line: the file, the key, the value, what to do."""
+    """A job that cannot run. Its text is one line, without credentials: the file, the key, the value, what to do."""
 
     def __init__(self, text: str) -> None:
-        super().__init__(" ".join(text.splitlines()))
+        super().__init__(redact_text(" ".join(text.splitlines())))
 
 
 def load_job(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()) -> Job:
@@ -37,7 +41,7 @@ def load_job(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
             of a duration replaces the duration: `schedule.length.steps=2` takes the place of `{epochs: 14}`.
 
     Raises:
-        JobError: it is not YAML, has an unknown key, a wrong type or an impossible value.
+        JobError: it is not YAML, holds a credential, has an unknown key, a wrong type or an impossible value.
     """
     job = _load(Path(path), overrides)
     if isinstance(job, SweepJob):
@@ -56,6 +60,9 @@ def _load(path: Path, overrides: Iterable[str] | Mapping[str, Any]) -> Job:
     raw.setdefault("name", path.stem)
     for dotted, value in _parsed(overrides, source):
         _set(raw, KINDS.get(str(raw.get("kind")), Job), dotted, value)
+    for key, text in _texts(raw, "", seen=set()):
+        if (fault := _credential(key, text)) is not None:
+            raise JobError(f"{source}: {key}: {fault}")
     try:
         job = JOB.validate_python(raw)
     except ValidationError as error:
@@ -77,6 +84,35 @@ def _check_grid(sweep: SweepJob) -> None:
             raise problem(sweep, "base", "a sweep itself")
 
 
+# --------------------------------------------------------------------------------------------------------- credentials
+
+
+def _credential(key: str, text: str) -> str | None:
+    """What is wrong with a value that holds a credential. It does not say the value."""
+    write = "write $NAME in its place and set that environment variable, or leave it to the store's own login"
+    if REDACTED in text:
+        return f"a credential was taken out when this was written; {write}"
+    if holds_credential(key.rpartition(".")[2], text):
+        return f"holds a credential, and a job is stored with its run; {write}"
+    return None
+
+
+def _texts(value: Any, key: str, seen: set[int]) -> Iterator[tuple[str, str]]:
+    """All texts and numbers with their dotted keys; what YAML aliases share comes once."""
+    if isinstance(value, dict | list):
+        if id(value) in seen:
+            return
+        seen.add(id(value))
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _texts(inner, f"{key}.{name}" if key else str(name), seen)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _texts(inner, key, seen)
+    elif isinstance(value, str | int | float) and not isinstance(value, bool):
+        yield key, str(value)
+
+
 # ---------------------------------------------------------------------------------------------------------------- YAML
 
 
@@ -95,6 +131,11 @@ class _Loader(yaml.SafeLoader):
                 key.tag = "tag:yaml.org,2002:str"
         return super().construct_mapping(node, deep)
 
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        super().flatten_mapping(node)
+        if len(node.value) > MOST_KEYS:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {MOST_KEYS:,} keys", node.start_mark)
+
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"), list("-+.0123456789")
@@ -103,7 +144,12 @@ _Loader.add_implicit_resolver(
 
 def parse_yaml(text: str) -> Any:
     """The value of YAML text. Raises yaml.YAMLError."""
-    return yaml.load(text, _Loader)
+    try:
+        return yaml.load(text, _Loader)  # noqa: S506
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    except ValueError as error:  # a number or a date that there is not
+        raise yaml.YAMLError(str(error)) from error
 
 
 def _reason(error: yaml.YAMLError) -> str:

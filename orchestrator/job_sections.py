@@ -346,7 +346,14 @@ class Cluster(Section):
     resources_per_worker: Annotated[dict[str, NonNegative], AfterValidator(_with_a_cpu)] = Field(default=ONE_CPU)
     """Ray resources of a worker, such as {CPU: 8, GPU: 1}; one CPU unless it says otherwise."""
     max_failures: Annotated[int, Field(ge=-1)] = 8
-    """Restarts after failures before the job gives up; -1 = any number."""
+    """Restarts after failures before the job gives up; -1 = any number. A node that is taken away with notice does not
+    count, nor does a change of the number of workers."""
+    hang_timeout: Positive = 600.0
+    """Seconds without a step or a batch of an evaluation after which a worker is killed and restarted."""
+    preemption_grace: Positive = 30.0
+    """Seconds to save and leave after SIGTERM. The notice that a node will be taken away brings its own deadline."""
+    resize_every: Positive = 60.0
+    """Least seconds between two changes of the number of workers, where `workers` is a range."""
 
     @model_validator(mode="after")
     def _least_below_most(self) -> Self:
@@ -375,6 +382,14 @@ class Cluster(Section):
     def max_workers(self) -> int:
         """The most workers that the job runs with."""
         return self.workers if isinstance(self.workers, int) else self.workers[1]
+
+
+class Training(Section):
+    """What happens when the numbers go wrong."""
+
+    max_bad_steps: Count = 10
+    """Steps in a row that were skipped, as loss or gradient was not finite, after which the run goes back to its last
+    checkpoint; the second time it stops."""
 
 
 class Checkpoint(Section):

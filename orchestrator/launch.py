@@ -4,6 +4,8 @@ import logging
 import math
 import os
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,17 @@ import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.ray_session import cluster_is_named
+from data.ray_session import CURRENT_CLUSTER, cluster_is_named
+from orchestrator.elastic import AskFirst
+from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError, problem
+from orchestrator.notices import AnswerSigterm, Leave
 from orchestrator.progress import Board, Display
 from orchestrator.run_folder import forget_rays_snapshot, run_url
+from orchestrator.watchdog import Watchdog
 from orchestrator.worker import train
 
 STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
@@ -26,11 +33,32 @@ STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with
     "DATA_REQUEST_SECONDS",
 )
 
+CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of a notice of 30 s, not 5 pass unheard
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a node may have to be bought, and its image loaded, first
+}
+LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer, under policies of our own for failures and for the number of workers."""
+
+    def __init__(self, *args: Any, board: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._board = board
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # Ray Train has no public place for policies; `fit` passes them through here.
+        parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
+        if self.scaling_config.elasticity_enabled:
+            parts["scaling_policy"] = AskFirst(self.scaling_config, self._board)
+        return super()._initialize_and_run_controller(**parts)
 
 
 class SayFailures(UserCallback):
@@ -41,7 +69,12 @@ class SayFailures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller."""
-        rank = min(worker_exceptions)
+        leave = next((error for error in worker_exceptions.values() if isinstance(error, Leave)), None)
+        if leave is not None:
+            self._board.say.remote(str(leave))
+            return
+        fault = own_fault(worker_exceptions, started=True)
+        rank = next((rank for rank, error in worker_exceptions.items() if error is fault), min(worker_exceptions))
         self._board.say.remote(f"worker {rank} failed: {root_cause(worker_exceptions[rank])}")
 
 
@@ -49,27 +82,32 @@ def launch(job: PretrainJob, run_id: str) -> None:
     """Run a job to its end. All its URLs are absolute; `run_id` identifies the run in MLflow.
 
     Raises:
-        JobError: there is no cluster where one is named, or this machine can never give what the job asks for.
-        RunFailed: workers failed more often than `cluster.max_failures`, ended the run because of its data, or Ray
-            itself failed.
+        JobError: there is no cluster where one is named, this machine can never give what the job asks for, or the run
+            is being trained already.
+        RunFailed: workers failed more often than `cluster.max_failures` or through the job's own fault, ended the run
+            because of its data, or Ray itself failed.
         KeyboardInterrupt: stopped by the user.
     """
     url = run_url(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # read here, by Ray Train's driver side
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
+    for name, value in CONTROLLER_SETTINGS.items():
+        os.environ.setdefault(name, value)
     connect(job)
+    board = claim_board(job, run_id)
     forget_rays_snapshot(url)
     fs, folder = fsspec.core.url_to_fs(url)
     parent, _, name = folder.rpartition("/")
     local = "file" in fs.protocol
-    board = Board.remote()  # type: ignore[attr-defined]
-    trainer = TorchTrainer(
-        train,
-        train_loop_config={"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board},
+    trainer = Trainer(
+        # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
+        partial(train, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
+        board=board,
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=gpus > 0,
             resources_per_worker=dict(job.cluster.resources_per_worker),
+            elastic_resize_monitor_interval_s=job.cluster.resize_every,
         ),
         run_config=RunConfig(
             name=name,
@@ -77,7 +115,11 @@ def launch(job: PretrainJob, run_id: str) -> None:
             storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `saver.py`
-            callbacks=[SayFailures(board)],
+            callbacks=[
+                SayFailures(board),
+                Watchdog(board, job.cluster.hang_timeout),
+                AnswerSigterm(job.cluster.preemption_grace),
+            ],
             worker_runtime_env={"env_vars": worker_environment(gpus > 0)},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
@@ -94,6 +136,26 @@ def launch(job: PretrainJob, run_id: str) -> None:
             raise RunFailed(reason)
 
 
+def claim_board(job: PretrainJob, run_id: str) -> Any:
+    """The run's progress actor, on this node. Its name is the run's, so that one cluster trains a run only once.
+
+    Raises:
+        JobError: another job on this cluster is training the run. The board of one that was killed goes after it.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    options = {"name": f"run-{run_id}", "namespace": "vit", "scheduling_strategy": here}
+    deadline = time.monotonic() + LEFTOVER_SECONDS
+    while True:
+        try:
+            return Board.options(**options).remote()  # type: ignore[attr-defined]
+        except ValueError as error:  # the name is taken
+            if time.monotonic() > deadline:
+                raise problem(
+                    job, "name", f"another job on this cluster is training the run {job.name}; stop it first"
+                ) from error
+            time.sleep(1)
+
+
 def connect(job: PretrainJob) -> None:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
 
@@ -108,14 +170,16 @@ def connect(job: PretrainJob) -> None:
             ray.init(address="auto", **quiet)
             return
         except Exception as error:  # Ray raises many kinds here
-            if address := os.environ.get("RAY_ADDRESS"):
-                reason = " ".join(str(error).split())
-                raise JobError(f"{job.source}: RAY_ADDRESS = {address}: cannot join that cluster: {reason}") from error
+            named = os.environ.get("RAY_ADDRESS")
+            where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
+            advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
+            reason = " ".join(str(error).split())
+            raise JobError(f"{job.source}: {where}: cannot join that cluster: {reason}{advice}") from error
     needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
-    ray.init(num_cpus=cpus, include_dashboard=False, **quiet)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
         if amount > here.get(resource, 0):
@@ -137,12 +201,3 @@ def worker_environment(gpu: bool) -> dict[str, str]:
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }
-
-
-def root_cause(error: BaseException) -> str:
-    """The last line of the first worker's error."""
-    failures = getattr(error, "worker_failures", None) or {}
-    cause: Any = failures[min(failures)] if failures else error
-    cause = getattr(cause, "_base_exc", cause)
-    lines = [line for line in str(cause).strip().splitlines() if line.strip()]
-    return lines[-1].strip() if lines else type(cause).__name__

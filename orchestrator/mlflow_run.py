@@ -17,7 +17,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from orchestrator.provenance import provenance, requirements_text
-from orchestrator.tracking import Point, RunDescription, Status, TrackedDataset
+from orchestrator.redact import redact_text
+from orchestrator.run_description import RunDescription, TrackedDataset
+from orchestrator.tracking import Point, Status
 
 RUN_KEY_TAG = "vit.run_key"
 ATTEMPT_TAG = "vit.attempt"
@@ -144,7 +146,9 @@ class MlflowRun:
             self._artifact_failures += 1
             if self._artifact_failures < ARTIFACT_TRIES:
                 raise
-            _log.warning("tracking: job.yaml and requirements.txt were not stored with the run: %s", error)
+            _log.warning(
+                "tracking: job.yaml and requirements.txt were not stored with the run: %s", redact_text(str(error))
+            )
 
     # ---- the points ----
 
@@ -177,7 +181,7 @@ class MlflowRun:
             if error.error_code not in _REFUSED or self._client.get_run(self.run_id).info.lifecycle_stage != "active":
                 raise
             if len(batch) == 1:
-                _log.warning("tracking: MLflow refuses %s: %s", batch[0], error)
+                _log.warning("tracking: MLflow refuses %s: %s", batch[0], redact_text(str(error)))
                 return
             middle = len(batch) // 2
             self._log_batch(batch[:middle])

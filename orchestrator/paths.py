@@ -1,6 +1,7 @@
 """Where the paths of a job file are.
 
-`~` and `$NAME` are expanded everywhere. A relative local path (and that of `sqlite:///runs/mlflow.db`) begins
+`~` and `$NAME` are expanded everywhere. So a credential reaches a URL: `postgresql://me:$PASSWORD@host/mlflow`; it is
+taken out again of what is written (`redact.py`). A relative local path (and that of `sqlite:///runs/mlflow.db`) begins
 
 1. at $VIT_HOME, where that is set;
 2. else at the current directory;
@@ -9,8 +10,9 @@
 """
 
 import os
-import re
 from pathlib import Path
+
+from orchestrator.redact import VARIABLE, is_secret_name, redact_text
 
 RAY_WORKING_DIRECTORY = "/runtime_resources/working_dir_files/"
 SQLITE = "sqlite:///"
@@ -24,12 +26,17 @@ def resolve_url(url: str) -> str:
     """The URL or local path of a job file, made independent of the current directory.
 
     Raises:
-        PathError: it names an environment variable that is not set.
+        PathError: it names an environment variable that is not set, or one that is called like a credential in a
+            place where it would be seen.
     """
+    public = redact_text(url)
+    for found in VARIABLE.finditer(url):
+        name = found[1] or found[2]
+        if name not in os.environ:
+            raise PathError(f"{url}: the environment variable {name} is not set")
+        if is_secret_name(name) and found[0] in public:
+            raise PathError(f"{url}: {name} would be stored with the run; it may only stand where a password does")
     expanded = os.path.expandvars(url)
-    unset = re.search(r"\$\{?(\w+)", expanded)
-    if unset:
-        raise PathError(f"{url}: the environment variable {unset[1]} is not set")
     if expanded.startswith(SQLITE):
         return SQLITE + _absolute(expanded.removeprefix(SQLITE))
     return expanded if "://" in expanded else _absolute(expanded)

@@ -1,7 +1,8 @@
 """What the person at the terminal sees: a progress bar on a terminal, one line every few seconds in a log.
 
 Rank 0 tells a small Ray actor where training stands, without waiting for it; the driver reads the actor and draws. The
-actor outlives restarts of the workers, so the bar does too.
+actor outlives restarts of the workers, so the bar does too. Whoever decides about the workers asks it, too: whether
+they live (`watchdog.py`), whether they got on (`failures.py`), whether they should save and leave (`elastic.py`).
 """
 
 import math
@@ -14,9 +15,11 @@ from typing import Any, TextIO
 import ray
 from tqdm import tqdm
 
+from orchestrator.redact import redact_text
 from orchestrator.wording import count, duration, rate
 
 LOG_SECONDS = 5.0
+START_SECONDS = 600.0  # that workers may take to import, build the model and read a checkpoint, before they must beat
 
 
 @dataclass
@@ -35,16 +38,47 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the latest progress and the messages that nobody has read yet."""
+    """Holds the latest progress, the workers' signs of life and the messages that nobody has read yet."""
 
     def __init__(self) -> None:
         self._progress = Progress()
         self._messages: list[str] = []
         self._stopped = ""
+        self._heard: dict[int, float] = {}
+        self._first_step: int | None = None
+        self._workers_wanted = 0
 
-    def update(self, progress: Progress) -> None:
-        """Replace the progress shown."""
+    def new_group(self, workers: int) -> None:
+        """Workers were started. Nothing is known of them yet, and their first sign of life may take a while."""
+        self._heard = dict.fromkeys(range(workers), time.monotonic() + START_SECONDS)
+        self._first_step = None
+        self._workers_wanted = 0
+
+    def update(self, progress: Progress) -> int:
+        """Replace the progress shown. Returns how many workers there should be instead; 0 = as many as there are."""
         self._progress = progress
+        if self._first_step is None and progress.total_steps:
+            self._first_step = progress.step
+        return self._workers_wanted
+
+    def beat(self, rank: int) -> None:
+        """A worker lives."""
+        self._heard[rank] = time.monotonic()
+
+    def silence(self) -> dict[int, float]:
+        """Seconds since the last sign of life, by rank; negative while one is still starting."""
+        now = time.monotonic()
+        return {rank: now - heard for rank, heard in self._heard.items()}
+
+    def steps(self) -> tuple[int, int]:
+        """(steps done in the run, steps done by the present workers), as of the last update."""
+        if self._first_step is None:
+            return self._progress.step, 0
+        return self._progress.step, self._progress.step - self._first_step
+
+    def want_workers(self, number: int) -> None:
+        """Ask the present workers to make room for another number of them."""
+        self._workers_wanted = number
 
     def say(self, message: str) -> None:
         """A line that the driver prints once."""
@@ -122,6 +156,7 @@ class Display:
             self._print(line)
 
     def _print(self, line: str) -> None:
+        line = redact_text(line)
         if self._bar is not None:
             self._bar.write(line, file=self.stream)
         else:

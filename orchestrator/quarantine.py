@@ -20,6 +20,7 @@ from data import storage
 from data.errors import Cause
 from data.loader import Bad
 from orchestrator.engine import all_reduce_sums
+from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"
 FIRST_VERDICT = 10_000  # samples: a fraction of fewer says little, unless they are the whole set
@@ -176,4 +177,10 @@ def metric(cause: str) -> str:
 
 
 def _entry(name: str, sample: Bad) -> dict[str, Any]:
-    return {"set": name, "id": sample.sample_id, "key": sample.key, "shard": sample.shard, "cause": sample.cause}
+    return {
+        "set": name,
+        "id": sample.sample_id,
+        "key": sample.key,
+        "shard": redact_text(sample.shard),
+        "cause": sample.cause,
+    }

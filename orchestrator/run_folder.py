@@ -1,7 +1,7 @@
 """The folder of a run, `{checkpoint.url}/{name}`: what lies in it, and whether a job may continue in it.
 
     run.json        the run's identity and the digest of its training set
-    job.yaml        the resolved job as it was last started
+    job.yaml        the resolved job as it was last started, without credentials
     step-*/         checkpoints (`checkpoint.py`)
     samples/        sample ids by step, if the job asks for them (`ledger.py`)
     summary.json    the result, once the run is complete
@@ -10,6 +10,7 @@ Ray Train keeps its own state of the run beside these, in files that nothing of 
 """
 
 import json
+import re
 import uuid
 from typing import Any
 
@@ -19,13 +20,15 @@ from data import storage
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError
 from orchestrator.paths import resolve_url
+from orchestrator.redact import redact_fields
+from orchestrator.result import describe_result
 
 RUN, JOB, SUMMARY = "run.json", "job.yaml", "summary.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 # What may differ from one start of a run to the next without changing what is computed. The training set is compared by
 # the digest of its indexes and of the choice among their samples, so it may move.
-FREE_SECTIONS = {"parallel", "cluster", "checkpoint", "evaluate", "tracking"}
+FREE_SECTIONS = {"parallel", "training", "cluster", "checkpoint", "evaluate", "tracking"}
 FREE_DATA_KEYS = {
     *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
 }
@@ -67,10 +70,12 @@ def claim(job: PretrainJob, digest: str) -> str:
         JobError: the folder holds a run of another recipe or other training data, which this job must not continue, or
             files that cannot be read.
     """
-    folder, fields = run_url(job), job.model_dump(mode="json")
+    folder, fields = run_url(job), redact_fields(job.model_dump(mode="json"))
     if storage.exists(f"{folder}/{RUN}"):
         run = _read(job, RUN)
-        before, now = recipe(_read(job, JOB)), recipe(fields)
+        if not re.fullmatch(r"[0-9a-f]{32}", str(run.get("id"))):
+            raise _damaged(job, RUN, "no identity")
+        before, now = _recipe_before(job), recipe(fields)
         samples = "data.train (digest of its samples)"
         before[samples], now[samples] = run.get("train"), digest
         changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
@@ -97,11 +102,14 @@ def forget_rays_snapshot(url: str) -> None:
 
 def read_summary(job: PretrainJob) -> dict[str, Any] | None:
     """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
-    try:
-        summary = _read(job, SUMMARY) if storage.exists(f"{run_url(job)}/{SUMMARY}") else {}
-    except JobError:
+    if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
         return None
-    return summary if "step" in summary else None
+    try:
+        summary = _read(job, SUMMARY)
+        describe_result(summary, "")  # which takes more of it than anybody else
+        return summary if isinstance(summary["step"], int) and isinstance(summary["workers"], int) else None
+    except (JobError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        return None
 
 
 def write_summary(url: str, summary: dict[str, Any]) -> None:
@@ -123,17 +131,35 @@ def recipe(fields: dict[str, Any]) -> dict[str, Any]:
     return dict(_flat(kept, ""))
 
 
-def _read(job: PretrainJob, name: str) -> dict[str, Any]:
-    url = f"{run_url(job)}/{name}"
+def _recipe_before(job: PretrainJob) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(storage.read(url))  # JSON is YAML, too
-        if not isinstance(content, dict):
+        return recipe(_read(job, JOB))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _damaged(job, JOB, "no resolved job") from error
+
+
+class _NoAliases(yaml.SafeLoader):
+    """Safe YAML without aliases, which `claim` never writes: a few of them can stand for any number of keys."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
+        return super().compose_node(parent, index)
+
+
+def _read(job: PretrainJob, name: str) -> dict[str, Any]:
+    content = storage.read(f"{run_url(job)}/{name}")
+    try:
+        found = json.loads(content) if name.endswith(".json") else yaml.load(content, _NoAliases)  # noqa: S506
+        if not isinstance(found, dict):
             raise ValueError("no mapping")
-    except (ValueError, yaml.YAMLError) as error:
-        raise JobError(
-            f"{job.source}: {url} is damaged ({type(error).__name__}); move the run's folder away"
-        ) from error
-    return content
+    except (ValueError, RecursionError, yaml.YAMLError) as error:
+        raise _damaged(job, name, type(error).__name__) from error
+    return found
+
+
+def _damaged(job: PretrainJob, name: str, reason: str) -> JobError:
+    return JobError(f"{job.source}: {run_url(job)}/{name} is damaged ({reason}); move the run's folder away")
 
 
 def _flat(value: Any, prefix: str) -> list[tuple[str, Any]]:

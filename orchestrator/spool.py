@@ -11,6 +11,8 @@ import json
 import logging
 import threading
 from collections import deque
+from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
@@ -21,14 +23,21 @@ _log = logging.getLogger(__name__)
 
 
 class SpooledQueue:
-    """One producer, one consumer. `path` is the file; records that an earlier process left there come first."""
+    """One producer, one consumer.
 
-    def __init__(self, path: Path) -> None:
+    Args:
+        path: the file. Records that an earlier process left there come before those that are put.
+        earlier: called by the writer thread, once; the records that it returns come first of all.
+    """
+
+    def __init__(self, path: Path, earlier: Callable[[], list[Record]] = list) -> None:
         self.path = path
+        self._earlier = earlier
         self._incoming: SimpleQueue[Record | None] = SimpleQueue()  # to the writer; None is the call to look up
         self._changed = threading.Condition()  # guards the fields below; held for memory operations only
         self._ready: deque[Record] = deque()
         self._outstanding = 0  # records put and not yet popped
+        self._popped = 0
         self._loaded = self._finished = self._closed = False
         self._writer = threading.Thread(target=self._write, name="tracking-spool", daemon=True)
         self._writer.start()
@@ -51,10 +60,23 @@ class SpooledQueue:
             for _ in range(count):
                 self._ready.popleft()
             self._outstanding -= count
+            self._popped += count
             self._changed.notify_all()
             drained = not self._outstanding
         if drained:
             self._incoming.put(None)
+
+    def since(self, position: int) -> tuple[list[Record], int]:
+        """The records not yet popped from a position on, and the position after them. Positions count all records that
+        ever were in this queue, those of earlier processes included."""
+        with self._changed:
+            found = list(islice(self._ready, max(0, position - self._popped), None))
+            return found, self._popped + len(self._ready)
+
+    def wait_loaded(self) -> None:
+        """Wait until what earlier processes left was taken over."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._loaded)
 
     def wait_drained(self, timeout: float) -> bool:
         """Wait until every record put was popped, at most `timeout` seconds. Returns whether that is so."""
@@ -102,12 +124,12 @@ class SpooledQueue:
 
     def _open(self) -> BinaryIO | None:
         """Open the file and take over what an earlier process left there."""
-        left: list[Record] = []
+        left = self._earlier()
         file = None
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+b", buffering=0)
-            left = self._load(file)
+            left += self._load(file)
         except OSError as error:
             self._warn(error)
         with self._changed:
@@ -122,19 +144,13 @@ class SpooledQueue:
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
         file.truncate(len(whole))  # a process killed while it wrote leaves a torn last line
-        records = []
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                records.append(json.loads(line))
-            except ValueError:
-                _log.warning("%s: line %d is damaged and was left out", self.path, number)
-        return records
+        return parse_records(whole, self.path)
 
     def _append(self, file: BinaryIO | None, record: Record) -> BinaryIO | None:
         """Write one line. A disk that fails is given up until the process ends: the queue goes on in memory."""
         if file is None:
             return None
-        line = json.dumps(record, separators=(",", ":")).encode() + b"\n"
+        line = format_records([record])
         try:
             if file.write(line) == len(line):
                 return file
@@ -157,3 +173,22 @@ class SpooledQueue:
 
     def _warn(self, error: OSError) -> None:
         _log.warning("%s cannot be written (%s): undelivered metrics are kept in memory only", self.path, error)
+
+
+def parse_records(content: bytes, source: Path | str) -> list[Record]:
+    """The records of whole lines, whoever wrote them. What is no record is left out with a warning."""
+    records = []
+    for number, line in enumerate(content.splitlines(), start=1):
+        try:
+            record = json.loads(line)
+            if not isinstance(record, dict):
+                raise ValueError("no JSON object")
+            records.append(record)
+        except (ValueError, RecursionError):
+            _log.warning("%s: line %d is damaged and was left out", source, number)
+    return records
+
+
+def format_records(records: Iterable[Record]) -> bytes:
+    """One line a record."""
+    return b"".join(json.dumps(record, separators=(",", ":")).encode() + b"\n" for record in records)

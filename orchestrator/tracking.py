@@ -6,25 +6,30 @@
 
 `log` costs microseconds whatever the store does. One thread speaks to MLflow (`mlflow_run.py`), and imports it, since
 that takes seconds. While the store is away that thread tries again, ever less often, and points wait in the queue,
-whose file also survives the process: the next tracker of the same run delivers them first. Points arrive in order,
-and once each.
+whose file also survives the process: the next tracker of the same run delivers them first. Where the file lies on one
+node only, what waits is copied to the run's folder at each checkpoint (`spool_copies.py`): what a lost node had not
+copied is trained again from there. Points arrive in order, and once each.
+
+What MLflow is told holds no credentials (`redact.py`); its own address may.
 """
 
-import dataclasses
 import hashlib
 import logging
 import os
-import re
 import shlex
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
+from data import storage
+from orchestrator.redact import redact_text
+from orchestrator.run_description import RunDescription, as_told
 from orchestrator.spool import Record, SpooledQueue
+from orchestrator.spool_copies import SpoolCopies
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -34,41 +39,24 @@ LONGEST_WAIT = 30.0
 RECORDS_AT_ONCE = 256
 """`log` calls delivered together."""
 
-_HTTP_SETTINGS = {
+SOON = 5.0
+"""Seconds in which a store that is there takes what waits."""
+
+COPY_SECONDS = 20.0
+"""Longest that the end waits for the last copy of what waits."""
+
+LARGEST = 2**63
+"""Steps and times are below."""
+
+_SETTINGS = {
     # Every failure comes back here at once, where the queue is; MLflow would retry for minutes and hold the thread.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
 }
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class TrackedDataset:
-    """A set of samples that the run reads: `context` is "train" or "eval", `digest` that of its index."""
-
-    context: str
-    name: str
-    url: str
-    digest: str
-    num_samples: int
-    num_classes: int
-
-
-@dataclass(frozen=True)
-class RunDescription:
-    """What MLflow is told about a run. `run_key` names the run across restarts: the same key continues the same run."""
-
-    uri: str
-    experiment: str
-    run_name: str
-    run_key: str
-    job: Mapping[str, Any]
-    """The resolved job as nested mappings."""
-    job_yaml: str
-    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    datasets: Sequence[TrackedDataset] = ()
 
 
 class Point(NamedTuple):
@@ -88,30 +76,56 @@ class Tracker:
     and spaces.
     """
 
-    def __init__(self, description: RunDescription, *, spool_dir: str | Path, system_seconds: float = 10.0) -> None:
+    def __init__(
+        self,
+        description: RunDescription,
+        *,
+        spool_dir: str | Path,
+        copy_to: str | None = None,
+        system_seconds: float | None = 10.0,
+    ) -> None:
         """Starts the threads and returns at once.
 
         Args:
             description: the run.
             spool_dir: local folder for the points that the store has not taken yet.
-            system_seconds: time between two samples of the machine's CPU, memory, disk, network and GPUs.
+            copy_to: URL of a folder that other nodes see, where `spool_dir` is none.
+            system_seconds: time between two samples of the machine's CPU, memory, disk, network and GPUs. None: none.
         """
-        for name, value in _HTTP_SETTINGS.items():
+        for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        self._description = dataclasses.replace(description, uri=resolve_uri(description.uri))
-        self._store = _public(self._description.uri)  # as it may stand in a log
+        self._description = as_told(description)
+        self._store = redact_text(self._description.uri)  # as it may stand in a log
         self._system_seconds = system_seconds
-        name = hashlib.sha256(description.run_key.encode()).hexdigest()[:16]
-        self._queue = SpooledQueue(Path(spool_dir) / f"tracking-{name}.jsonl")
+        name = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
+        self._copies = None if copy_to is None else SpoolCopies(copy_to, name)
+        self._queue = SpooledQueue(Path(spool_dir) / f"{name}.jsonl", self._load_copies)
         self._run_id: str | None = None
         self._run_url: str | None = None
         self._status: Status = "FINISHED"
         self._closing = threading.Event()
         self._gave_up = threading.Event()
         self._try_now = threading.Event()
+        self._copy_now = threading.Event()
+        self._copier: threading.Thread | None = None
+        if self._copies is not None:
+            self._copier = threading.Thread(
+                target=self._copy_forever, args=(self._copies,), name="tracking-copies", daemon=True
+            )
+            self._copier.start()
         self._sampler: threading.Thread | None = None
         self._sender = threading.Thread(target=self._send_forever, name="tracking", daemon=True)
         self._sender.start()
+
+    @classmethod
+    def beside(cls, description: RunDescription, run_url: str, *, system_seconds: float | None = 10.0) -> Self:
+        """The tracker of the run in the folder `run_url`. Its spool lies there, or where that is a bucket, in the
+        temporary folder of this node with copies in the bucket."""
+        if storage.is_local(run_url):
+            _, folder = storage.resolve(run_url)
+            return cls(description, spool_dir=folder, system_seconds=system_seconds)
+        here = Path(tempfile.gettempdir()) / f"vit-tracking-{os.getuid()}"
+        return cls(description, spool_dir=here, copy_to=run_url, system_seconds=system_seconds)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at a step. Returns at once and never raises: a value that is no number gets a warning."""
@@ -125,6 +139,10 @@ class Tracker:
             except (TypeError, ValueError):
                 _log.warning("tracking: %s = %r at step %d is no number and was left out", name, value, step)
         self._put(step, values)
+
+    def secure(self) -> None:
+        """Call at each checkpoint. What waits before it is copied to where other nodes see it. Returns at once."""
+        self._copy_now.set()
 
     def flush(self, timeout: float) -> bool:
         """Wait until the store holds all that was logged, at most `timeout` seconds. Returns whether it does."""
@@ -154,8 +172,11 @@ class Tracker:
         waiting, done = len(self._queue), not self._sender.is_alive()
         self._gave_up.set()
         self._queue.close()
+        self._copy_now.set()
+        if self._copier is not None:
+            self._copier.join(COPY_SECONDS)
         if not done:
-            where = f"wait in {self._queue.path}; the next run of this job delivers them"
+            where = f"wait in {self._queue.path}; the same job, run again, delivers them"
             _log.warning("tracking: %s was not reached in time; %d records %s", self._store, waiting, where)
         return done
 
@@ -168,7 +189,7 @@ class Tracker:
         """How to see the run: its address on a tracking server, or the command that opens the browser on a database."""
         uri = self._description.uri
         if uri.startswith(("http://", "https://")):
-            return _public(self._run_url or uri)
+            return redact_text(self._run_url or uri)
         # By its path, since the reader's shell may not be in this environment.
         program, store = shlex.quote(str(Path(sys.executable).parent / "mlflow")), shlex.quote(self._store)
         return f"{program} server --backend-store-uri {store} --host 127.0.0.1 --port 5000"
@@ -210,14 +231,17 @@ class Tracker:
                 self._try_now.clear()
 
     def _start_sampler(self, started_ms: int) -> None:
-        if self._sampler is None and not self._closing.is_set():
+        if self._sampler is None and self._system_seconds is not None and not self._closing.is_set():
             sampler = threading.Thread(
-                target=self._sample_system, args=(started_ms,), name="tracking-system", daemon=True
+                target=self._sample_system,
+                args=(started_ms, self._system_seconds),
+                name="tracking-system",
+                daemon=True,
             )
             sampler.start()
             self._sampler = sampler
 
-    def _sample_system(self, started_ms: int) -> None:
+    def _sample_system(self, started_ms: int, seconds: float) -> None:
         """The sampler thread: the metrics of MLflow's page "System metrics", through the queue like all others.
 
         MLflow's own monitor thread stops for good when the server is away for a moment; only its collectors are used.
@@ -227,31 +251,51 @@ class Tracker:
             from orchestrator.system_metrics import SystemCollector
 
             collector = SystemCollector()
-            while not self._closing.wait(self._system_seconds):
-                step = (time.time() * 1000 - started_ms) / (1000 * self._system_seconds)
+            while not self._closing.wait(seconds):
+                step = (time.time() * 1000 - started_ms) / (1000 * seconds)
                 self._put(int(step), collector.sample())
         except Exception as error:  # a driver that fails must not cost more than these metrics
             _log.warning("tracking: system metrics ended: %s", _one_line(error))
 
+    # ---- the copies: loaded by the spool's writer thread, then the copier thread's ----
 
-def resolve_uri(uri: str) -> str:
-    """A tracking URI that means the same in every working directory: the path of a SQLite database made absolute."""
-    if not uri.startswith("sqlite:///"):
-        return uri
-    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"
+    def _load_copies(self) -> list[Record]:
+        try:
+            return [] if self._copies is None else self._copies.load()
+        except Exception as error:  # whatever a file system raises
+            _log.warning("tracking: what waits beside the run cannot be read: %s", _one_line(error))
+            return []
+
+    def _copy_forever(self, copies: SpoolCopies) -> None:
+        """At each call, and at the end: copy what the store has not taken, or remove the copies of what it has."""
+        self._queue.wait_loaded()
+        while True:
+            self._copy_now.wait()
+            self._copy_now.clear()
+            ending = self._gave_up.is_set()
+            try:
+                if self._queue.wait_drained(0.0 if ending else SOON):
+                    copies.remove()
+                else:
+                    copies.add(self._queue)
+            except Exception as error:  # whatever a file system raises; what waits is still in the spool
+                _log.warning("tracking: what waits was not copied to the run's folder: %s", _one_line(error))
+            if ending:
+                return
 
 
 def _points(records: Sequence[Record]) -> list[Point]:
-    return [
-        Point(name, value, record["time"], record["step"])
-        for record in records
-        for name, value in record["metrics"].items()
-    ]
-
-
-def _public(uri: str) -> str:
-    """The URI without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+    """The points of what was spooled. It comes from a file, so what makes no sense is left out with a warning."""
+    points = []
+    for record in records:
+        try:
+            time_ms, step = int(record["time"]), int(record["step"])
+            if not (0 <= time_ms < LARGEST and abs(step) < LARGEST):
+                raise ValueError("a time or a step that MLflow cannot hold")
+            points += [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            _log.warning("tracking: a spooled record is no point and was left out: %s", _one_line(error))
+    return points
 
 
 def _one_line(error: BaseException) -> str:
@@ -260,4 +304,4 @@ def _one_line(error: BaseException) -> str:
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
     said = [f"{type(each).__name__}: {each}".partition("\n")[0][:160] for each in (error, root)]
-    return _public(said[0] if root is error else " <- ".join(said))
+    return redact_text(said[0] if root is error else " <- ".join(said))

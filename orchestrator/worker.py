@@ -7,7 +7,7 @@ and t. A restart restores weights, optimizer state, t and the accounting totals,
 import math
 import time
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import ray
 import ray.train
@@ -19,23 +19,28 @@ from torch import Tensor
 import model
 from data import Augment, Index, Loader, Order, SampleOrder, open_index
 from data.cache import Cache
+from data.loader import Batch
 from data.splitmix import key, stream
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.accounting import Totals
 from orchestrator.checkpoint import restore
 from orchestrator.engine import Engine, Objective
 from orchestrator.evaluate import evaluate
-from orchestrator.history import History
+from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
+from orchestrator.history import EVALUATED, History
 from orchestrator.job import PretrainJob
 from orchestrator.job_sections import Augment as TrainAugment
 from orchestrator.job_sections import Duration, HeldOutAugment
 from orchestrator.job_sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
 from orchestrator.memory import auto_micro_batch, device_memory
+from orchestrator.notices import CutOff, Leave, Notices, Reason
 from orchestrator.quarantine import TooManyBadSamples
+from orchestrator.redact import redact_error, redact_logs
 from orchestrator.saver import Saver
 from orchestrator.schedule import is_time, learning_rate, steps_of
 from orchestrator.training_set import open_training_set
+from orchestrator.watchdog import Pulse
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
 
@@ -47,10 +52,15 @@ def train(config: dict[str, Any]) -> None:
         config: `job`, the resolved job as plain data with absolute URLs; `run_url`, the run's folder; `run_id`, its
             identity in MLflow; `board`, the progress actor.
     """
+    redact_logs()  # of this process, whoever writes them
     try:
         _train(PretrainJob.model_validate(config["job"]), config["run_url"], config["run_id"], config["board"])
-    except TooManyBadSamples as stop:
+    except (TooManyBadSamples, Diverged) as stop:
         ray.get(config["board"].stop.remote(str(stop)))
+    except Exception as error:
+        if (told := redact_error(error)) is not error:
+            raise told from None  # Ray logs the traceback
+        raise
 
 
 def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
@@ -65,45 +75,93 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
     warmup_steps = steps(job.schedule.warmup) if job.schedule.warmup else 0
     log_every, evaluate_every, save_every = map(steps, (job.tracking.every, job.evaluate.every, job.checkpoint.every))
 
-    # Model and optimizer, the same on every rank and sharded by DeepSpeed; then where an earlier attempt left them.
+    # Model and optimizer, the same on every rank and sharded by DeepSpeed.
+    pulse = Pulse(board, dist.get_rank(), job.cluster.hang_timeout)
     engine = _build_engine(job)
+    notices, health = Notices(engine.device), Health(engine, job.training.max_bad_steps)
+
     with History(job, run_url, run_id, board, data, engine, total_steps=total_steps) as history:
-        restored = restore(engine, run_url, warn=history.say)
-        start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
-        history.begin(start, totals, restored.metrics if restored else {})
-        saver = Saver(engine, run_url, job.checkpoint.keep)
-        ledger = Ledger(run_url, dist.get_rank(), _on_all_ranks(time.time_ns())[0])
 
-        with _loader(job, data.index, order, engine, job.data.train.augment, start, total_steps) as batches:
-            for batch in history.timed(batches):
-                lr = learning_rate(
-                    batch.step,
-                    base=job.optimizer.lr,
-                    total_steps=total_steps,
-                    warmup_steps=warmup_steps,
-                    decay=job.schedule.decay,
-                    end_lr=job.schedule.end_lr,
-                )
-                seeds = dropout_seeds(job.seed, batch.step, batch.slots, job.batch_size) if job.model.dropout else None
-                result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
-                step = batch.step + 1  # steps done
-                history.stepped(step, result, batch)
-                if job.tracking.record_samples:
-                    ledger.record(batch.step, batch.ids, batch.valid)
+        def train_from_checkpoint(went_back: GoBack | None) -> None:
+            # The state, where an earlier attempt left it.
+            with pulse.kept():
+                restored = restore(engine, run_url, warn=history.say)
+            if went_back and not restored:
+                raise Diverged(f"{went_back}; there is no checkpoint to go back to")
+            start, totals = (restored.step, Totals.from_dict(restored.totals)) if restored else (0, Totals())
+            history.begin(start, totals, restored.metrics if restored else {})
+            health.resume(history.latest)
+            ledger = Ledger(run_url, dist.get_rank(), _on_all_ranks(time.time_ns())[0])
+            saver = Saver(engine, run_url, job.checkpoint.keep, history.say, before=ledger.write)
 
-                if is_time(step, log_every, total_steps):
-                    epoch = step / order.steps_per_epoch
-                    history.log_training(step, lr=lr, gradient_norm=engine.gradient_norm(), epoch=epoch)
-                if is_time(step, evaluate_every, total_steps):
-                    history.settle()
-                    history.evaluated(step, _evaluate_all(job, engine, history))
-                if is_time(step, save_every, total_steps):
-                    totals = history.settle()
-                    ledger.write()
-                    stall = saver.save(step, totals.to_dict(), history.latest, last=step == total_steps)
-                    history.saved(stall)
-        if start >= total_steps:  # an earlier attempt trained to the end and was stopped before it could say so
-            history.evaluated(total_steps, _evaluate_all(job, engine, history))
+            def evaluate_all(step: int) -> Reason | None:
+                """Measure on every held-out set, unless a notice comes in between."""
+                history.settle()
+                results, notice = _evaluate_all(job, engine, history, pulse, notices)
+                if notice is None:
+                    history.evaluated(step, results)
+                return notice
+
+            def save(step: int, *, wait: bool) -> None:
+                totals, counts = history.settle(), health.metrics()
+                if counts[IN_A_ROW] and not wait:
+                    return  # weights that may be the cause are no place to go back to
+                history.latest.update(counts)
+                with pulse.kept():
+                    history.saved(saver.save(step, totals.to_dict(), history.latest, wait=wait))
+
+            def leave(step: int, notice: Reason) -> NoReturn:
+                save(step, wait=True)
+                raise Leave(f"{notice.value}: saved at step {step}")
+
+            owed = is_time(start, evaluate_every, total_steps) and history.latest.get(EVALUATED, 0) < start
+            if owed and (notice := evaluate_all(start)):  # the attempt before was stopped in the middle of it
+                leave(start, notice)
+            with _loader(job, data.index, order, engine, job.data.train.augment, start, total_steps) as batches:
+                for batch in pulse.along(history.timed(batches)):
+                    lr = learning_rate(
+                        batch.step,
+                        base=job.optimizer.lr,
+                        total_steps=total_steps,
+                        warmup_steps=warmup_steps,
+                        decay=job.schedule.decay,
+                        end_lr=job.schedule.end_lr,
+                    )
+                    seeds = _dropout_seeds(job, batch)
+                    result = engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
+                    step = batch.step + 1  # steps done
+                    history.stepped(step, result, batch)
+                    if job.tracking.record_samples:
+                        ledger.record(batch.step, batch.ids, batch.valid)
+                    try:
+                        health.stepped(result, batch, seeds)
+                    except GoBack:
+                        saver.finish()
+                        raise
+
+                    if is_time(step, log_every, total_steps):
+                        epoch = step / order.steps_per_epoch
+                        norm, skipped = engine.gradient_norm(), health.metrics()
+                        history.log_training(step, lr=lr, gradient_norm=norm, epoch=epoch, health=skipped)
+                    if history.workers_wanted():
+                        notices.want_resize()
+                    notice = notices.agree()
+                    if notice is None and is_time(step, evaluate_every, total_steps):
+                        notice = evaluate_all(step)
+                    if notice is not None:
+                        leave(step, notice)
+                    if is_time(step, save_every, total_steps):
+                        save(step, wait=step == total_steps)
+
+        went_back = None
+        while True:
+            try:
+                train_from_checkpoint(went_back)
+                break
+            except GoBack as reason:
+                went_back = reason
+                history.settle()  # what was trained in vain was paid for
+                history.say(f"{reason}; going back to the last checkpoint")
         history.end()
 
 
@@ -139,28 +197,39 @@ def _build_engine(job: PretrainJob) -> Engine:
     )
 
 
+def _dropout_seeds(job: PretrainJob, batch: Batch) -> Tensor | None:
+    return dropout_seeds(job.seed, batch.step, batch.slots, job.batch_size) if job.model.dropout else None
+
+
 def dropout_seeds(seed: int, step: int, slots: Tensor, batch_size: int) -> Tensor:
     """One int64 seed a slot, (n,): a function of (seed, step, slot), so that masks do not depend on the workers."""
     of_step = torch.from_numpy(stream(key(_DROPOUT, seed, step), batch_size).view("int64"))
     return of_step[slots.clamp(min=0)]
 
 
-def _evaluate_all(job: PretrainJob, engine: Engine, history: History) -> dict[str, dict[str, float]]:
-    results = {}
-    for name, held_out in job.data.eval.items():
-        history.note(f"evaluating {name}")
-        index = open_index(held_out.url)
-        order = SampleOrder(index, batch_size=job.batch_size, shuffle=False)
-        with _loader(job, index, order, engine, held_out.augment, 0, order.steps_per_epoch) as batches:
-            results[name] = evaluate(
-                engine,
-                batches,
-                num_classes=job.model.num_classes,
-                multi_label=index.multi_label,
-                report=partial(history.quarantine.add_held_out, name),
-            )
-    history.note("")
-    return results
+def _evaluate_all(
+    job: PretrainJob, engine: Engine, history: History, pulse: Pulse, notices: Notices
+) -> tuple[dict[str, dict[str, float]], Reason | None]:
+    """The metrics of every held-out set; with a notice that cut the measuring off, those of the sets before."""
+    results: dict[str, dict[str, float]] = {}
+    try:
+        for name, held_out in job.data.eval.items():
+            history.note(f"evaluating {name}")
+            index = open_index(held_out.url)
+            order = SampleOrder(index, batch_size=job.batch_size, shuffle=False)
+            with _loader(job, index, order, engine, held_out.augment, 0, order.steps_per_epoch) as batches:
+                results[name] = evaluate(
+                    engine,
+                    notices.heeding(pulse.along(batches)),
+                    num_classes=job.model.num_classes,
+                    multi_label=index.multi_label,
+                    report=partial(history.quarantine.add_held_out, name),
+                )
+    except CutOff as cut_off:
+        return results, cut_off.reason
+    finally:
+        history.note("")
+    return results, None
 
 
 def _loader(

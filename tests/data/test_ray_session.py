@@ -1,6 +1,7 @@
 """What needs no cluster; test_pack.py runs on a real one."""
 
 import os
+import socket
 
 import pytest
 
@@ -51,9 +52,28 @@ def test_what_is_said_already_stays(monkeypatch):
 
 def test_which_clusters_there_are(monkeypatch, tmp_path):
     assert not cluster_is_named()
-    (tmp_path / "cluster").touch()
-    assert cluster_is_named()
-    monkeypatch.setenv("RAY_ADDRESS", "local")  # Ray's word for: none of them
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        address = f"127.0.0.1:{head.getsockname()[1]}"
+        (tmp_path / "cluster").write_text(address)
+        assert cluster_is_named()
+        monkeypatch.setenv("RAY_ADDRESS", "local")  # Ray's word for: none of them
+        assert not cluster_is_named()
+        monkeypatch.delenv("RAY_ADDRESS")
+    assert not cluster_is_named(), "what a killed cluster left"
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster_is_named(), "who names one wants that one, or an error"
+
+
+@pytest.mark.parametrize(
+    "content", ["", "nonsense", "127.0.0.1:", "127.0.0.1:99999999", "\0:1", "no.such.host.invalid:1"]
+)
+def test_a_damaged_address_is_no_cluster(tmp_path, content):
+    (tmp_path / "cluster").write_text(content)
     assert not cluster_is_named()
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    assert cluster_is_named()
+
+
+def test_after_a_killed_cluster_a_private_one_still_gets_its_token(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as head:
+        (tmp_path / "cluster").write_text(f"127.0.0.1:{head.getsockname()[1]}")
+    settle_authentication()
+    assert (os.environ["RAY_AUTH_MODE"], len(os.environ["RAY_AUTH_TOKEN"])) == ("token", 64)

@@ -4,6 +4,7 @@ import errno
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -153,3 +154,40 @@ def test_files_opened_to_read_can_be_sought(tmp_path: Path, kind: str) -> None:
         assert file.tell() == 8000
     with pytest.raises(FileNotFoundError):
         storage.open_read(f"{url}-not", 1000)
+
+
+def test_patience_lasts_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tries than usual, until the time is over or a flag is set, which also ends the wait for the next one."""
+    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.002)
+    errors = [OSError(f"try {number}") for number in range(1, 3 * storage.ATTEMPTS)]
+    assert storage.patiently(Answers(*errors), patience=60) == "done"
+    with pytest.raises(OSError, match=r"^try 1$"):
+        storage.patiently(Answers(*errors), patience=0)
+    with pytest.raises(PermissionError):
+        storage.patiently(Answers(PermissionError()), patience=60)
+    monkeypatch.setattr(storage, "FIRST_WAIT", 1e6)
+    monkeypatch.setattr(storage, "LONGEST_WAIT", 1e6)
+    enough = threading.Event()
+    with pytest.raises(OSError, match=r"^try 2$"):
+        storage.patiently(Answers(*errors), patience=1e9, until=enough, on_retry=enough.set)
+
+
+@pytest.mark.parametrize("kind", ["memory", "local"])
+def test_files_and_folders_are_moved_listed_and_deleted(tmp_path: Path, kind: str) -> None:
+    folder = f"{tmp_path}/there" if kind == "local" else f"memory://{tmp_path}/there"
+    source, back = tmp_path / "source", tmp_path / "back"
+    assert storage.contents(folder) == {}
+    source.write_bytes(b"12345")
+    storage.put_file(source, f"{folder}/inner/file")
+    assert not source.exists()
+    storage.write_atomic(f"{folder}/other", b"1")
+    assert storage.contents(f"{folder}/inner") == {"file": 5}
+    assert set(storage.contents(folder)) == {"inner", "other"}
+    storage.get_file(f"{folder}/inner/file", back)
+    assert back.read_bytes() == b"12345"
+    with pytest.raises(FileNotFoundError):
+        storage.get_file(f"{folder}/nothing", back)
+    for _ in range(2):
+        storage.remove_folder(f"{folder}/inner")
+        assert set(storage.contents(folder)) == {"other"}

@@ -47,7 +47,7 @@ class RayHead:
     def call(self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
         """Run a command to its end; returns what it printed. Fails the test unless its exit code is 0."""
         process = self.start(*words, cwd=cwd, environment=environment)
-        output, _ = process.communicate(timeout=300)
+        output, _ = process.communicate(timeout=1200)
         assert process.returncode == 0, output
         return output
 

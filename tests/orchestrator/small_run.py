@@ -1,7 +1,8 @@
 """A small real training on the digits, without Ray: what the engine and checkpoint tests run on each rank."""
 
 import math
-import tempfile
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import torch.distributed as dist
 import model
 from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
-from orchestrator.checkpoint import new_name, publish, restore, stage
+from orchestrator.checkpoint import restore
 from orchestrator.engine import Engine, all_reduce_sums
 from orchestrator.job_sections import SGD, AdamW, Parallel
+from orchestrator.saver import Saver
 from orchestrator.worker import dropout_seeds
 
 BATCH, MICRO = 24, 5  # neither divides among 1 to 4 workers evenly
@@ -92,19 +94,11 @@ def train_digits(
     return curve
 
 
-def write_checkpoint(engine: Engine, run: str, step: int) -> None:
-    """Stage and publish a checkpoint from all ranks."""
-    name = [new_name(step)]
-    dist.broadcast_object_list(name, src=0)
-    with tempfile.TemporaryDirectory() as staging:
-        stage(engine, Path(staging))
-        publish(
-            Path(staging),
-            f"{run}/{name[0]}",
-            rank=dist.get_rank(),
-            world_size=dist.get_world_size(),
-            step=step,
-            totals={"steps": step},
-            metrics={},
-        )
-    dist.barrier()
+def write_checkpoint(engine: Engine, run: str, step: int, metrics: dict[str, float] | None = None) -> None:
+    """Save a checkpoint from all ranks."""
+    Saver(engine, run, 9, print, report=in_thread).save(step, {"steps": step}, metrics or {}, wait=True)
+
+
+def in_thread(metrics: dict[str, object], directory: Path, name: str, upload: Callable[[], None]) -> None:
+    """Carry out a saver's upload beside training, as Ray Train does, but without Ray."""
+    threading.Thread(target=upload, daemon=True).start()

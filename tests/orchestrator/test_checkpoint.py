@@ -1,19 +1,24 @@
 """Checkpoints: any stage and world size reads them, damage is noticed, and nothing in them is executed."""
 
+import hashlib
 import json
+import os
+import random
 import shutil
 from pathlib import Path
 
-import fsspec
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.checkpoint import MANIFEST, CheckpointError, Manifest, complete_checkpoints, prune, publish, restore
+from orchestrator.checkpoint import restore
+from orchestrator.manifest import MANIFEST, Manifest, complete_checkpoints, prune
+from tests.emulators import FaultyProxy, Server, s3_server
+from tests.orchestrator import saving
 from tests.orchestrator.ranks import run_ranks
-from tests.orchestrator.small_run import Curve, build_engine, train_digits
+from tests.orchestrator.small_run import Curve, build_engine, in_thread, train_digits
 
-SAVED, END = 6, 12
+SAVED, AGAIN, END = 6, 9, 12
 
 
 def train(
@@ -22,9 +27,9 @@ def train(
     return train_digits(shards, stage, steps, save, resume, **options)
 
 
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    """The newest checkpoint's tensors, put together from its fragments by its own manifest."""
-    manifest = next(complete_checkpoints(str(run)))
+def weights(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
+    """The tensors of the checkpoint at a step, or the newest, put together from its fragments by its own manifest."""
+    manifest = next(m for m in complete_checkpoints(str(run)) if step in (None, m.step))
     files = {name: load_file(run / manifest.name / name) for name in manifest.files}
     whole: dict[str, torch.Tensor] = {}
     for state, name, start, numel, file in manifest.fragments:
@@ -36,13 +41,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_saved_at_two_workers_resumes_at_one_two_and_three(digits: Path, tmp_path: Path, stage: int) -> None:
+def test_another_number_of_workers_goes_on_as_if_nothing_had_been(digits: Path, tmp_path: Path, stage: int) -> None:
+    """From two workers to one, to two, and to five and back to two."""
     shards, run = str(digits / "train"), tmp_path / "run"
     uninterrupted = run_ranks(2, train, shards, stage, END, str(tmp_path / "whole"), None, {})[0]
     run_ranks(2, train, shards, stage, SAVED, str(run), None, {})
-    for world_size in (1, 2, 3):
+    for world_size in (1, 2):
         resumed = run_ranks(world_size, train, shards, stage, END, str(tmp_path / f"w{world_size}"), str(run), {})[0]
         assert resumed.losses == pytest.approx(uninterrupted.losses[SAVED:], rel=1e-5)
+    five = run_ranks(5, train, shards, stage, AGAIN, str(tmp_path / "five"), str(run), {})[0]
+    back = run_ranks(2, train, shards, stage, END, str(tmp_path / "back"), str(tmp_path / "five"), {})[0]
+    assert five.losses + back.losses == pytest.approx(uninterrupted.losses[SAVED:], rel=1e-5)
     whole, again = weights(tmp_path / "whole"), weights(tmp_path / "w2")
     assert whole.keys() == again.keys()
     assert all(torch.equal(whole[key], again[key]) for key in whole), "same world size: bitwise"
@@ -88,6 +97,12 @@ def two_checkpoints(digits: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
 def newest(run: Path) -> Path:
     return max(run.glob("step-*"))
+
+
+def with_digest(record: dict[str, object]) -> str:
+    """A manifest that vouches for itself, whatever it says."""
+    rest = {key: value for key, value in record.items() if key != "digest"}
+    return json.dumps({**rest, "digest": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()})
 
 
 def damage_nothing(folder: Path) -> None:
@@ -158,28 +173,23 @@ def test_an_empty_run_restores_nothing(tmp_path: Path) -> None:
 def test_another_models_checkpoint_is_refused(two_checkpoints: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(two_checkpoints, run)
-    path = newest(run) / MANIFEST
-    record = json.loads(path.read_text())
-    record["parameters"]["head.bias"] = 1000
-    path.write_text(json.dumps(record))
-    with pytest.raises(RuntimeError, match=r"head\.bias differs from this job's model"):
-        run_ranks(1, restored_step, str(run))
+    with pytest.raises(RuntimeError, match=r"differs from this job's model; use another run name"):
+        run_ranks(1, saving.restored_step, str(run))
 
 
 def test_a_manifest_cannot_name_files_elsewhere(two_checkpoints: Path) -> None:
     record = json.loads((newest(two_checkpoints) / MANIFEST).read_text())
+    file = next(iter(record["files"].values()))
     for harm in ("../../outside.safetensors", "/etc/passwd", "rank-00000-of-00001.000.safetensors/../x"):
-        named = {**record, "files": {**record["files"], harm: {"bytes": 1, "sha256": ""}}}
-        with pytest.raises(ValueError, match="no file of a checkpoint"):
-            Manifest.parse("x", json.dumps(named))
+        with pytest.raises(ValueError, match=r"^files\..*should match pattern"):
+            Manifest.parse("x", with_digest({**record, "files": {**record["files"], harm: file}}))
         fragment = ["weight", "head.bias", 0, 1, harm]
-        with pytest.raises(ValueError, match="no file of a checkpoint"):
-            Manifest.parse("x", json.dumps({**record, "fragments": [*record["fragments"], fragment]}))
+        with pytest.raises(ValueError, match=r"^fragments\..*should match pattern"):
+            Manifest.parse("x", with_digest({**record, "fragments": [*record["fragments"], fragment]}))
 
 
 def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path: Path) -> None:
     """Even with a manifest that vouches for it: loading reads safetensors and nothing else."""
-    import hashlib
     import pickle
 
     run, marker = tmp_path / "run", tmp_path / "executed"
@@ -198,8 +208,8 @@ def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path
         "bytes": shard.stat().st_size,
         "sha256": hashlib.sha256(shard.read_bytes()).hexdigest(),
     }
-    (folder / MANIFEST).write_text(json.dumps(record))
-    with pytest.raises(RuntimeError, match="none of 1 checkpoints is intact"):
+    (folder / MANIFEST).write_text(with_digest(record))
+    with pytest.raises(RuntimeError, match="none of its checkpoints is intact"):
         run_ranks(2, restored_step, str(run))
     assert not marker.exists()
 
@@ -215,13 +225,13 @@ def test_storage_that_cannot_be_read_is_no_damage(two_checkpoints: Path, tmp_pat
     path = newest(run) / MANIFEST
     record = json.loads(path.read_text())
     record["files"][shard.name]["bytes"] = shard.stat().st_size
-    path.write_text(json.dumps(record))
+    path.write_text(with_digest(record))
     assert size > 0
     with pytest.raises(RuntimeError, match="IsADirectoryError"):
         run_ranks(2, restored_step, str(run))
 
 
-def test_pruning_keeps_the_newest_and_what_is_being_written(two_checkpoints: Path, tmp_path: Path) -> None:
+def test_pruning_keeps_the_newest_complete_ones(two_checkpoints: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(two_checkpoints, run)
     older, newer = sorted(path.name for path in run.glob("step-*"))
@@ -230,9 +240,13 @@ def test_pruning_keeps_the_newest_and_what_is_being_written(two_checkpoints: Pat
         folder.mkdir()
     prune(str(run), keep=2)
     left = sorted(path.name for path in run.glob("step-*"))
-    assert left == [older, newer, unfinished[2].name]
+    assert left == [older, newer]
+    truncate_shard(run / newer)
     prune(str(run), keep=1)
-    assert sorted(path.name for path in run.glob("step-*")) == [newer, unfinished[2].name]
+    assert sorted(path.name for path in run.glob("step-*")) == [older, newer], "what may be repaired stays"
+    shutil.copytree(two_checkpoints / newer, run / newer, dirs_exist_ok=True)
+    prune(str(run), keep=1)
+    assert sorted(path.name for path in run.glob("step-*")) == [newer]
 
 
 def test_the_restored_step_counter_is_where_the_weights_are(two_checkpoints: Path) -> None:
@@ -250,54 +264,174 @@ def restored_counters(run: str) -> tuple[set[float], bool]:
     return {float(values["step"]) for values in state.values()}, same
 
 
-def test_publishing_to_an_object_store(two_checkpoints: Path, tmp_path: Path) -> None:
-    """fsspec's memory store has an object store's interface: whole-object puts, no rename."""
-    source = newest(two_checkpoints)
-    record = json.loads((source / MANIFEST).read_text())
-    for rank in (1, 0):  # rank 0 last, since it waits for the others
-        staging = tmp_path / f"staging-{rank}"
-        staging.mkdir()
-        prefix = f"rank-{rank:05d}-of-00002"
-        for shard in source.glob(f"{prefix}*.safetensors"):
-            shutil.copy(shard, staging)
-        fragments = [f for f in record["fragments"] if f[4].startswith(prefix)]
-        part = {"fragments": fragments, "parameters": record["parameters"]}
-        (staging / "part.json").write_text(json.dumps(part))
-        publish(
-            staging,
-            f"memory://bucket/run/{source.name}",
-            rank=rank,
-            world_size=2,
-            step=4,
-            totals={"steps": 4},
-            metrics={},
-        )
-    fs = fsspec.filesystem("memory")
-    left = {path.rsplit("/", 1)[-1] for path in fs.ls(f"/bucket/run/{source.name}", detail=False)}
-    assert left == {MANIFEST, *(path.name for path in source.glob("*.safetensors"))}
-    assert next(complete_checkpoints("memory://bucket/run")).files == record["files"]
-    assert run_ranks(1, restore_from_memory, str(source))[0] == 4
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with complete checkpoints of a known state at steps 1 and 2."""
+    run = tmp_path_factory.mktemp("saved") / "run"
+    run_ranks(2, save_two, str(run))
+    return run
 
 
-def restore_from_memory(source: str) -> int:
-    """In another process the memory store is empty: fill it, then restore through downloads."""
-    fs = fsspec.filesystem("memory")
-    for path in Path(source).iterdir():
-        fs.pipe_file(f"/bucket/run/{Path(source).name}/{path.name}", path.read_bytes())
-    manifest = restore(build_engine(1), "memory://bucket/run")
-    assert manifest is not None
-    return manifest.step
+def save_two(run: str) -> None:
+    from orchestrator.saver import Saver
+
+    saving.be_impatient()
+    engine = saving.stand_in()
+    saver = Saver(engine, run, 9, print, report=in_thread)
+    for step in (1, 2):
+        saving.set_state(engine, step)
+        saver.save(step, {"steps": step}, {}, wait=True)
 
 
-def test_a_rank_that_never_uploads_leaves_no_checkpoint(
-    two_checkpoints: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("orchestrator.checkpoint.PARTS_TIMEOUT", 0.2)
-    staging = tmp_path / "staging"
-    staging.mkdir()
-    (staging / "part.json").write_text(json.dumps({"fragments": [], "parameters": {}}))
-    with pytest.raises(CheckpointError, match="1 of 2 ranks did not finish"):
-        publish(
-            staging, str(tmp_path / "run/step-000000001-00000000"), rank=0, world_size=2, step=1, totals={}, metrics={}
-        )
-    assert list(complete_checkpoints(str(tmp_path / "run"))) == []
+def test_no_changed_byte_is_ever_restored(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    steps = run_ranks(1, restore_damaged, str(run))[0]
+    assert steps["safetensors"] == {1}
+    assert 1 in steps["json"]
+
+
+def restore_damaged(run: str) -> dict[str, set[int | None]]:
+    """Steps that were restored, each exactly, after one to three random bytes of a file were changed, by its suffix."""
+    dice, found = random.Random(3), {"json": set[int | None](), "safetensors": set[int | None]()}
+    files = sorted(newest(Path(run)).iterdir())
+    for number in range(150):
+        path = files[-1 - number % len(files)]
+        intact = path.read_bytes()
+        damaged = bytearray(intact)
+        for _ in range(dice.randint(1, 3)):
+            damaged[dice.randrange(len(damaged))] ^= dice.randint(1, 255)
+        path.write_bytes(damaged)
+        if damaged != intact:
+            found[path.suffix[1:]].add(saving.restored_step(run))
+        path.write_bytes(intact)
+    assert saving.restored_step(run) == 2
+    return found
+
+
+def deep(record: dict[str, object]) -> str:
+    return '{"totals": ' + "[" * 100_000
+
+
+def odd_number(record: dict[str, object]) -> str:
+    return with_digest({**record, "step": 10**30})
+
+
+def of_another_step(record: dict[str, object]) -> str:
+    return with_digest({**record, "step": 7})
+
+
+def with_a_gap(record: dict[str, object]) -> str:
+    return with_digest({**record, "fragments": record["fragments"][1:]})  # type: ignore[index]
+
+
+def with_an_overlap(record: dict[str, object]) -> str:
+    return with_digest({**record, "fragments": [*record["fragments"], record["fragments"][0]]})  # type: ignore[misc,index]
+
+
+def without_digest(record: dict[str, object]) -> str:
+    return json.dumps({key: value for key, value in record.items() if key != "digest"})
+
+
+def with_more_keys(record: dict[str, object]) -> str:
+    return with_digest({**record, "code": "x"})
+
+
+def no_object(record: dict[str, object]) -> str:
+    return "[1, 2]"
+
+
+def no_text(record: dict[str, object]) -> str:
+    return "\ud800"
+
+
+@pytest.mark.parametrize(
+    "harm",
+    [
+        deep,
+        odd_number,
+        of_another_step,
+        with_a_gap,
+        with_an_overlap,
+        without_digest,
+        with_more_keys,
+        no_object,
+        no_text,
+    ],
+)
+def test_a_hostile_manifest_is_named_and_passed_over(saved: Path, tmp_path: Path, harm: object) -> None:
+    run, warned = tmp_path / "run", list[str]()
+    shutil.copytree(saved, run)
+    path = newest(run) / MANIFEST
+    text = harm(json.loads(path.read_text()))  # type: ignore[operator]
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    assert [found.step for found in complete_checkpoints(str(run), warned.append)] == [1]
+    (line,) = warned
+    assert line.startswith(f"checkpoint {path.parent.name}: unreadable manifest (")
+    assert "\n" not in line
+    assert len(line) < 300
+
+
+def test_an_absurdly_large_manifest_is_not_read(saved: Path, tmp_path: Path) -> None:
+    run, warned = tmp_path / "run", list[str]()
+    shutil.copytree(saved, run)
+    os.truncate(newest(run) / MANIFEST, 1 << 40)  # a hole: no disk can hold it
+    assert [found.step for found in complete_checkpoints(str(run), warned.append)] == [1]
+    assert "bytes are too many" in warned[0]
+
+
+def test_files_that_do_not_belong_there_change_nothing(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    (newest(run) / "rank-00007-of-00008.000.safetensors").write_bytes(b"x")
+    (newest(run) / "part-00000.json").write_text("{}")
+    (run / "step-000000099-0000000g").mkdir()
+    (run / "step-000000098-00000000").write_text("no folder")
+    assert run_ranks(1, saving.restored_step, str(run)) == [2]
+
+
+def test_when_every_checkpoint_is_damaged_nothing_starts_over(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    for manifest in run.glob(f"*/{MANIFEST}"):
+        manifest.write_text("{")
+    with pytest.raises(RuntimeError, match="none of its checkpoints is intact"):
+        run_ranks(1, saving.restored_step, str(run))
+
+
+def test_a_manifest_of_the_format_before_is_read(saved: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(saved, run)
+    path = newest(run) / MANIFEST
+    path.write_text(without_digest({**json.loads(path.read_text()), "format": 1}))
+    assert run_ranks(1, saving.restored_step, str(run)) == [2]
+
+
+def test_a_bucket_that_is_away_is_waited_for_before_anything_starts(saved: Path) -> None:
+    """Neither an outage nor an answer cut short is taken for damage."""
+    with s3_server() as server:
+        said, step = run_ranks(1, restore_through_an_outage, server, str(saved))[0]
+    assert step == 2
+    assert "is away (" in said[0]
+    assert said[1].endswith(" is back")
+
+
+def restore_through_an_outage(server: Server, source: str) -> tuple[list[str], int]:
+    from data import storage
+
+    said: list[str] = []
+    with FaultyProxy(server) as proxy:
+        saving.be_impatient(proxy.server)
+        for path in Path(source).glob("step-*/*"):
+            storage.write_atomic(f"s3://bucket/run/{path.parent.name}/{path.name}", path.read_bytes())
+        proxy.set(fail=1.0)
+
+        def say(line: str) -> None:
+            said.append(line)
+            proxy.set(truncate=0.3)
+
+        engine = saving.stand_in()
+        manifest = restore(engine, "s3://bucket/run", warn=say)
+        assert manifest is not None
+        assert saving.has_state(engine, manifest.step)
+        return said, manifest.step

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.tracking import TrackedDataset, Tracker, resolve_uri
+from orchestrator.run_description import TrackedDataset, resolve_uri
+from orchestrator.tracking import Tracker
 from tests.orchestrator.stores import PATIENCE, description, history, only_run, sqlite, until
 
 
@@ -39,11 +40,13 @@ def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     tracker = Tracker(
         description(
             sqlite(tmp_path),
-            job={"seed": 0, "optimizer": {"lr": 3e-4, "betas": [0.9, 0.999]}, "note": "x" * 7000, "none": None, **many},
-            tags={"owner": "me", "odd key %": "1"},
+            job={"seed": 0, "optimizer": {"lr": 3e-4, "betas": [0.9, 0.999]}, "note": "x" * 7000, "none": None, **many}
+            | {"uri": "https://u:hunter2@h/x", "password": "hunter2"},
+            job_yaml="uri: https://u:hunter2@h/x\n",
+            tags={"owner": "me", "odd key %": "1", "hf_token": "hunter2"},
             datasets=[
                 TrackedDataset("train", "digits/train", "gs://bucket/train", digest, 1437, 10),
-                TrackedDataset("eval", "digits/test", str(tmp_path), digest, 360, 10),
+                TrackedDataset("eval", "digits/test", "https://u:hunter2@h/x", digest, 360, 10),
             ],
         ),
         spool_dir=tmp_path / "spool",
@@ -60,7 +63,7 @@ def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     assert (run.info.run_name, run.info.status) == ("digits", "FINISHED")
     assert run.info.end_time >= run.info.start_time
 
-    assert len(run.data.params) == 155
+    assert len(run.data.params) == 157
     expected = {
         "seed": "0",
         "optimizer.lr": "0.0003",
@@ -94,13 +97,15 @@ def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     assert {tag.key: tag.value for tag in inputs["digits/test"].tags}["mlflow.data.context"] == "eval"
 
     stored = Path(client.download_artifacts(tracker.run_id, "", str(tmp_path)))
-    assert (stored / "job.yaml").read_text() == "seed: 0\n"
+    assert (stored / "job.yaml").read_text() == "uri: https://u:REDACTED@h/x\n"
     assert "torch==" in (stored / "requirements.txt").read_text()
     assert (tmp_path / "store" / "artifacts" / tracker.run_id / "artifacts" / "job.yaml").exists(), (
         "beside the database"
     )
     assert list((tmp_path / "spool").iterdir()) == []
     assert caplog.messages == [], "a healthy store has nothing to say"
+    for file in (tmp_path / "store").rglob("*"):
+        assert file.is_dir() or b"hunter2" not in file.read_bytes(), "credentials have no place in MLflow"
 
 
 def test_a_restart_continues_the_run_without_repeating_a_point(tmp_path: Path) -> None:
@@ -171,6 +176,32 @@ def test_a_refused_point_costs_only_itself(
     assert [message for message in caplog.messages if message not in refused] == [
         "tracking: text = 'no number' at step 40 is no number and was left out"
     ]
+
+
+def test_a_spool_with_lines_of_somebody_else(
+    tmp_path: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each is left out with one warning, and holds up nothing."""
+    lines = [
+        '{"time":1,"step":1,"metrics":{"loss":1.5}}',
+        *("[1, 2]", "null", "7", '{"time":1}', '{"time":1,"step":1,"metrics":[1]}', "not JSON", "[" * 100_000),
+        '{"time":1,"step":1e400,"metrics":{"loss":1}}',
+        '{"time":1,"step":99999999999999999999,"metrics":{"loss":1}}',
+        '{"time":-1,"step":2,"metrics":{"loss":1}}',
+        '{"time":1,"step":2,"metrics":{"loss":{"py/object":"os.system"}}}',
+        '{"time":2,"step":2,"metrics":{"loss":2.5}}',
+    ]
+    tracker = Tracker(description(sqlite(tmp_path), run_key="other"), spool_dir=tmp_path)
+    (path,) = [tracker._queue.path]
+    assert tracker.close(timeout=PATIENCE)
+    path.write_text("\n".join(lines) + "\n")
+    caplog.clear()
+    second = Tracker(description(sqlite(tmp_path), run_key="other"), spool_dir=tmp_path)
+    second.log(3, {"loss": 3.5})
+    assert second.close(timeout=PATIENCE)
+    assert history(client, second.run_id, "loss") == [(1, 1.5), (2, 2.5), (3, 3.5)]
+    assert len(caplog.messages) == len(lines) - 2
+    assert all("was left out" in message and "\n" not in message for message in caplog.messages)
 
 
 def test_an_artifact_store_out_of_reach_costs_only_the_files(

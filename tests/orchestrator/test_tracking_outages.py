@@ -153,7 +153,9 @@ def test_a_server_that_hangs_holds_up_nothing(
 def test_a_training_process_killed_while_the_server_is_away(tmp_path: Path) -> None:
     """kill -9 loses no point that was logged a moment before; the process that resumes the run delivers them."""
     program = (
-        "import sys, time; from orchestrator.tracking import RunDescription, Tracker\n"
+        "import sys, time\n"
+        "from orchestrator.run_description import RunDescription\n"
+        "from orchestrator.tracking import Tracker\n"
         "uri, spool = sys.argv[1:]\n"
         "tracker = Tracker(RunDescription(uri, 'vit', 'digits', '/runs/digits', {}, ''), spool_dir=spool)\n"
         "[tracker.log(step, {'loss': step + 0.5}) for step in range(200)]\n"

@@ -1,0 +1,107 @@
+"""What a failure of the workers means: a planned leave, the world's fault, or the job's own.
+
+    planned     every worker saved and left (`notices.py`): start again, at no cost
+    the world   a process or node is gone, a connection broke, a worker hung: start again, `cluster.max_failures` times
+    the job     a bug, bad data, no memory. It is a function of the step, so it comes again: give up with the cause, at
+                once if the workers had done no step, else when it comes a second time without progress
+
+One rank's own fault makes the others fail in their collectives, so one such error among many decides.
+"""
+
+import re
+from typing import Any
+
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import RayTrainError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
+
+from orchestrator.notices import Leave
+from orchestrator.redact import redact_text
+
+BOARD_SECONDS = 10.0  # to answer
+
+_WORLD = (ray.exceptions.RayError, RayTrainError, OSError, dist.DistError)
+# Errors that PyTorch raises as plain RuntimeErrors when another worker, a link or a device is gone.
+_WORLD_WORDS = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|closed by peer|socket|broken pipe|timed? ?out|store->"
+    r"|ECC error|NVLink|unspecified launch failure|hardware|fell off the bus",
+    re.IGNORECASE,
+)
+_NO_MEMORY = re.compile(r"node running low on memory")  # Ray's memory monitor killed the worker
+_DEATH = re.compile(r"because (its \w+(?: process)? has died|[^.]*preempt[^.]*)")
+
+
+class FailurePolicy(DefaultFailurePolicy):
+    """Ray Train's policy, with the three kinds told apart.
+
+    Args:
+        config: how many failures of the world are borne.
+        board: the progress actor, which knows how many steps the workers have done.
+    """
+
+    def __init__(self, config: FailureConfig, board: Any) -> None:
+        super().__init__(config)
+        self._board = board
+        self._last: tuple[type, int] | None = None  # the job's own fault the last time: what it was, and at which step
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        """Called by Ray Train's controller after each failure."""
+        if isinstance(training_failed_error, WorkerGroupError):
+            failures = training_failed_error.worker_failures
+            if any(isinstance(error, Leave) for error in failures.values()):
+                return FailureDecision.RETRY
+            step, done = self._steps()
+            fault = own_fault(failures, started=done > 0)
+            if fault is not None:
+                before, self._last = self._last, (type(fault), step)
+                if done == 0 or (before is not None and before[0] is type(fault) and step <= before[1]):
+                    return FailureDecision.RAISE
+        return super().make_decision(training_failed_error)
+
+    def _steps(self) -> tuple[int, int]:
+        """(steps done in the run, by the workers that failed)."""
+        steps: tuple[int, int] = ray.get(self._board.steps.remote(), timeout=BOARD_SECONDS)
+        return steps
+
+
+def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | None:
+    """The first error that is the job's own; None when the world is to blame.
+
+    Args:
+        failures: by rank.
+        started: whether these workers have done a step. If not, memory that runs out is the job's own fault, too, even
+            when the system has killed the process.
+    """
+    for _, error in sorted(failures.items()):
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            return error
+        if isinstance(error, _WORLD):
+            if not started and _NO_MEMORY.search(str(error)):
+                return error
+            continue
+        if isinstance(error, RuntimeError) and _WORLD_WORDS.search(str(error)):
+            continue
+        return error
+    return None
+
+
+def root_cause(error: BaseException) -> str:
+    """One line: the job's own fault if there is one, else what became of the first worker that failed."""
+    failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
+    cause: Any = error
+    if failures:
+        cause = own_fault(failures, started=False) or failures[min(failures)]
+    cause = getattr(cause, "controller_failure", cause)
+    cause = getattr(cause, "health_check_failure", cause)
+    cause = getattr(cause, "_base_exc", cause)
+    text = redact_text(" ".join(str(cause).split()))
+    if isinstance(cause, ray.exceptions.RayActorError) and (death := _DEATH.search(text)):
+        return death[1]
+    kind = type(cause)
+    said_plainly = kind.__module__.startswith(("orchestrator", "data", "model")) and text
+    return text if said_plainly else f"{kind.__name__}: {text}".rstrip(": ")

@@ -1,0 +1,134 @@
+"""Notices that this attempt has to end, and the step at which all workers act on them.
+
+    a node is being drained ──> Ray marks every worker ─┐
+    SIGTERM to one worker ──────────────────────────────┼──> agree(): all ranks, same step ──> save ──> Leave
+    more or fewer workers are wanted ──> rank 0 hears ──┘
+
+A notice reaches the ranks at different moments, and a rank that left alone would let the others wait in a collective.
+So every step takes the maximum of each flag over all ranks. On a GPU the result is read one step late, when it has
+long been there: the host never waits for the device.
+"""
+
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Sequence
+from enum import Enum
+from types import FrameType
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+Item = TypeVar("Item")
+
+TERMINATED = 143  # what a shell reports of a process that SIGTERM ended
+
+
+class Reason(Enum):
+    """Why an attempt ends; the first one in this order is told."""
+
+    PREEMPTION = "a node is being taken away"
+    TERMINATION = "a worker was told to end"
+    RESIZE = "the number of workers changes"
+
+
+class Leave(Exception):
+    """The planned end of an attempt: everything is saved, and Ray Train starts the workers again."""
+
+
+class CutOff(Exception):
+    """A notice came while something was under way that can be done again later."""
+
+    def __init__(self, reason: Reason) -> None:
+        super().__init__(reason.value)
+        self.reason = reason
+
+
+_terminated = threading.Event()
+
+
+class AnswerSigterm(WorkerCallback):
+    """Makes SIGTERM a notice in every worker, for `grace` seconds. A second SIGTERM ends the process at once.
+
+    Args:
+        grace: `cluster.preemption_grace`.
+    """
+
+    def __init__(self, grace: float) -> None:
+        self._grace = grace
+
+    def after_init_train_context(self) -> None:
+        """Called by Ray Train in the worker's main thread, where Python takes signal handlers."""
+        _terminated.clear()
+        signal.signal(signal.SIGTERM, self._note)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if _terminated.is_set():
+            os._exit(TERMINATED)
+        _terminated.set()
+        timer = threading.Timer(self._grace, os._exit, (TERMINATED,))
+        timer.daemon = True
+        timer.start()
+
+
+class Notices:
+    """One rank's notices and the agreement over all ranks.
+
+    Args:
+        device: where collectives take place.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._resize = False
+        self._agreed: tuple[torch.Tensor, torch.cuda.Event] | None = None  # of the step before, on a GPU
+
+    def want_resize(self) -> None:
+        """Another number of workers is possible; any rank may say so."""
+        self._resize = True
+
+    def agree(self) -> Reason | None:
+        """Why the attempt ends now, the same on all ranks; None to go on. Collective, once a step on every rank."""
+        flags = torch.tensor(self._here(), dtype=torch.int32)
+        if self._device.type == "cpu":
+            dist.all_reduce(flags, dist.ReduceOp.MAX)
+            return _first(flags.tolist())
+        found = self._read()
+        there = flags.pin_memory().to(self._device, non_blocking=True)
+        dist.all_reduce(there, dist.ReduceOp.MAX)
+        back = torch.empty_like(flags, pin_memory=True)
+        back.copy_(there, non_blocking=True)
+        event = torch.cuda.Event()
+        event.record()
+        self._agreed = (back, event)
+        return found
+
+    def heeding(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, as many on every rank, with an agreement before each.
+
+        Raises:
+            CutOff: there is a notice.
+        """
+        for item in items:
+            if reason := self.agree():
+                raise CutOff(reason)
+            yield item
+
+    def _here(self) -> list[int]:
+        # Ray's public `get_preemption_info` is a barrier through an actor, each time; this is what it agrees about.
+        marked = get_train_context().preemption_context.preemption_info is not None
+        return [int(marked), int(_terminated.is_set()), int(self._resize)]
+
+    def _read(self) -> Reason | None:
+        if self._agreed is None:
+            return None
+        flags, event = self._agreed
+        event.synchronize()
+        return _first(flags.tolist())
+
+
+def _first(flags: Sequence[int]) -> Reason | None:
+    return next((reason for reason, flag in zip(Reason, flags, strict=True) if flag), None)

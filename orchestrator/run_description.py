@@ -1,0 +1,92 @@
+"""What MLflow is told about a run besides its points."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.index import Index
+from orchestrator.job import PretrainJob
+from orchestrator.redact import redact_fields, redact_text
+from orchestrator.training_set import TrainingSet
+
+
+@dataclass(frozen=True)
+class TrackedDataset:
+    """A set of samples that the run reads: `context` is "train" or "eval", `digest` that of its index."""
+
+    context: str
+    name: str
+    url: str
+    digest: str
+    num_samples: int
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What MLflow is told about a run. `run_key` names the run across restarts: the same key continues the same run.
+
+    `uri` is where MLflow is, and may hold a password.
+    """
+
+    uri: str
+    experiment: str
+    run_name: str
+    run_key: str
+    job: Mapping[str, Any]
+    """The resolved job as nested mappings."""
+    job_yaml: str
+    tags: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    datasets: Sequence[TrackedDataset] = ()
+
+
+def describe_run(
+    job: PretrainJob, run_id: str, data: TrainingSet, held_out: Mapping[str, Index], *, workers: int, device: str
+) -> RunDescription:
+    """The description of a job's run.
+
+    Args:
+        job: with absolute URLs.
+        run_id: the run's identity, from its folder.
+        data, held_out: the training set, and the indexes of `data.eval` by name.
+        workers, device: how many trained, and on what.
+    """
+    classes, samples = data.index.num_classes, data.order.num_samples
+    sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes)]
+    for name, index in held_out.items():
+        sets.append(TrackedDataset("eval", name, index.url, index.digest, index.num_samples, index.num_classes))
+    resolved = job.model_dump(mode="json")
+    return RunDescription(
+        uri=job.tracking.uri,
+        experiment=job.tracking.experiment,
+        run_name=job.name,
+        run_key=run_id,
+        job=resolved,
+        job_yaml=yaml.safe_dump(redact_fields(resolved), sort_keys=False),
+        tags={**job.tracking.tags, "workers": str(workers), "device": device},
+        datasets=sets,
+    )
+
+
+def as_told(description: RunDescription) -> RunDescription:
+    """The description as it may be stored: without credentials, but for `uri`, which is made independent of the working
+    directory."""
+    return dataclasses.replace(
+        description,
+        uri=resolve_uri(description.uri),
+        job=redact_fields(description.job),
+        job_yaml=redact_text(description.job_yaml),
+        tags=redact_fields(description.tags),
+        datasets=[dataclasses.replace(each, url=redact_text(each.url)) for each in description.datasets],
+    )
+
+
+def resolve_uri(uri: str) -> str:
+    """A tracking URI that means the same in every working directory: the path of a SQLite database made absolute."""
+    if not uri.startswith("sqlite:///"):
+        return uri
+    return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"

@@ -1,0 +1,132 @@
+"""A snapshot becomes a checkpoint: every rank brings its files, rank 0 writes the manifest when all are there.
+
+It runs beside training. A store that is away is waited for.
+"""
+
+import threading
+from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from data import storage
+from orchestrator.manifest import MANIFEST, CheckpointError, File, Manifest, Part
+
+OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails
+
+T = TypeVar("T")
+
+
+class Abandoned(CheckpointError):
+    """Another rank's upload failed, so this one is of no use."""
+
+
+class Outlast:
+    """Carries out work on a store however long that is away, up to OUTAGE seconds. Says so once, and when it is back.
+
+    Args:
+        store: its URL, for the messages.
+        say: is given them.
+        until: once set, nothing is waited for any more.
+
+    Attributes:
+        away: whether it is being waited for.
+    """
+
+    def __init__(self, store: str, say: Callable[[str], None], until: threading.Event | None = None) -> None:
+        self._store, self._say, self._until = store, say, until
+        self._error: Exception | None = None
+        self.away = False
+
+    def __call__(self, work: Callable[[], T]) -> T:
+        """The result of `work()`, which may be carried out repeatedly.
+
+        Raises:
+            Exception: what the last try raised; at once if another try cannot change it.
+        """
+
+        def attempt() -> T:
+            try:
+                return work()
+            except Exception as error:
+                self._error = error
+                raise
+
+        result = storage.patiently(attempt, patience=OUTAGE, until=self._until, on_retry=self._note)
+        if self.away:
+            self.away = False
+            self._say(f"{self._store} is back")
+        return result
+
+    def _note(self) -> None:
+        if not self.away:
+            self.away = True
+            assert self._error is not None
+            self._say(f"{self._store} is away ({storage.describe(self._error)}); trying on")
+
+
+def publish(
+    files: Iterable[tuple[Path, File]],
+    describe: Callable[[dict[str, File]], Part],
+    destination: str,
+    *,
+    rank: int,
+    world_size: int,
+    step: int,
+    totals: dict[str, Any],
+    metrics: dict[str, float],
+    outlast: Outlast,
+    stop: threading.Event,
+) -> None:
+    """Move this rank's files to a checkpoint's folder; on rank 0 also wait for all other ranks and write the manifest.
+
+    Args:
+        files: local files with their digests; each is moved before the next one is asked for.
+        describe: from the digests by name, this rank's part of the manifest.
+        destination: URL of the checkpoint's folder, the same on all ranks.
+        step, totals, metrics: steps done, the accounting totals and the latest metrics, restored with the weights.
+        outlast: carries out the requests.
+        stop: once set, the other ranks are not waited for any more.
+
+    Raises:
+        Abandoned: it was stopped.
+        CheckpointError: the disk is full.
+        Exception: what the store raised, after all tries.
+    """
+    written: dict[str, File] = {}
+    for path, entry in files:
+        written[path.name] = entry
+        outlast(partial(storage.put_file, path, f"{destination}/{path.name}"))
+    part = describe(written).model_dump_json().encode()
+    outlast(partial(storage.write_atomic, f"{destination}/{_part(rank)}", part))
+    if rank != 0:
+        return
+
+    expected = {_part(other) for other in range(world_size)}
+    pause = 0.02
+    while missing := expected - set(outlast(partial(storage.contents, destination))):
+        if stop.wait(pause):
+            raise Abandoned(f"{len(missing)} of {world_size} ranks did not finish their upload")
+        pause = min(2.0, pause * 1.5)
+    texts = [outlast(partial(storage.read, f"{destination}/{name}")) for name in sorted(expected)]
+    parts = [Part.model_validate_json(text) for text in texts]
+    manifest = Manifest(
+        step=step,
+        world_size=world_size,
+        totals=totals,
+        metrics=metrics,
+        parameters=parts[0].parameters,
+        files={name: entry for part in parts for name, entry in part.files.items()},
+        fragments=[fragment for part in parts for fragment in part.fragments],
+    )
+    outlast(partial(storage.write_atomic, f"{destination}/{MANIFEST}", manifest.dumps().encode()))
+
+
+def remove_parts(destination: str) -> None:
+    """Delete what the manifest of a complete checkpoint has replaced."""
+    for name in storage.matching(destination, "part-*.json"):
+        storage.remove(f"{destination}/{name}")
+
+
+def _part(rank: int) -> str:
+    return f"part-{rank:05d}.json"

@@ -1,0 +1,137 @@
+"""Workers that hang: stopped, or waiting in a collective that never ends.
+
+Every worker gives a sign of life when it trains a step or measures a batch (`Pulse`), to the board that also holds the
+progress. The controller looks at the board (`Watchdog`). Who has been silent for `cluster.hang_timeout` is killed;
+Ray Train then restarts the group as after any other death of a worker.
+"""
+
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import ray
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+ANSWER_SECONDS = 10.0  # a process that runs at all answers within these
+
+Item = TypeVar("Item")
+
+log = logging.getLogger(__name__)
+
+
+class Pulse:
+    """One worker's signs of life.
+
+    Args:
+        board: the progress actor.
+        timeout: `cluster.hang_timeout`; signs are sent some twenty times as often, at least every 30 s.
+    """
+
+    def __init__(self, board: Any, rank: int, timeout: float) -> None:
+        self._board, self._rank = board, rank
+        self._every = min(30.0, timeout / 20)
+        self._last = float("-inf")
+
+    def beat(self) -> None:
+        """Say that this worker got on. Costs nothing when it has just said so."""
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._board.beat.remote(self._rank)
+
+    def along(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with a beat before each is handed over."""
+        for item in items:
+            self.beat()
+            yield item
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """Beat from a thread, around what may rightly take long: an upload that is waited for."""
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self._every):
+                self._board.beat.remote(self._rank)
+
+        thread = threading.Thread(target=beat, name="pulse", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+class Watchdog(WorkerGroupCallback):
+    """Runs in Ray Train's controller, after each of its polls.
+
+    Args:
+        board: the progress actor.
+        timeout: `cluster.hang_timeout`.
+    """
+
+    def __init__(self, board: Any, timeout: float) -> None:
+        self._board, self._timeout = board, timeout
+        self._workers: dict[int, Any] = {}
+        self._looked = 0.0
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        """A new group: the clock starts for all of its workers."""
+        self._workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
+        ray.get(self._board.new_group.remote(len(self._workers)))
+        self._looked = time.monotonic()
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Kill the workers that have been silent for too long."""
+        now = time.monotonic()
+        if worker_group_status.finished or worker_group_status.errors or now - self._looked < self._timeout / 10:
+            return
+        self._looked = now
+        silence: dict[int, float] = ray.get(self._board.silence.remote())
+        silent = [rank for rank, seconds in silence.items() if seconds > self._timeout and rank in self._workers]
+        if not silent:
+            return
+        stopped = [rank for rank in silent if not self._answers(rank)]
+        who = stopped or silent
+        kind = "does not answer" if stopped else "stands still"
+        named = ", ".join(map(str, who[:8])) + (", ..." if len(who) > 8 else "")
+        self._board.say.remote(f"worker {named} {kind} since {min(silence[r] for r in who):.0f} s and is killed")
+        for rank in who:
+            self._kill(rank)
+
+    def _answers(self, rank: int) -> bool:
+        """Whether the worker's process runs; if it does, where it stands goes into the log."""
+        try:
+            stacks = ray.get(self._workers[rank].execute_async(_stacks), timeout=ANSWER_SECONDS)
+        except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
+            return False
+        log.warning("worker %d stands still here:\n%s", rank, stacks)
+        return True
+
+    def _kill(self, rank: int) -> None:
+        """SIGKILL from a process on the worker's node: a stopped process obeys nothing else."""
+        metadata = self._workers[rank].metadata
+        there = NodeAffinitySchedulingStrategy(metadata.node_id, soft=False)
+        ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(metadata.pid)
+
+
+def _kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)
+
+
+def _stacks() -> str:
+    """Where every thread of this process stands."""
+    names = {thread.ident: thread.name for thread in threading.enumerate()}
+    return "\n".join(
+        f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
+        for ident, frame in sys._current_frames().items()
+    )

@@ -1,0 +1,83 @@
+"""Saving without training: a state that is a known function of the step, in the place of a DeepSpeed engine."""
+
+import os
+from collections import defaultdict
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+
+from orchestrator.checkpoint import restore
+from orchestrator.engine import Engine
+from tests.emulators import Server
+
+SIZES = (700, 300, 1100, 5)
+
+
+class Unsharded:
+    """Parameters and one optimizer state each, as `orchestrator.fragments` finds them at ZeRO stage 0."""
+
+    def __init__(self) -> None:
+        self.module = torch.nn.ParameterDict({f"p{i}": torch.zeros(size) for i, size in enumerate(SIZES)})
+        self.optimizer = SimpleNamespace()
+        self.basic_optimizer = SimpleNamespace(state=defaultdict(dict))
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+
+def stand_in() -> Any:
+    """An engine with only a state."""
+    return SimpleNamespace(deepspeed=Unsharded(), device=torch.device("cpu"))
+
+
+def set_state(engine: Engine, step: int) -> None:
+    """Give it, in place, the state after `step` steps."""
+    for i, parameter in enumerate(engine.deepspeed.module.values()):
+        state = engine.deepspeed.basic_optimizer.state[parameter]
+        for name, sign in (("weight", 1), ("exp_avg", -1)):
+            values = sign * (step + i * 1e4 + torch.arange(parameter.numel()) / 7)
+            if name == "weight":
+                parameter.data.copy_(values)
+            elif name in state:
+                state[name].copy_(values)
+            else:
+                state[name] = values
+
+
+def has_state(engine: Engine, step: int) -> bool:
+    """Whether it is exactly that of a step."""
+    expected = stand_in()
+    set_state(expected, step)
+    here, there = engine.deepspeed, expected.deepspeed
+    return all(
+        torch.equal(here.module[name], there.module[name])
+        and torch.equal(
+            here.basic_optimizer.state[here.module[name]]["exp_avg"],
+            there.basic_optimizer.state[there.module[name]]["exp_avg"],
+        )
+        for name in here.module
+    )
+
+
+def restored_step(run: str) -> int | None:
+    """The step of the checkpoint that is restored; its state must be exactly that of the step."""
+    engine = stand_in()
+    manifest = restore(engine, run)
+    if manifest is None:
+        return None
+    assert has_state(engine, manifest.step)
+    assert manifest.totals == {"steps": manifest.step}
+    return manifest.step
+
+
+def be_impatient(server: Server | None = None) -> None:
+    """In a process of a test's own: small files and short waits; gs:// and s3:// lead to `server`."""
+    import orchestrator.snapshot
+    from data import storage
+
+    orchestrator.snapshot.FILE_BYTES = 4000
+    storage.REQUEST_SECONDS, storage.PATIENCE, storage.ATTEMPTS = 2.0, 1.0, 3
+    storage.FIRST_WAIT, storage.LONGEST_WAIT = 0.02, 0.2
+    if server is not None:
+        os.environ.update(server.environment)

@@ -1,0 +1,111 @@
+"""Whose fault a failure is, from errors as PyTorch, Ray and this project raise them."""
+
+import pytest
+import ray
+import torch
+import torch.distributed as dist
+from ray.train import FailureConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+from ray.train.v2._internal.execution.failure_handling import FailureDecision
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+from data.errors import DataError
+from orchestrator.failures import FailurePolicy, own_fault, root_cause
+from orchestrator.notices import Leave
+
+GLOO = RuntimeError(
+    "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:53902: Connection "
+    "reset by peer. This is typically caused by a remote worker hanging or bugs in the application."
+)
+DIED = ray.exceptions.RayActorError(
+    error_msg="The actor died unexpectedly before finishing this task.\n\tclass_name: RayTrainWorker\n\tpid: 28330\n"
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR Worker exit detail: Worker "
+    "unexpectedly exits with a connection error code 2. End of file. Some common causes include: (1) the process was "
+    "killed by the OOM killer due to high memory usage, (2) ray stop --force was called."
+)
+KILLED_FOR_MEMORY = ray.exceptions.RayActorError(
+    error_msg="The actor died because of memory.\nTask was killed due to the node running low on memory."
+)
+
+
+def health(error: Exception) -> WorkerHealthCheckFailedError:
+    return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(...)", error)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(
+            GLOO,
+            DIED,
+            health(DIED),
+            ConnectionResetError("peer"),
+            TimeoutError(),
+            dist.DistNetworkError("store is gone"),
+        ),
+        *(RuntimeError("NCCL error: unhandled system error"), RuntimeError("CUDA error: uncorrectable ECC error")),
+    ],
+)
+@pytest.mark.parametrize("started", [False, True])
+def test_the_worlds_fault(error: Exception, started: bool) -> None:
+    assert own_fault({0: error}, started=started) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(TypeError("no"), DataError("shard 3 is unreadable"), ValueError("not one image fits"), MemoryError()),
+        *(torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")),
+    ],
+)
+def test_the_jobs_own_fault_among_what_it_does_to_the_others(error: Exception) -> None:
+    assert own_fault({0: GLOO, 1: error, 2: GLOO}, started=True) is error
+
+
+def test_a_process_killed_for_its_memory_before_the_first_step() -> None:
+    assert own_fault({0: health(KILLED_FOR_MEMORY)}, started=False) is not None
+    assert own_fault({0: health(KILLED_FOR_MEMORY)}, started=True) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (
+            WorkerGroupError("long\ntext", {1: GLOO, 2: DataError("gs://b/3.tar: unreadable")}),
+            "gs://b/3.tar: unreadable",
+        ),
+        (WorkerGroupError("long\ntext", {1: health(DIED)}), "its worker process has died"),
+        (WorkerGroupError("long\ntext", {0: TypeError("a\nb")}), "TypeError: a b"),
+        (ControllerError(MemoryError()), "MemoryError"),
+    ],
+)
+def test_the_cause_is_one_line(error: Exception, line: str) -> None:
+    assert root_cause(error) == line
+
+
+class Policy(FailurePolicy):
+    """Asks no actor."""
+
+    progress = (0, 0)
+
+    def _steps(self) -> tuple[int, int]:
+        return self.progress
+
+
+def test_decisions() -> None:
+    policy = Policy(FailureConfig(max_failures=2), None)
+
+    def decide(error: Exception, step: int, done: int) -> FailureDecision:
+        policy.progress = (step, done)
+        return policy.make_decision(WorkerGroupError("", {0: GLOO, 1: error}))
+
+    for _ in range(20):
+        assert decide(Leave("saved"), 5, 5) == FailureDecision.RETRY  # never counted
+    bug = KeyError("x")
+    assert decide(bug, 7, 7) == FailureDecision.RETRY
+    assert decide(bug, 9, 2) == FailureDecision.RETRY  # it got further
+    assert decide(bug, 9, 2) == FailureDecision.RAISE  # and not any more
+    policy = Policy(FailureConfig(max_failures=2), None)
+    assert decide(bug, 5, 0) == FailureDecision.RAISE  # before the first step
+    policy = Policy(FailureConfig(max_failures=2), None)
+    assert [decide(health(DIED), 5, 0) for _ in range(3)] == [FailureDecision.RETRY] * 2 + [FailureDecision.RAISE]
