@@ -3,6 +3,7 @@
 
 import argparse
 import json
+import logging
 import os
 import signal
 import sys
@@ -65,10 +66,9 @@ def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) ->
         )
         attempts = len(job.attempts)
         start = strike(event, world)
-        if event.kind not in WITHOUT_RESTART and (event.kind != RESIZE or event.workers != workers):
-            wait_for_attempt(job, attempts, options.patience)
-        peak = job.peak
-        wait_for_step(job, peak + 1, options.patience)
+        if event.kind not in WITHOUT_RESTART:
+            wait_for_attempt(job, attempts, event.workers, options.patience)
+        wait_for_step(job, job.peak + 1, options.patience)
         after = job.attempts[-1].workers if job.attempts else workers
         happened.append(report.Struck(event, start, time.time(), workers, after))
         workers = after
@@ -81,15 +81,21 @@ def wait_for_step(job: Job, step: int, patience: float) -> None:
     until(lambda: job.step >= step or ended(job), f"step {step}\n{job.tail()}", patience)
 
 
-def wait_for_attempt(job: Job, number: int, patience: float) -> None:
-    until(lambda: len(job.attempts) > number or ended(job), "workers that go on", patience)
+def wait_for_attempt(job: Job, before: int, workers: int, patience: float) -> None:
+    """Until another attempt has gone on, or where `workers` is not 0, one with so many; or the run has ended well."""
+
+    def is_there() -> bool:
+        if workers:
+            return bool(job.attempts) and job.attempts[-1].workers == workers
+        return len(job.attempts) > before
+
+    until(lambda: is_there() or ended(job), f"{workers or 'any'} workers that go on", patience)
 
 
 def finish(job: Job, patience: float) -> None:
     """Until the run has ended well; steps must come at least every `patience` seconds."""
     while not ended(job):
-        step = job.step
-        until(lambda step=step: job.step > step or ended(job), f"a step after {step}", patience)
+        wait_for_step(job, job.step + 1, patience)
 
 
 def ended(job: Job) -> bool:
@@ -162,18 +168,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--kills", type=int, default=25, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, order and victims (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of the run (80 a kill)")
+    parser.add_argument("--steps", type=int, help="of the run (100 a kill)")
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=1e-2, help="of the weights' difference (%(default)s)")
-    parser.add_argument("--patience", type=float, default=300, help="seconds for a run to go on (%(default)s)")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for a run to go on (%(default)s)")
     parser.add_argument("--folder", type=Path, help="for logs and curves; stays (default: a temporary one)")
     options = parser.parse_args(arguments)
-    options.steps = options.steps or 80 * options.kills
+    options.steps = options.steps or 100 * options.kills
     return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the proxy's clients are killed: they hang up
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: everything is ended
     try:
         events = schedule(options.kills, options.steps, options.seed, first=2 * options.every)

@@ -173,6 +173,17 @@ def _outage(event: Event) -> float:
 
 
 def _resize(world: World, event: Event) -> float:
+    """Fewer nodes with a notice, as the planned end of a machine has one: the autoscaler itself ends them without."""
     began = time.time()
+    nodes = [node.id for node in world.cluster.workers()]
+    world.cluster.set_workers(event.workers, max(event.workers, len(nodes)))
+    leaving = nodes[event.workers :]
+    for node in leaving:
+        world.cluster.drain(node, GRACE)
+    if leaving:
+        until(lambda: not world.trains_on(leaving), "workers that leave drained nodes", world.patience)
+        for node in leaving:
+            with contextlib.suppress(ClusterError):
+                world.cluster.kill_node(node)
     world.cluster.set_workers(event.workers, event.workers)
     return began

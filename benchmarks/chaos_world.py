@@ -234,6 +234,10 @@ class World:
                         found.append((process, node))
         return sorted(found, key=lambda entry: (entry[1], entry[0].pid))
 
+    def trains_on(self, nodes: list[str]) -> bool:
+        """Whether there is a training worker on one of the nodes."""
+        return any(node in nodes for _, node in self.training_workers())
+
     def is_saving(self) -> bool:
         """Whether a worker has begun to write its state to local disk."""
         return any(self.scratch.glob("vit-staging-*/rank-*/*"))

@@ -38,7 +38,15 @@ class Lost:
 
 
 class Unreadable(DataError):
-    """A shard that cannot be read, or is not what was indexed. Names it."""
+    """A shard that cannot be read, or is not what was indexed. Names it.
+
+    Args:
+        away: whether its store did not answer, and may do so later.
+    """
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
 
 
 class Abandoned(Exception):
@@ -127,7 +135,8 @@ def fetch(index: Index, read: Read, get: Get | None = None, tries: int = PARSE_T
         except Abandoned:
             raise
         except Exception as error:  # each back end has errors of its own
-            raise Unreadable(f"{url}: cannot be read ({storage.describe(error)})") from error
+            message = f"{url}: cannot be read ({storage.describe(error)})"
+            raise Unreadable(message, away=storage.may_pass(error)) from error
         try:
             return _parse(index, read, content)
         except (ValueError, IndexError) as error:  # DataError, and what damaged headers lead to

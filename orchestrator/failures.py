@@ -1,7 +1,8 @@
 """What a failure of the workers means: a planned leave, the world's fault, or the job's own.
 
     planned     every worker saved and left (`notices.py`): start again, at no cost
-    the world   a process or node is gone, a connection broke, a worker hung: start again, `cluster.max_failures` times
+    the world   a process or node is gone, a connection broke, a worker hung, a store does not answer: start again,
+                `cluster.max_failures` times
     the job     a bug, bad data, no memory. It is a function of the step, so it comes again: give up with the cause, at
                 once if the workers had done no step, else when it comes a second time without progress
 
@@ -20,6 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
+from data.reads import Unreadable
 from orchestrator.notices import Leave
 from orchestrator.redact import redact_text
 
@@ -80,6 +82,8 @@ def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | N
     for _, error in sorted(failures.items()):
         if isinstance(error, torch.OutOfMemoryError | MemoryError):
             return error
+        if isinstance(error, Unreadable) and error.away:
+            continue
         if isinstance(error, _WORLD):
             if not started and _NO_MEMORY.search(str(error)):
                 return error

@@ -15,6 +15,7 @@ import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
@@ -22,10 +23,12 @@ from orchestrator.elastic import AskFirst
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError, problem
+from orchestrator.job_sections import Cluster
 from orchestrator.notices import AnswerSigterm, Leave
 from orchestrator.progress import Board, Display
 from orchestrator.run_folder import forget_rays_snapshot, run_url
 from orchestrator.watchdog import Watchdog
+from orchestrator.wording import count
 from orchestrator.worker import train
 
 STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
@@ -58,6 +61,8 @@ class Trainer(TorchTrainer):
         parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = AskFirst(self.scaling_config, self._board)
+        # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
+        parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
         return super()._initialize_and_run_controller(**parts)
 
 
@@ -125,7 +130,7 @@ def launch(job: PretrainJob, run_id: str) -> None:
         torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with Display(board, job.name):
+    with Display(board, job.name, partial(missing_resources, job.cluster)):
         try:
             trainer.fit()
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
@@ -190,6 +195,17 @@ def connect(job: PretrainJob) -> None:
                 f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
                 f"cluster.resources_per_worker.{resource}=0",
             )
+
+
+def missing_resources(cluster: Cluster) -> str:
+    """What the nodes that there are lack for the fewest workers, in words; empty if they have it all."""
+    here = ray.cluster_resources()
+    lacking = [
+        f"{amount * cluster.min_workers:g} {name} (there are {here.get(name, 0):g})"
+        for name, amount in cluster.resources_per_worker.items()
+        if amount * cluster.min_workers > here.get(name, 0)
+    ]
+    return f"needed for {count(cluster.min_workers, 'worker')}: {', '.join(lacking)}" if lacking else ""
 
 
 def worker_environment(gpu: bool) -> dict[str, str]:

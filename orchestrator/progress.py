@@ -9,6 +9,7 @@ import math
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -19,6 +20,7 @@ from orchestrator.redact import redact_text
 from orchestrator.wording import count, duration, rate
 
 LOG_SECONDS = 5.0
+PATIENT_SECONDS = 20.0  # before the display asks what a start waits for
 START_SECONDS = 600.0  # that workers may take to import, build the model and read a checkpoint, before they must beat
 
 
@@ -100,16 +102,21 @@ class Board:
 
 @dataclass
 class Display:
-    """Draws a board's progress until stopped; a bar if `stream` is a terminal, else lines."""
+    """Draws a board's progress until stopped; a bar if `stream` is a terminal, else lines.
+
+    `missing` says what the cluster lacks for the workers to start; empty if nothing.
+    """
 
     board: Any
     name: str
+    missing: Callable[[], str] = lambda: ""
     stream: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __enter__(self) -> "Display":
         self._stop, self._heard = threading.Event(), False
         self._bar: tqdm | None = None
         self._last_line, self._last_shown = 0.0, ""
+        self._began = time.monotonic()
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._thread.start()
         return self
@@ -137,7 +144,9 @@ class Display:
         for message in messages:
             self._print(f"{self.name}: {message}")
         if not progress.total_steps:
-            self._line(f"{self.name}: {progress.note}", force=False)
+            waited = time.monotonic() - self._began > PATIENT_SECONDS
+            missing = self.missing() if waited else ""
+            self._line(f"{self.name}: {progress.note}{missing and ': '}{missing}", force=False)
         elif self.stream.isatty():
             self._draw(progress)
         else:

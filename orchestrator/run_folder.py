@@ -12,9 +12,11 @@ Ray Train keeps its own state of the run beside these, in files that nothing of 
 import json
 import re
 import uuid
+from contextlib import suppress
 from typing import Any
 
 import yaml
+from pydantic import ValidationError
 
 from data import storage
 from orchestrator.job import PretrainJob
@@ -132,8 +134,11 @@ def recipe(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def _recipe_before(job: PretrainJob) -> dict[str, Any]:
+    fields = _read(job, JOB)
+    with suppress(ValidationError):  # of a version that had other keys: it is compared as it stands
+        fields = type(job).model_validate(fields).model_dump(mode="json")  # keys that are new since get their defaults
     try:
-        return recipe(_read(job, JOB))
+        return recipe(fields)
     except (KeyError, TypeError, AttributeError) as error:
         raise _damaged(job, JOB, "no resolved job") from error
 

@@ -153,6 +153,11 @@ class Saver:
                 raise CheckpointError(f"checkpoint {name} failed: {self._cause}")
         return time.monotonic() - began
 
+    @property
+    def idle(self) -> bool:
+        """Whether this rank has no upload under way."""
+        return self._idle.is_set()
+
     def finish(self) -> None:
         """Wait until this rank has no upload under way."""
         self._idle.wait()

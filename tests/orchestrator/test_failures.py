@@ -1,5 +1,7 @@
 """Whose fault a failure is, from errors as PyTorch, Ray and this project raise them."""
 
+import pickle
+
 import pytest
 import ray
 import torch
@@ -10,6 +12,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data.errors import DataError
+from data.reads import Unreadable
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.notices import Leave
 
@@ -43,6 +46,7 @@ def health(error: Exception) -> WorkerHealthCheckFailedError:
             TimeoutError(),
             dist.DistNetworkError("store is gone"),
         ),
+        pickle.loads(pickle.dumps(Unreadable("gs://b/3.tar: cannot be read", away=True))),
         *(RuntimeError("NCCL error: unhandled system error"), RuntimeError("CUDA error: uncorrectable ECC error")),
     ],
 )
@@ -54,7 +58,7 @@ def test_the_worlds_fault(error: Exception, started: bool) -> None:
 @pytest.mark.parametrize(
     "error",
     [
-        *(TypeError("no"), DataError("shard 3 is unreadable"), ValueError("not one image fits"), MemoryError()),
+        *(TypeError("no"), Unreadable("shard 3 is damaged"), ValueError("not one image fits"), MemoryError()),
         *(torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("mat1 and mat2 shapes cannot be multiplied")),
     ],
 )

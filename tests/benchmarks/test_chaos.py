@@ -1,0 +1,121 @@
+"""The schedule of the chaos benchmark and the arithmetic of its report, on histories whose answers are known."""
+
+import itertools
+import json
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import chaos_report as report
+from benchmarks.chaos_kills import KINDS, RESIZE, SIZES, START_SIZE, Event, schedule
+from benchmarks.chaos_world import Attempt, Job
+from orchestrator.ledger import trained_samples
+
+
+class TwoEpochs:
+    """Samples 0 .. 9 in batches of 4: three steps an epoch, the last slots masked."""
+
+    batch_size, num_samples, steps_per_epoch = 4, 10, 3
+
+    def batch(self, step: int) -> list[int]:
+        first = step % 3 * 4
+        return [i if i < 10 else -1 for i in range(first, first + 4)]
+
+
+def write(folder: Path, attempt: int, rank: int, steps: dict[int, list[int]]) -> None:
+    """A file of a ledger, as `orchestrator/ledger.py` describes it."""
+    (folder / "samples").mkdir(exist_ok=True)
+    path = folder / "samples" / f"{min(steps):09d}-{max(steps) + 1:09d}-rank-{rank:05d}-{attempt}.json"
+    path.write_text(json.dumps({"attempt": attempt, "steps": steps}))
+
+
+def test_every_kind_and_every_size_comes_and_the_seed_decides() -> None:
+    events = schedule(kills=25, steps=1000, seed=3, first=40)
+    kinds = Counter(event.kind for event in events if event.kind != RESIZE)
+    assert kinds.total() == 25
+    assert set(kinds) == set(KINDS)
+    assert max(kinds.values()) - min(kinds.values()) <= 1
+    sizes = [START_SIZE, *(event.workers for event in events if event.kind == RESIZE)]
+    assert set(sizes) == set(SIZES)
+    assert all(before != after for before, after in itertools.pairwise(sizes))
+    steps = [event.step for event in events]
+    assert steps == sorted(set(steps))
+    assert steps[0] >= 40
+    assert steps[-1] < 1000
+    assert events == schedule(25, 1000, 3, 40)
+    assert events != schedule(25, 1000, 4, 40)
+    assert {event.workers for event in schedule(3, 400, 0, 40) if event.kind == RESIZE} == {1, 3, 4}
+    with pytest.raises(ValueError, match="too few"):
+        schedule(25, 80, 0, 40)
+
+
+def test_samples_are_counted_in_the_final_history(tmp_path: Path) -> None:
+    write(tmp_path, 1, 0, {0: [0, 1], 1: [4, 5], 2: [8, 9]})
+    write(tmp_path, 1, 1, {0: [2, 3], 1: [6, 7]})
+    write(tmp_path, 2, 0, {1: [4, 5, 6, 7], 2: [8, 9], 3: [0, 1, 2, 3], 4: [4, 5, 6, 7]})  # step 1 on, once more
+    write(tmp_path, 3, 0, {5: [8, 9]})
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=6) == (0, 0)
+
+    write(tmp_path, 4, 0, {4: [4, 5, 6, 6]})  # 7 is lost, 6 comes twice
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=6) == (1, 1)
+    write(tmp_path, 4, 1, {5: [8, 9]})
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=7) == (1 + 4, 1)  # no step 6
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=5) == (1, 1 + 2)  # one too many
+
+
+def test_steps_and_seconds() -> None:
+    """A step a second to step 30, a kill there, on at step 20 after 15 s, and no point for what is done again."""
+    times = [float(second) for second in (*range(1, 31), *range(30 + 15 + 11, 30 + 15 + 41))]
+    curve = report.Curve(list(range(1, 61)), times)
+    assert [curve.peak(time) for time in (0.5, 30.5, 44.0, 56.5)] == [0, 30, 30, 31]
+    assert report.Curve([1, 2, 3], [0.0, 1.0, 4.0]).seconds_a_step() == 2
+    attempts = [Attempt(45.5, 20, 2)]
+    assert report.redone_steps(attempts, curve) == [10]
+    struck = report.Struck(Event(25, "worker", 0.5), began=30.2, back=56.2, before=2, after=2)
+    assert report.seconds_lost(struck, curve, seconds_a_step=1.0) == pytest.approx(26 - 1)
+    assert report.redone_after(struck, attempts, [10]) == 10
+    later = report.Struck(Event(40, "tracker", 0.5), began=57.2, back=60.2, before=2, after=2)
+    assert report.seconds_lost(later, curve, seconds_a_step=1.0) == pytest.approx(0)
+    assert report.redone_after(later, attempts, [10]) == 0
+    table = report.table([struck, later], [25.0, 0.0], [10, 0])
+    assert table.splitlines()[2].split() == ["worker", "1", "25.0", "25.0", "10.0", "10"]
+
+
+def test_weights_are_compared_all_together() -> None:
+    here = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([4.0], np.float32)}
+    there = {"a": np.array([3.0, 0.5], np.float32), "b": np.array([4.0], np.float32)}
+    assert report.weight_difference(here, here) == 0
+    assert report.weight_difference(there, here) == pytest.approx(0.1)
+    with pytest.raises(ValueError, match="names"):
+        report.weight_difference(here, {"a": here["a"]})
+
+
+def test_weights_are_read_from_the_newest_complete_checkpoint(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    for step, manifest in ((20, True), (40, True), (60, False)):
+        folder = tmp_path / f"step-{step:09d}-00000000"
+        folder.mkdir()
+        pieces = {"weight/w@0": np.full(2, step, np.float32), "exp_avg/w@0": np.zeros(3, np.float32)}
+        save_file(pieces, folder / "one")
+        save_file({"weight/w@2": np.full(1, -step, np.float32)}, folder / "two")
+        fragments = [["weight", "w", 0, 2, "one"], ["weight", "w", 2, 1, "two"], ["exp_avg", "w", 0, 3, "one"]]
+        record = {"step": step, "files": {"one": {}, "two": {}}, "parameters": {"w": 3}, "fragments": fragments}
+        if manifest:
+            (folder / "manifest.json").write_text(json.dumps(record))
+    step, weights = report.read_weights(str(tmp_path))
+    assert step == 40
+    assert weights["w"].tolist() == [40, 40, -40]
+
+
+def test_a_job_is_followed_at_its_terminal(tmp_path: Path) -> None:
+    words = [r"a bar:  30%|### | 30/100 [00:01<00:02]\r", r"chaos: continuing at step 20 of 100 on 3 workers\n"]
+    words += [r"a bar:  25%|##  | 25/100 [00:01<00:02]\r\n"]
+    job = Job(["printf", "%b", "".join(words)], {}, tmp_path / "log")
+    job.start()
+    job._reader.join(timeout=60)
+    assert (job.step, job.peak) == (25, 30)
+    assert [(attempt.step, attempt.workers) for attempt in job.attempts] == [(20, 3)]
+    assert job.lines == ["chaos: continuing at step 20 of 100 on 3 workers"]
