@@ -68,8 +68,9 @@ class Job:
         lines: all that was printed, without the progress bar.
     """
 
-    def __init__(self, words: list[str], environment: dict[str, str], log: Path) -> None:
+    def __init__(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> None:
         self._words, self._environment, self._log = words, environment, log
+        self._bar = re.compile(rf"{name}: .*\| (\d+)/\d+ \[")
         self._process: subprocess.Popen[bytes] | None = None
         self.step, self.peak = 0, 0
         self.attempts: list[Attempt] = []
@@ -119,7 +120,7 @@ class Job:
                         self._note(text, log)
 
     def _note(self, line: str, log: Any) -> None:
-        if bar := re.search(r"\| (\d+)/(\d+) \[", line):
+        if bar := self._bar.match(line):
             self.step = int(bar[1])
             self.peak = max(self.peak, self.step)
             return
@@ -217,7 +218,7 @@ class World:
         path.write_text(json.dumps(job_file(self, name, steps, every, workers), indent=1))
         words = [sys.executable, "-m", "orchestrator", "run", str(path)]
         environment = {**self.cluster.environment, **self._access.environment}
-        self.job = Job(words, environment, self.folder / f"{name}.log")
+        self.job = Job(name, words, environment, self.folder / f"{name}.log")
         self._stack.callback(self.job.kill)
         self.job.start()
         return self.job

@@ -23,7 +23,8 @@ import psutil  # noqa: E402
 EPILOG = """
 Both run with two workers on a private Ray of this machine, one after the other, so many times. A worker is killed with
 SIGKILL. The empty function ends its clock with its first line. The run ends it with its first step after the restart:
-imports, the model, DeepSpeed, a checkpoint and the first batch are in it.
+imports, the model, DeepSpeed, a checkpoint and the first batch are in it. Its log has a line at most every 5 s, so up
+to 5 s of its time are too much.
 """
 EMPTY = """
 import os, signal, sys, time

@@ -111,11 +111,15 @@ def test_weights_are_read_from_the_newest_complete_checkpoint(tmp_path: Path) ->
 
 
 def test_a_job_is_followed_at_its_terminal(tmp_path: Path) -> None:
-    words = [r"a bar:  30%|### | 30/100 [00:01<00:02]\r", r"chaos: continuing at step 20 of 100 on 3 workers\n"]
-    words += [r"a bar:  25%|##  | 25/100 [00:01<00:02]\r\n"]
-    job = Job(["printf", "%b", "".join(words)], {}, tmp_path / "log")
+    words = [
+        r"packing: 100%|###| 2000/2000 [00:01<00:00]\r",
+        r"chaos:  30%|### | 30/100 [00:01<00:02]\r",
+        r"chaos: continuing at step 20 of 100 on 3 workers\n",
+    ]
+    words += [r"chaos:  25%|##  | 25/100 [00:01<00:02]\r\n"]
+    job = Job("chaos", ["printf", "%b", "".join(words)], {}, tmp_path / "log")
     job.start()
     job._reader.join(timeout=60)
     assert (job.step, job.peak) == (25, 30)
     assert [(attempt.step, attempt.workers) for attempt in job.attempts] == [(20, 3)]
-    assert job.lines == ["chaos: continuing at step 20 of 100 on 3 workers"]
+    assert job.lines[1:] == ["chaos: continuing at step 20 of 100 on 3 workers"]

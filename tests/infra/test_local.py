@@ -168,7 +168,7 @@ def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster,
     trained = trained_samples(str(tmp_path / "elastic"))
     order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=64)
     assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(steps)}
-    with pytest.raises(ClusterError, match=f"node {'0' * 56} cannot be drained"):
+    with pytest.raises(ClusterError, match="does not run here"):
         local_cluster.drain("0" * 56, 5)
 
 

