@@ -139,7 +139,7 @@ def _drain(world: World, event: Event) -> float:
     _, node = _victim(world, event)
     began = time.time()
     world.cluster.drain(node, GRACE)
-    time.sleep(max(0.0, began + GRACE - time.time()))
+    time.sleep(GRACE)
     with contextlib.suppress(ClusterError):  # the autoscaler may have been faster
         world.cluster.kill_node(node)
     return began

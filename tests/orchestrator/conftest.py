@@ -5,7 +5,9 @@ import secrets
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +63,7 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
     os.environ.update({**S3_ENVIRONMENT, **GCS_ENVIRONMENT})  # a cluster's nodes have their rights to buckets
     from ray.cluster_utils import Cluster
 
-    port = free_port()
+    port, agent = free_port(), free_port()
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
@@ -69,13 +71,25 @@ def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
-            "dashboard_agent_listen_port": free_port(),  # its default is one for all clusters of a machine
+            "dashboard_agent_listen_port": agent,  # its default is one for all clusters of a machine
         },
     )
     jobs = f"http://127.0.0.1:{port}"
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_API_SERVER_ADDRESS": jobs}
+    wait_for_port(agent)  # the job server refuses jobs until it knows an agent
     yield RayHead(cluster.address, jobs, environment)
     cluster.shutdown()
+
+
+def wait_for_port(port: int, seconds: float = 240) -> None:
+    """Wait until somebody listens on a TCP port of this machine, and a moment longer."""
+    deadline = time.monotonic() + seconds
+    while True:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            break
+        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        time.sleep(0.2)
+    time.sleep(2)  # until it is known to the others, too
 
 
 def free_port() -> int:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -232,6 +233,19 @@ def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str, *, bitwi
     # ignores), other rounding gives another direction. All together the weights agree.
     ours, theirs = (torch.cat([w[k] for k in sorted(w) if k.startswith("weight/")]) for w in (here, there))
     assert (ours - theirs).norm() < 1e-3 * theirs.norm()
+
+
+def test_numbers_that_stay_wrong_stop_it(ray_head: RayHead, folder: Path, quiet: Path) -> None:
+    """The second step's learning rate ruins the weights: back to the last checkpoint, once, and then the end."""
+    more = {"optimizer.lr": 1e37, "training.max_bad_steps": 3, "checkpoint.every.steps": 1, "cluster.workers": 1}
+    process = ray_head.start(*command(folder, "diverged", **more))
+    output, _ = process.communicate(timeout=TIMEOUT)
+    assert process.returncode == 1, output
+    skipped = "step 5: 3 steps in a row skipped (training.max_bad_steps = 3): "
+    assert re.search(rf"{re.escape(skipped)}.*; going back to the last checkpoint\n.*continuing at step 2", output)
+    last = output.strip().splitlines()[-1]
+    assert skipped in last
+    assert last.endswith("going back to a checkpoint did not help")
 
 
 @pytest.mark.parametrize("store", [gcs_server, s3_server])
