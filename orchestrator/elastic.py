@@ -5,6 +5,7 @@ checkpoint is done again. This one asks first: the workers save at a common step
 then is the new number worked out. A node that is being drained counts as gone.
 """
 
+import copy
 import time
 from typing import Any
 
@@ -12,25 +13,54 @@ import ray
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
+    FixedScalingPolicy,
     NoopDecision,
     ResizeDecision,
     ScalingDecision,
+    ScalingPolicy,
 )
 
 WAIT_SECONDS = 1.0
 MOST_SECONDS = 60.0  # without enough nodes for a start, after which fewer are asked for
 
 
-class AskFirst(ElasticScalingPolicy):
+class OneName(ScalingPolicy):
+    """A policy that asks the autoscaler under the run's own name, the same at every start.
+
+    Ray names a request by chance. What the controller of a killed job had asked for would be kept from the next one, or
+    bought a second time for it, for three minutes.
+
+    Args:
+        scaling_config: as of Ray Train.
+        run_id: the run's identity.
+    """
+
+    def __init__(self, scaling_config: ScalingConfig, run_id: str) -> None:
+        super().__init__(scaling_config)
+        self._run_id = run_id
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called by Ray Train's controller."""
+        stable = copy.copy(train_run_context)
+        object.__setattr__(stable, "run_id", self._run_id)  # it is frozen
+        super().after_controller_start(stable)
+
+
+class Fixed(OneName, FixedScalingPolicy):
+    """As many workers as the job says."""
+
+
+class AskFirst(OneName, ElasticScalingPolicy):
     """Ray Train's elastic policy; a running group ends by itself.
 
     Args:
         scaling_config: with a range of workers.
+        run_id: the run's identity, the same at every start.
         board: the progress actor, which passes the wish on.
     """
 
-    def __init__(self, scaling_config: ScalingConfig, board: Any) -> None:
-        super().__init__(scaling_config)
+    def __init__(self, scaling_config: ScalingConfig, run_id: str, board: Any) -> None:
+        super().__init__(scaling_config, run_id)
         self._board = board
         self._possible = 0  # workers, when it was last looked at
         self._waiting_since: float | None = None
@@ -64,7 +94,9 @@ class AskFirst(ElasticScalingPolicy):
         return super()._get_num_workers_for_resource_request()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        leaving = ray._private.state.state.get_draining_nodes()
+        # Ray looks only every 20 s at which nodes there are.
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        staying = alive - set(ray._private.state.state.get_draining_nodes())
         return super()._count_possible_workers(
-            {node: resources for node, resources in reserved_resources.items() if node not in leaving}
+            {node: resources for node, resources in reserved_resources.items() if node in staying}
         )

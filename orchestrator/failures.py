@@ -104,8 +104,9 @@ def root_cause(error: BaseException) -> str:
     cause = getattr(cause, "health_check_failure", cause)
     cause = getattr(cause, "_base_exc", cause)
     text = redact_text(" ".join(str(cause).split()))
-    if isinstance(cause, ray.exceptions.RayActorError) and (death := _DEATH.search(text)):
-        return death[1]
+    if isinstance(cause, ray.exceptions.RayActorError):
+        death = _DEATH.search(text)
+        return death[1] if death else "it died"
     kind = type(cause)
     said_plainly = kind.__module__.startswith(("orchestrator", "data", "model")) and text
     return text if said_plainly else f"{kind.__name__}: {text}".rstrip(": ")

@@ -19,7 +19,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
-from orchestrator.elastic import AskFirst
+from orchestrator.elastic import AskFirst, Fixed
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import JobError, problem
@@ -36,9 +36,10 @@ STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with
     "DATA_REQUEST_SECONDS",
 )
 
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of a notice of 30 s, not 5 pass unheard
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # a node may have to be bought, and its image loaded, first
+    START_TIMEOUT: "600",  # a node may have to be bought, and its image loaded, first
 }
 LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
 
@@ -52,15 +53,17 @@ class RunFailed(RuntimeError):
 class Trainer(TorchTrainer):
     """Ray's trainer, under policies of our own for failures and for the number of workers."""
 
-    def __init__(self, *args: Any, board: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, run_id: str, board: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._board = board
+        self._run_id, self._board = run_id, board
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # Ray Train has no public place for policies; `fit` passes them through here.
         parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
         if self.scaling_config.elasticity_enabled:
-            parts["scaling_policy"] = AskFirst(self.scaling_config, self._board)
+            parts["scaling_policy"] = AskFirst(self.scaling_config, self._run_id, self._board)
+        else:
+            parts["scaling_policy"] = Fixed(self.scaling_config, self._run_id)
         # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
         parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
         return super()._initialize_and_run_controller(**parts)
@@ -96,6 +99,8 @@ def launch(job: PretrainJob, run_id: str) -> None:
     url = run_url(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
+    if job.cluster.min_workers < job.cluster.max_workers:
+        os.environ.setdefault(START_TIMEOUT, "60")  # a node that goes meanwhile is not waited for: fewer will do
     for name, value in CONTROLLER_SETTINGS.items():
         os.environ.setdefault(name, value)
     connect(job)
@@ -107,6 +112,7 @@ def launch(job: PretrainJob, run_id: str) -> None:
     trainer = Trainer(
         # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
         partial(train, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
+        run_id=run_id,
         board=board,
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,

@@ -45,6 +45,7 @@ class Board:
     def __init__(self) -> None:
         self._progress = Progress()
         self._messages: list[str] = []
+        self._said: set[str] = set()
         self._stopped = ""
         self._heard: dict[int, float] = {}
         self._first_step: int | None = None
@@ -55,6 +56,7 @@ class Board:
         self._heard = dict.fromkeys(range(workers), time.monotonic() + START_SECONDS)
         self._first_step = None
         self._workers_wanted = 0
+        self._said.clear()
 
     def update(self, progress: Progress) -> int:
         """Replace the progress shown. Returns how many workers there should be instead; 0 = as many as there are."""
@@ -83,8 +85,10 @@ class Board:
         self._workers_wanted = number
 
     def say(self, message: str) -> None:
-        """A line that the driver prints once."""
-        self._messages.append(message)
+        """A line that the driver prints, once for each start of the workers."""
+        if message not in self._said:
+            self._said.add(message)
+            self._messages.append(message)
 
     def stop(self, reason: str) -> None:
         """The workers ended the run themselves; every rank says so."""

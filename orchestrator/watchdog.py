@@ -107,6 +107,7 @@ class Watchdog(WorkerGroupCallback):
         self._board.say.remote(f"worker {named} {kind} since {min(silence[r] for r in who):.0f} s and is killed")
         for rank in who:
             self._kill(rank)
+            del self._workers[rank]
 
     def _answers(self, rank: int) -> bool:
         """Whether the worker's process runs; if it does, where it stands goes into the log."""

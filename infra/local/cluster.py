@@ -165,7 +165,8 @@ class LocalCluster:
         """Other bounds for the number of worker nodes. The autoscaler reads its configuration every second.
 
         Between the bounds the number follows what jobs ask for. An elastic job asks for its maximum, and Ray adds
-        nothing for it where that is more than `most`.
+        nothing for it where that is more than `most`. Nodes beyond `most` are ended at once, with what runs on them:
+        drain and end them first.
         """
         self.scaling = replace(self.scaling, min_workers=least, max_workers=most)
         write_config(self.folder / "autoscaler.json", self.address, self.scaling)
