@@ -129,13 +129,13 @@ def attempts_by_step(run: Path) -> dict[int, set[int]]:
 
 
 def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster, tmp_path: Path) -> None:
-    """1 worker, then 3, a node drained, a node lost: the first two cost no step, the last at most an interval."""
-    steps, every = 300, 40
+    """1 worker, then 3, then a node is drained: no step is done twice, no sample missed."""
+    steps = 300
     keys: dict[str, object] = {
         "cluster.workers": "[1, 3]",
         "cluster.resize_every": 2,
         "schedule.length.steps": steps,
-        "checkpoint.every.steps": every,
+        "checkpoint.every.steps": 100,
         "evaluate.every.steps": steps,
         "tracking.every.steps": 1,
         "tracking.record_samples": "true",
@@ -151,20 +151,10 @@ def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster,
         local_cluster.drain(drained, 10)
         [left] = run.wait_for(r"a node is being taken away: saved at step (\d+)")
         assert run.wait_for(r"continuing at step (\d+)") == [left]
-        before_loss = attempts_by_step(tmp_path / "elastic")
-        assert {step: len(attempts) for step, attempts in before_loss.items()} == dict.fromkeys(before_loss, 1)
-        assert set(range(int(left))) <= set(before_loss)
-
-        run.wait_for(r"step \d+/.*loss")
-        lost = next(node.id for node in local_cluster.workers() if node.id != drained)
-        local_cluster.kill_node(lost)
-        with pytest.raises(ClusterError, match="does not run here"):
-            local_cluster.kill_node(lost)
         output = run.end()
     assert run.process.returncode == 0, output
-    redone = [step for step, attempts in attempts_by_step(tmp_path / "elastic").items() if len(attempts) > 1]
-    assert len(redone) <= every
-
+    attempts = {step: len(each) for step, each in attempts_by_step(tmp_path / "elastic").items()}
+    assert attempts == dict.fromkeys(range(steps), 1)
     trained = trained_samples(str(tmp_path / "elastic"))
     order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=64)
     assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(steps)}

@@ -1,7 +1,6 @@
 """Shared by the orchestrator's tests: the digits as shards, and one Ray cluster for all tests that need one."""
 
 import os
-import secrets
 import socket
 import subprocess
 import sys
@@ -17,10 +16,6 @@ from data.sources.digits import pack_digits
 from tests.emulators import GCS_ENVIRONMENT, S3_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
-
-# Ray reads its authentication once, when it is first imported, and test modules import it.
-os.environ["RAY_AUTH_MODE"] = "token"
-os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 @pytest.fixture(scope="session")
