@@ -144,15 +144,13 @@ def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster,
         run = Watched(run_command(tmp_path, "elastic", **keys), local_cluster.environment)
         run.wait_for(r"step [1-9]\d*/.* 1 worker")
         local_cluster.set_workers(3, 3)
-        [grown] = run.wait_for(r"the number of workers changes: saved at step (\d+)")
-        assert run.wait_for(r"continuing at step (\d+) of \d+ on 3 workers") == [grown]
-
-        drained = local_cluster.workers()[0].id
-        local_cluster.drain(drained, 10)
-        [left] = run.wait_for(r"a node is being taken away: saved at step (\d+)")
-        assert run.wait_for(r"continuing at step (\d+)") == [left]
+        run.wait_for(r"the number of workers changes: saved at step \d+")
+        run.wait_for(r"continuing at step \d+ of \d+ on 3 workers")
+        local_cluster.drain(local_cluster.workers()[0].id, 20)
+        run.wait_for(r"a node is being taken away: saved at step \d+")
         output = run.end()
     assert run.process.returncode == 0, output
+    assert re.findall(r"saved at step (\d+)", output) == re.findall(r"continuing at step (\d+)", output)
     attempts = {step: len(each) for step, each in attempts_by_step(tmp_path / "elastic").items()}
     assert attempts == dict.fromkeys(range(steps), 1)
     trained = trained_samples(str(tmp_path / "elastic"))
