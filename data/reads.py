@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import storage, tar
+from data import patience, storage, tar
 from data.cache import ChecksumError
 from data.errors import Cause, DataError
 from data.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
@@ -136,7 +136,7 @@ def fetch(index: Index, read: Read, get: Get | None = None, tries: int = PARSE_T
             raise
         except Exception as error:  # each back end has errors of its own
             message = f"{url}: cannot be read ({storage.describe(error)})"
-            raise Unreadable(message, away=storage.may_pass(error)) from error
+            raise Unreadable(message, away=patience.may_pass(error)) from error
         try:
             return _parse(index, read, content)
         except (ValueError, IndexError) as error:  # DataError, and what damaged headers lead to

@@ -3,137 +3,36 @@
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
 
-Requests fail, stall and come back short; who tries again:
-
-- gcsfs (6 times) and s3fs with botocore (5 times each) repeat what a server answers with 5xx or "slow down", and broken
-  connections, with backoff of their own. So do their streaming writes, part by part. https:// repeats nothing.
-- `patiently`, here, gives every request a time limit, their repeats included: REQUEST_SECONDS plus the time that its
-  bytes take at SLOWEST. What runs into it is cancelled, its connection closed. It and what they gave up is tried
-  again, at most ATTEMPTS times and never begun again after PATIENCE seconds, with random waits that double: their
-  repeats and ours together end within PATIENCE and one time limit. Writes that put a whole object are repeated
-  whole. Files that are missing or not ours to read, wrong names and full disks are never tried again.
-- Work that can wait for longer, such as an upload beside training, is given more patience by its caller.
+Every request is made patiently (`patience.py`).
 
 Variables that lead to an emulator, or to a store that speaks the same language: `STORAGE_EMULATOR_HOST` for gs://,
 `AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` spares gcsfs its search for credentials.
 """
 
-import errno
 import io
 import os
 import posixpath
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import urlsplit
 
 # gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
-import tenacity
 from fsspec.implementations.local import LocalFileSystem
 
 from data import web
 from data.errors import DataError
+from data.patience import ShortRead, limit, limited, may_pass, patiently
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
-T = TypeVar("T")
-
-REQUEST_SECONDS = float(os.environ.get("DATA_REQUEST_SECONDS", "20"))  # before the first byte counts
-SLOWEST = 1e6  # bytes a second that a request must bring at the least
-ATTEMPTS = 8
-PATIENCE = 60.0  # seconds after which nothing is tried again
-FIRST_WAIT, LONGEST_WAIT = 0.4, 20.0  # upper ends of the random waits, seconds
-TRANSIENT_STATUS = frozenset([408, 425, 429])  # of the 4xx answers, those that another try may change
-FINAL_ERRORS = (
-    FileNotFoundError,
-    FileExistsError,
-    IsADirectoryError,
-    NotADirectoryError,
-    PermissionError,
-    ValueError,
-    TypeError,
-    ImportError,
-    NotImplementedError,
-)
-FINAL_NUMBERS = frozenset(  # s3fs says with EINVAL, EPERM and EMSGSIZE that a request makes no sense
-    [
-        errno.EINVAL,
-        errno.EPERM,
-        errno.EMSGSIZE,
-        errno.ENAMETOOLONG,
-        errno.ENOSPC,
-        errno.EDQUOT,
-        errno.EROFS,
-        errno.EFBIG,
-    ]
-)
-FINAL_NAMES = frozenset(  # by name, since s3fs is an extra
-    ["NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"]
-)
 S3_PACKAGE = "s3fs is not installed; run `pip install -r requirements-s3.txt`"
-
-
-class ShortRead(OSError):
-    """Fewer bytes came than the object has there."""
-
-
-def may_pass(error: BaseException) -> bool:
-    """Whether the same request may succeed later."""
-    status = getattr(error, "status", None) or getattr(error, "code", None)  # aiohttp's name, and gcsfs's
-    if str(status).isdigit() and 400 <= int(str(status)) < 500:
-        return int(str(status)) in TRANSIENT_STATUS
-    if isinstance(error, FINAL_ERRORS) or type(error).__name__ in FINAL_NAMES:
-        return False
-    if isinstance(error, OSError) and (error.errno in FINAL_NUMBERS or str(error).startswith("Forbidden")):
-        return False  # gcsfs says "Forbidden: ..." with a plain OSError
-    return isinstance(error, Exception)
-
-
-def patiently(
-    work: Callable[[], T],
-    *,
-    attempts: int | None = None,
-    on_retry: Callable[[], object] | None = None,
-    patience: float | None = None,
-    until: threading.Event | None = None,
-) -> T:
-    """The result of `work()`, tried again while it fails for reasons that may pass. It may be carried out repeatedly.
-
-    Args:
-        attempts: how often at most. Default: ATTEMPTS, or without limit if `patience` is given.
-        on_retry: called before each further try.
-        patience: seconds after which nothing is tried again. Default: PATIENCE.
-        until: once set, nothing is tried again, and a wait before the next try ends.
-
-    Raises:
-        Whatever the last try raised.
-    """
-
-    def before_sleep(_: tenacity.RetryCallState) -> None:
-        if on_retry is not None:
-            on_retry()
-
-    stop: tenacity.stop.stop_base = tenacity.stop_before_delay(PATIENCE if patience is None else patience)
-    if attempts is not None or patience is None:
-        stop = tenacity.stop_after_attempt(attempts or ATTEMPTS) | stop
-    if until is not None:
-        stop = tenacity.stop_when_event_set(until) | stop
-    retrying = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(may_pass),
-        stop=stop,
-        sleep=tenacity.nap.sleep if until is None else tenacity.sleep_using_event(until),
-        wait=tenacity.wait_random_exponential(multiplier=FIRST_WAIT, max=LONGEST_WAIT),
-        before_sleep=before_sleep,
-        reraise=True,
-    )
-    return retrying(work)
 
 
 def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
@@ -233,7 +132,7 @@ def read(url: str) -> bytes:
         if not fs.async_impl:
             return cast(bytes, fs.cat_file(path))
         length = _length(fs, path) or 0
-        content = cast(bytes, fs.cat_file(path, timeout=_limit(length)))
+        content = cast(bytes, fs.cat_file(path, timeout=limit(length)))
         if len(content) < length:
             raise ShortRead(f"{len(content)} of {length} bytes came")
         return content
@@ -309,7 +208,7 @@ def write_atomic(url: str, content: bytes) -> None:
 
     def attempt() -> None:
         fs.makedirs(fs._parent(path), exist_ok=True)
-        fs.pipe_file(path, content, **_limited(fs, len(content)))
+        fs.pipe_file(path, content, **limited(fs, len(content)))
 
     patiently(attempt)
 
@@ -324,7 +223,7 @@ def put_file(path: Path, url: str) -> None:
 
     def attempt() -> None:
         fs.makedirs(fs._parent(there), exist_ok=True)
-        fs.put_file(str(path), there, **_limited(fs, path.stat().st_size))
+        fs.put_file(str(path), there, **limited(fs, path.stat().st_size))
 
     patiently(attempt)
     path.unlink()
@@ -336,7 +235,7 @@ def get_file(url: str, path: Path) -> None:
 
     def attempt() -> None:
         length = _length(fs, there) or 0
-        fs.get_file(there, str(path), **_limited(fs, length))
+        fs.get_file(there, str(path), **limited(fs, length))
         if (got := path.stat().st_size) < length:
             raise ShortRead(f"{got} of {length} bytes came")
 
@@ -349,7 +248,7 @@ def contents(folder: str) -> dict[str, int]:
 
     def attempt() -> list[dict[str, Any]]:
         fs.invalidate_cache()
-        return cast(list[dict[str, Any]], fs.ls(path, detail=True, **_limited(fs)))
+        return cast(list[dict[str, Any]], fs.ls(path, detail=True, **limited(fs)))
 
     try:
         entries = patiently(attempt)
@@ -369,7 +268,7 @@ def remove_folder(url: str) -> None:
 
     def attempt() -> None:
         fs.invalidate_cache()
-        fs.rm(path, recursive=True, **_limited(fs))
+        fs.rm(path, recursive=True, **limited(fs))
 
     with suppress(FileNotFoundError):
         patiently(attempt)
@@ -398,7 +297,7 @@ def remove(url: str) -> None:
 
     def attempt() -> None:
         if _is_there(fs, path):
-            fs.rm_file(path, **_limited(fs))
+            fs.rm_file(path, **limited(fs))
 
     with suppress(FileNotFoundError):  # deleted by a try whose answer was lost
         patiently(attempt)
@@ -410,34 +309,24 @@ def matching(folder: str, pattern: str) -> list[str]:
 
     def attempt() -> list[str]:
         fs.invalidate_cache()
-        return cast(list[str], fs.glob(f"{path.rstrip('/')}/{pattern}", **_limited(fs)))
+        return cast(list[str], fs.glob(f"{path.rstrip('/')}/{pattern}", **limited(fs)))
 
     return sorted(posixpath.basename(found) for found in patiently(attempt))
-
-
-def _limit(length: int) -> float:
-    """Seconds that a request about `length` bytes may take."""
-    return REQUEST_SECONDS + length / SLOWEST
-
-
-def _limited(fs: fsspec.AbstractFileSystem, length: int = 0) -> dict[str, float]:
-    """The time limit as an option of a file system's method: those of object stores have it, local ones do not."""
-    return {"timeout": _limit(length)} if fs.async_impl else {}
 
 
 def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
     """One request for bytes begin .. end-1."""
     if web.is_web(fs):
-        return web.read_range(fs, path, begin, end, _limit(end - begin))
-    return cast(bytes, fs.cat_file(path, start=begin, end=end, **_limited(fs, end - begin)))
+        return web.read_range(fs, path, begin, end, limit(end - begin))
+    return cast(bytes, fs.cat_file(path, start=begin, end=end, **limited(fs, end - begin)))
 
 
 def _length(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
     """Length of an object as it is now; None where the server does not say. Raises FileNotFoundError."""
     if web.is_web(fs):
-        return web.length(fs, path, _limit(0))
+        return web.length(fs, path, limit(0))
     fs.invalidate_cache()
-    return cast(int | None, fs.info(path, **_limited(fs))["size"])
+    return cast(int | None, fs.info(path, **limited(fs))["size"])
 
 
 def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:

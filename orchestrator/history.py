@@ -166,10 +166,8 @@ class History:
         curves = {"train/loss": loss, "train/gradient_norm": gradient_norm}
         curves = {name: value for name, value in curves.items() if math.isfinite(value)}
         marks, lines = self._spikes.mark(step, curves)
-        if self._talks:
-            for line in lines:
-                if "loss" in line:  # the gradient's norm jumps often, and is marked only
-                    self.say(line)
+        if self._talks and "train/loss" in lines:  # the gradient's norm jumps often, and is marked only
+            self.say(lines["train/loss"])
         p = self._progress
         p.loss, p.rate, p.mfu = loss, rate, window.mfu
         p.seconds_left = (self._total_steps - step) * seconds / max(1, window.steps)

@@ -46,19 +46,19 @@ class Spikes:
     def __init__(self) -> None:
         self._detectors: dict[str, SpikeDetector] = {}
 
-    def mark(self, step: int, values: Mapping[str, float]) -> tuple[dict[str, float], list[str]]:
+    def mark(self, step: int, values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
         """Judge the curves' points of one step.
 
         Args:
             values: metric -> its value, such as `train/loss`.
 
         Returns:
-            `{metric}_spike`: 1.0 for each that spikes, and a line about each for the terminal.
+            `{metric}_spike`: 1.0 for each that spikes; and by metric, a line about it for the terminal.
         """
-        marks, lines = {}, []
+        marks, lines = {}, {}
         for metric, value in values.items():
             usual = self._detectors.setdefault(metric, SpikeDetector()).add(value)
             if usual is not None:
                 marks[f"{metric}_spike"] = 1.0
-                lines.append(f"step {step}: {metric} spikes: {value:.4g}, usually {usual:.4g}")
+                lines[metric] = f"step {step}: {metric} spikes: {value:.4g}, usually {usual:.4g}"
         return marks, lines

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import storage
+from data import patience, storage
 from orchestrator.manifest import MANIFEST, CheckpointError, File, Manifest, Part
 
 OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails
@@ -52,7 +52,7 @@ class Outlast:
                 self._error = error
                 raise
 
-        result = storage.patiently(attempt, patience=OUTAGE, until=self._until, on_retry=self._note)
+        result = patience.patiently(attempt, patience=OUTAGE, until=self._until, on_retry=self._note)
         if self.away:
             self.away = False
             self._say(f"{self._store} is back")

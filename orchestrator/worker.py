@@ -160,7 +160,7 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
                 break
             except GoBack as reason:
                 went_back = reason
-                history.settle()  # what was trained in vain was paid for
+                history.settle()  # counts what was trained in vain, so that it is not taken for what comes now
                 history.say(f"{reason}; going back to the last checkpoint")
         history.end()
 

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data import reader, storage
+from data import patience, reader, storage
 from data.cache import Cache
 from data.errors import Cause, DataError
 from data.index import Index, concatenate, open_index
@@ -302,7 +302,7 @@ def test_a_shard_cut_short_loses_its_end(tmp_path):
 def test_a_shard_that_failed_once_is_not_tried_at_length_again(monkeypatch):
     """Eight tries for the first read of it that fails, one for each later one."""
     index, _ = write_set(f"logged://{uuid.uuid4()}", [64 * 6, 64])
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(reader, "FETCH_THREADS", 1)
     monkeypatch.setattr(reader, "READ_BYTES", 1000)
     LoggedFileSystem.gate.set()
@@ -313,8 +313,8 @@ def test_a_shard_that_failed_once_is_not_tried_at_length_again(monkeypatch):
         assert [isinstance(taken[step][0], Lost) for step in range(7)] == [True] * 6 + [False]
         statistics = source.statistics()
     assert statistics.unreadable == 1
-    assert statistics.retries == storage.ATTEMPTS - 1
-    assert statistics.requests == storage.ATTEMPTS + 5 + 1
+    assert statistics.retries == patience.ATTEMPTS - 1
+    assert statistics.requests == patience.ATTEMPTS + 5 + 1
 
 
 def test_statistics_add_up(tmp_path):

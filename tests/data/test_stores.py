@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from fsspec.asyn import get_loop
 
-from data import reader, storage
+from data import patience, reader, storage
 from data.index import Index, open_index
 from data.order import MASKED, SampleOrder
 from data.reader import Reader, Statistics, schedule
@@ -58,8 +58,8 @@ def stores(folder: Path, expected: list[Fields]) -> Iterator[dict[str, Server]]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that stall are given up soon, waits between tries are short, and so are reads: there are many."""
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.5)
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.05)
+    monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.5)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(reader, "READ_BYTES", 50_000)
 
 
@@ -160,7 +160,7 @@ def test_retries_are_counted(stores, expected, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("impatient")
 def test_a_store_that_stays_away_is_an_error_that_names_the_shard(stores, kind, monkeypatch):
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
     with FaultyProxy(stores[kind]) as proxy, reached_by(proxy.server) as url:
         index = open_index(url)
         proxy.set(fail=1.0)
@@ -171,14 +171,14 @@ def test_a_store_that_stays_away_is_an_error_that_names_the_shard(stores, kind, 
 @pytest.mark.usefixtures("impatient")
 def test_stalled_requests_leave_nothing_behind(stores, monkeypatch):
     """Given-up requests end their connections and tasks: no more are open after eighteen than after six."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 6)
-    monkeypatch.setattr(storage, "LONGEST_WAIT", 0.05)
+    monkeypatch.setattr(patience, "ATTEMPTS", 6)
+    monkeypatch.setattr(patience, "LONGEST_WAIT", 0.05)
     for kind in KINDS:
-        monkeypatch.setattr(storage, "REQUEST_SECONDS", 5.0)
+        monkeypatch.setattr(patience, "REQUEST_SECONDS", 5.0)
         with FaultyProxy(stores[kind]) as proxy, reached_by(proxy.server) as url:
             assert storage.read_range(f"{url}/000000.tar", 0, 3) != b""  # connected
             proxy.set(stall=1.0)
-            monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.06)
+            monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.06)
             left = []
             for _ in range(3):
                 with pytest.raises(TimeoutError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from data import storage
+from data import patience, storage
 from tests.emulators import FaultyProxy, file_server
 
 CONTENT = random.Random(0).randbytes(3_000_000)
@@ -39,8 +39,8 @@ def test_a_folder_is_listed(folder):
 
 def test_a_failing_server_is_not_a_missing_file(folder, monkeypatch):
     """fsspec's own question for a length would say so."""
-    monkeypatch.setattr(storage, "ATTEMPTS", 2)
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.01)
+    monkeypatch.setattr(patience, "ATTEMPTS", 2)
+    monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
     with file_server(folder) as server, FaultyProxy(server, fail=1.0) as proxy:
         with pytest.raises(Exception, match="503"):
             storage.size(f"{proxy.server.url}/shard.tar")
@@ -50,7 +50,7 @@ def test_a_failing_server_is_not_a_missing_file(folder, monkeypatch):
 
 def test_a_slow_server_without_ranges_is_waited_for(folder, monkeypatch):
     """It takes longer than a range of that length may take, but bytes keep coming."""
-    monkeypatch.setattr(storage, "REQUEST_SECONDS", 0.3)
-    monkeypatch.setattr(storage, "ATTEMPTS", 1)
+    monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(patience, "ATTEMPTS", 1)
     with file_server(folder, ranges=False, rate=4e6) as server:
         assert storage.read_range(f"{server.url}/shard.tar", 2_900_000, 2_900_010) == CONTENT[2_900_000:2_900_010]

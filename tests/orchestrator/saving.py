@@ -74,10 +74,10 @@ def restored_step(run: str) -> int | None:
 def be_impatient(server: Server | None = None) -> None:
     """In a process of a test's own: small files and short waits; gs:// and s3:// lead to `server`."""
     import orchestrator.snapshot
-    from data import storage
+    from data import patience
 
     orchestrator.snapshot.FILE_BYTES = 4000
-    storage.REQUEST_SECONDS, storage.PATIENCE, storage.ATTEMPTS = 2.0, 1.0, 3
-    storage.FIRST_WAIT, storage.LONGEST_WAIT = 0.02, 0.2
+    patience.REQUEST_SECONDS, patience.PATIENCE, patience.ATTEMPTS = 2.0, 1.0, 3
+    patience.FIRST_WAIT, patience.LONGEST_WAIT = 0.02, 0.2
     if server is not None:
         os.environ.update(server.environment)

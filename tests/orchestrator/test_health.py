@@ -300,7 +300,7 @@ def test_few_points_flat_curves_and_dips_are_no_spikes() -> None:
 def test_each_curve_is_judged_by_its_own_past() -> None:
     spikes = Spikes()
     for step in range(FEWEST):
-        assert spikes.mark(step, {"train/loss": 2.0, "train/gradient_norm": 10.0}) == ({}, [])
+        assert spikes.mark(step, {"train/loss": 2.0, "train/gradient_norm": 10.0}) == ({}, {})
     marks, lines = spikes.mark(FEWEST, {"train/loss": 9.0, "train/gradient_norm": 9.0})
     assert marks == {"train/loss_spike": 1.0}
-    assert lines == [f"step {FEWEST}: train/loss spikes: 9, usually 2"]
+    assert lines == {"train/loss": f"step {FEWEST}: train/loss spikes: 9, usually 2"}
