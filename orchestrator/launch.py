@@ -77,6 +77,7 @@ class SayFailures(UserCallback):
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller."""
+        self._board.group_gone.remote()
         leave = next((error for error in worker_exceptions.values() if isinstance(error, Leave)), None)
         if leave is not None:
             self._board.say.remote(str(leave))

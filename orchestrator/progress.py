@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TextIO
 
 import ray
@@ -26,7 +26,10 @@ START_SECONDS = 600.0  # that workers may take to import, build the model and re
 
 @dataclass
 class Progress:
-    """Where training stands. `rate` in images/s, `mfu` a fraction of peak, `seconds_left` NaN before it is known."""
+    """Where training stands. `rate` in images/s, `mfu` a fraction of peak, `seconds_left` NaN before it is known.
+
+    `total_steps` is 0 while no workers train.
+    """
 
     step: int = 0
     total_steps: int = 0
@@ -64,6 +67,10 @@ class Board:
         if self._first_step is None and progress.total_steps:
             self._first_step = progress.step
         return self._workers_wanted
+
+    def group_gone(self) -> None:
+        """The workers ended before the run did; others are to come, once there is a place for them."""
+        self._progress = replace(self._progress, total_steps=0, note="waiting for workers")
 
     def beat(self, rank: int) -> None:
         """A worker lives."""
@@ -120,7 +127,7 @@ class Display:
         self._stop, self._heard = threading.Event(), False
         self._bar: tqdm | None = None
         self._last_line, self._last_shown = 0.0, ""
-        self._began = time.monotonic()
+        self._trained = time.monotonic()  # the last time that workers were seen to train; the start before that
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._thread.start()
         return self
@@ -148,10 +155,14 @@ class Display:
         for message in messages:
             self._print(f"{self.name}: {message}")
         if not progress.total_steps:
-            waited = time.monotonic() - self._began > PATIENT_SECONDS
+            if final:
+                return
+            waited = time.monotonic() - self._trained > PATIENT_SECONDS
             missing = self.missing() if waited else ""
             self._line(f"{self.name}: {progress.note}{missing and ': '}{missing}", force=False)
-        elif self.stream.isatty():
+            return
+        self._trained = time.monotonic()
+        if self.stream.isatty():
             self._draw(progress)
         else:
             self._line(f"{self.name}: {describe(progress)}", force=final)
