@@ -24,7 +24,7 @@ from infra.local.__main__ import main
 from orchestrator.ledger import trained_samples
 
 ROOT = Path(__file__).resolve().parents[2]
-STEPS = 8
+STEPS = 300
 
 
 def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
@@ -34,42 +34,27 @@ def until(condition: Callable[[], object], what: str, seconds: float = 240) -> N
         time.sleep(0.2)
 
 
-def run_command(folder: Path, name: str, **more: object) -> list[str]:
-    """A few steps of the digits job with ZeRO stage 2."""
-    keys: dict[str, object] = {
-        "name": name,
+def elastic_run(folder: Path) -> list[str]:
+    """The command of a run of the digits job with ZeRO stage 2, on one to three workers."""
+    keys = {
+        "name": "elastic",
         "parallel.zero_stage": 2,
+        "cluster.workers": "[1, 3]",
+        "cluster.resize_every": 2,
         "schedule.length.steps": STEPS,
         "schedule.warmup": "null",
         "checkpoint.url": folder,
+        "checkpoint.every.steps": 100,
         "evaluate.every.steps": STEPS,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
+        "tracking.every.steps": 1,
+        "tracking.record_samples": "true",
         "data.pack.to": f"{folder}/digits",
         "data.train.url": f"{folder}/digits/train",
         "data.eval.test.url": f"{folder}/digits/test",
-        **more,
     }
     sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
     return [sys.executable, "-m", "orchestrator", "run", "jobs/pretrain_digits.yaml", *sets]
-
-
-def test_nodes_come_for_a_run_and_go_afterwards(local_cluster: LocalCluster, tmp_path: Path) -> None:
-    until(lambda: not local_cluster.workers(), "no worker nodes")
-    assert [(node.head, node.resources.get("CPU", 0)) for node in local_cluster.nodes()] == [(True, 0)]
-    words = run_command(tmp_path, "grown", **{"cluster.workers": 2})
-    environment = local_cluster.environment
-    with subprocess.Popen(
-        words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as run:
-        until(lambda: run.poll() is not None or len(local_cluster.workers()) == 2, "two worker nodes")
-        assert run.poll() is None, run.communicate()[0]
-        assert [node.resources["CPU"] for node in local_cluster.workers()] == [1, 1]
-        output, _ = run.communicate(timeout=300)
-    assert run.returncode == 0, output
-    assert json.loads((tmp_path / "grown" / "summary.json").read_text())["step"] == STEPS
-    ranks = {path.name[:19] for path in (tmp_path / "grown").glob("step-*/rank-*")}
-    assert ranks == {"rank-00000-of-00002", "rank-00001-of-00002"}
-    until(lambda: not local_cluster.workers(), "the idle nodes go")
 
 
 @contextmanager
@@ -128,22 +113,15 @@ def attempts_by_step(run: Path) -> dict[int, set[int]]:
     return found
 
 
-def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster, tmp_path: Path) -> None:
-    """1 worker, then 3, then a node is drained: no step is done twice, no sample missed."""
-    steps = 300
-    keys: dict[str, object] = {
-        "cluster.workers": "[1, 3]",
-        "cluster.resize_every": 2,
-        "schedule.length.steps": steps,
-        "checkpoint.every.steps": 100,
-        "evaluate.every.steps": steps,
-        "tracking.every.steps": 1,
-        "tracking.record_samples": "true",
-    }
-    with bounds(local_cluster, 1, 1):
-        run = Watched(run_command(tmp_path, "elastic", **keys), local_cluster.environment)
+def test_nodes_come_and_go_around_a_run_and_in_the_middle_of_it(local_cluster: LocalCluster, tmp_path: Path) -> None:
+    """0 nodes, 1, then 3, one of which is drained, and 0 again: no step is done twice, no sample missed."""
+    until(lambda: not local_cluster.workers(), "no worker nodes")
+    assert [(node.head, node.resources.get("CPU", 0)) for node in local_cluster.nodes()] == [(True, 0)]
+    with bounds(local_cluster, 0, 1):
+        run = Watched(elastic_run(tmp_path), local_cluster.environment)
         run.wait_for(r"step [1-9]\d*/.* 1 worker")
-        local_cluster.set_workers(3, 3)
+        assert [node.resources["CPU"] for node in local_cluster.workers()] == [1]
+        local_cluster.set_workers(0, 3)
         run.wait_for(r"the number of workers changes: saved at step \d+")
         run.wait_for(r"continuing at step \d+ of \d+ on 3 workers")
         local_cluster.drain(local_cluster.workers()[0].id, 20)
@@ -152,12 +130,13 @@ def test_workers_come_and_go_in_the_middle_of_a_run(local_cluster: LocalCluster,
     assert run.process.returncode == 0, output
     assert re.findall(r"saved at step (\d+)", output) == re.findall(r"continuing at step (\d+)", output)
     attempts = {step: len(each) for step, each in attempts_by_step(tmp_path / "elastic").items()}
-    assert attempts == dict.fromkeys(range(steps), 1)
+    assert attempts == dict.fromkeys(range(STEPS), 1)
     trained = trained_samples(str(tmp_path / "elastic"))
     order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=64)
-    assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(steps)}
+    assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(STEPS)}
     with pytest.raises(ClusterError, match="does not run here"):
         local_cluster.drain("0" * 56, 5)
+    until(lambda: not local_cluster.workers(), "the idle nodes go")
 
 
 def test_it_listens_on_loopback_only_and_asks_for_a_token(local_cluster: LocalCluster) -> None:

@@ -26,7 +26,7 @@ from tests.emulators import FaultyProxy, Server, gcs_server, reached_by, s3_serv
 from tests.orchestrator.conftest import ROOT, RayHead
 from tests.orchestrator.test_checkpoint import weights
 
-STEPS, EVERY, BATCH = 60, 20, 64
+STEPS, EVERY, BATCH = 60, 15, 64
 TIMEOUT = 1200  # seconds; a busy machine takes a minute to start a run
 
 
@@ -150,7 +150,7 @@ def test_every_sample_is_trained_once_an_epoch(quiet: Path, folder: Path) -> Non
 
 
 def test_the_newest_checkpoints_are_kept(quiet: Path) -> None:
-    assert sorted(path.name[:14] for path in quiet.glob("step-*")) == [f"step-{s:09d}" for s in (20, 40, 60)]
+    assert sorted(path.name[:14] for path in quiet.glob("step-*")) == [f"step-{s:09d}" for s in (30, 45, 60)]
 
 
 def test_a_complete_run_is_not_trained_again(quiet: Path, ray_head: RayHead, folder: Path) -> None:
@@ -168,33 +168,27 @@ def test_another_recipe_may_not_continue_a_run(quiet: Path, ray_head: RayHead, f
 
 
 def test_killed_again_and_again(quiet: Path, ray_head: RayHead, folder: Path) -> None:
-    """A worker is killed, a worker is stopped, the job is killed and submitted again: nothing is lost or repeated."""
-    words = command(folder, "killed", **{"cluster.hang_timeout": 30})
-    process = ray_head.start(*words)
-    wait_for_checkpoint(folder / "killed", EVERY, process)
+    """A worker is killed, a worker hangs, the job is killed and goes on with 3 workers at another stage.
+
+    The weights are the same to the last bit as long as there are as many workers.
+    """
+    run = folder / "killed"
+    process = ray_head.start(*command(folder, "killed", **{"cluster.hang_timeout": 20}))
+    wait_for_checkpoint(run, EVERY, process)
     training_workers()[0].send_signal(signal.SIGKILL)
-    wait_for_checkpoint(folder / "killed", 2 * EVERY, process)
-    process.kill()
-    process.communicate()
-    until(lambda: not training_workers(), "the killed job's workers end")
-    output = ray_head.call(*words)
-    assert "continuing at step" in output
-    assert_as_if_nothing_happened(quiet, folder, "killed", bitwise=True)
-
-
-def test_stopped_and_continued_by_others(quiet: Path, ray_head: RayHead, folder: Path) -> None:
-    """A worker that hangs is found and killed. Then the job is killed, and goes on with 3 workers at another stage."""
-    process = ray_head.start(*command(folder, "stopped", **{"cluster.hang_timeout": 20}))
-    wait_for_checkpoint(folder / "stopped", EVERY, process)
+    wait_for_checkpoint(run, 2 * EVERY, process)
     training_workers()[1].send_signal(signal.SIGSTOP)
-    wait_for_checkpoint(folder / "stopped", 2 * EVERY, process)
+    wait_for_checkpoint(run, 3 * EVERY, process)
     process.kill()
     output, _ = process.communicate()
-    assert "does not answer" in output
+    assert "worker 1 does not answer" in output
+    assert len(re.findall(r"continuing at step \d+ of 60 on 2 workers", output)) == 2
+    here, there = weights(quiet, 3 * EVERY), weights(run, 3 * EVERY)
+    assert all(torch.equal(here[key], there[key]) for key in here)
     until(lambda: not training_workers(), "the killed job's workers end")
-    output = ray_head.call(*command(folder, "stopped", **{"cluster.workers": 3, "parallel.zero_stage": 2}))
-    assert "continuing at step" in output
-    assert_as_if_nothing_happened(quiet, folder, "stopped", bitwise=False)
+    output = ray_head.call(*command(folder, "killed", **{"cluster.workers": 3, "parallel.zero_stage": 2}))
+    assert re.search(r"continuing at step \d+ of 60 on 3 workers", output)
+    assert_as_if_nothing_happened(quiet, folder, "killed")
 
 
 def test_the_jobs_own_fault_ends_it_at_once(ray_head: RayHead, folder: Path, quiet: Path) -> None:
@@ -217,8 +211,8 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> None
         time.sleep(0.2)
 
 
-def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str, *, bitwise: bool) -> None:
-    """Samples, weights and history equal those of the undisturbed run."""
+def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str) -> None:
+    """Samples, weights and history equal those of the undisturbed run, on whatever workers."""
     assert_every_sample_once_an_epoch(folder / name, folder)
     expected, found = history(folder, "quiet", "train/loss"), history(folder, name, "train/loss")
     assert [step for step, _ in found] == [step for step, _ in expected]
@@ -226,9 +220,6 @@ def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str, *, bitwi
     samples = [json.loads((run / "summary.json").read_text())["totals"]["samples"] for run in (quiet, folder / name)]
     assert samples[0] == samples[1]
     here, there = weights(quiet), weights(folder / name)
-    if bitwise:
-        assert all(torch.equal(here[key], there[key]) for key in here)
-        return
     # Adam divides each gradient by its size: where it is zero but for rounding (the keys' biases, which softmax
     # ignores), other rounding gives another direction. All together the weights agree.
     ours, theirs = (torch.cat([w[k] for k in sorted(w) if k.startswith("weight/")]) for w in (here, there))
@@ -263,12 +254,12 @@ def test_images_from_a_store_in_bad_weather(
             environment = {"DATA_REQUEST_SECONDS": "2", **proxy.server.environment}
             words = command(folder, name, **{"data.pack": "null", **urls})
             process = ray_head.start(*words, environment=environment)
-            wait_for_checkpoint(folder / name, EVERY, process)
+            wait_for_checkpoint(folder / name, 2 * EVERY, process)
             process.kill()
             process.communicate()
             assert sum(proxy.counts[fate] for fate in ("fail", "stall", "truncate")) > 3, proxy.counts
     until(lambda: not training_workers(), "the killed job's workers end")
-    here, there = weights(quiet, EVERY), weights(folder / name, EVERY)
+    here, there = weights(quiet, 2 * EVERY), weights(folder / name, 2 * EVERY)
     assert all(torch.equal(here[key], there[key]) for key in here)
 
 
