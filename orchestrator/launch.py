@@ -41,6 +41,10 @@ CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment say
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of a notice of 30 s, not 5 pass unheard
     START_TIMEOUT: "600",  # a node may have to be bought, and its image loaded, first
 }
+CONTROLLER_GONE = (
+    "Ray Train's controller of the run is gone, and perhaps its cluster; once there is one, the same command continues "
+    "at the newest checkpoint"
+)
 LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,6 +144,8 @@ def launch(job: PretrainJob, run_id: str) -> None:
     with Display(board, job.name, partial(missing_resources, job.cluster)):
         try:
             trainer.fit()
+        except ray.exceptions.RayActorError as error:  # not the workers': they are restarted
+            raise RunFailed(CONTROLLER_GONE) from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise RunFailed(root_cause(error)) from error
         except SystemExit as stop:  # Ray Train's own answer to Ctrl-C
