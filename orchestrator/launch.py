@@ -3,11 +3,13 @@
 import logging
 import math
 import os
+import signal
 import sys
 import time
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import fsspec
 import ray
@@ -45,6 +47,7 @@ CONTROLLER_GONE = (
     "Ray Train's controller of the run is gone, and perhaps its cluster; once there is one, the same command continues "
     "at the newest checkpoint"
 )
+STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
 LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -71,6 +74,17 @@ class Trainer(TorchTrainer):
         # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
         parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
         return super()._initialize_and_run_controller(**parts)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C. Ray's own handler waits for the controller, which answers no sooner than there are nodes for it."""
+
+        def stop(*_: object) -> NoReturn:
+            with suppress(ray.exceptions.RayError):
+                ray.get(controller.abort.remote(), timeout=STOP_SECONDS)
+            ray.kill(controller)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, stop)
 
 
 class SayFailures(UserCallback):
@@ -148,8 +162,6 @@ def launch(job: PretrainJob, run_id: str) -> None:
             raise RunFailed(CONTROLLER_GONE) from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise RunFailed(root_cause(error)) from error
-        except SystemExit as stop:  # Ray Train's own answer to Ctrl-C
-            raise KeyboardInterrupt from stop
         if reason := ray.get(board.stopped.remote()):
             raise RunFailed(reason)
 
