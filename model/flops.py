@@ -25,10 +25,37 @@ def forward_macs(config: ViTConfig, image_size: int | None = None) -> int:
 def training_flops(config: ViTConfig, image_size: int | None = None) -> int:
     """Floating-point operations of one training step, per image: 6 for each forward multiply-accumulate.
 
-    Two operations each, and the backward pass costs two forward passes. Neither recomputation nor the optimizer is
-    counted, so this measures the model and not the way it is run. The convention reproduces the ViT paper's Table 6.
+    Two operations each, and the backward pass costs two forward passes. Recomputation and the optimizer are not in it;
+    what the last block spares for a model that uses its class token alone is. So this measures the model and not the
+    way it is run. The convention reproduces the ViT paper's Table 6.
     """
     return 6 * forward_macs(config, image_size)
+
+
+def recomputed_flops(config: ViTConfig, checkpointing: CheckpointMode) -> int:
+    """Floating-point operations that a training step does a second time for activation checkpointing, per image.
+
+    Matrix products and attention only, as above: `selective` repeats none of them. `full` repeats the blocks, but for
+    their last product without dropout, since nothing in the backward pass reads it; of the last block, for a model that
+    uses its class token alone, it repeats what training computes. What the device does is what a training step without
+    checkpointing does, and these.
+
+    Raises:
+        ValueError: unknown checkpointing mode.
+    """
+    require_mode(checkpointing)
+    if checkpointing != "full":
+        return 0
+    tokens, width, hidden = config.grid**2 + config.num_prefix_tokens, config.width, config.mlp_dim
+
+    def block(used: int) -> int:
+        """Multiply-accumulates of a block of which `used` tokens are wanted."""
+        projections = (3 * tokens + used) * width**2  # q, k, v of all tokens; out
+        attention = 2 * used * tokens * width
+        mlp = (2 if config.dropout else 1) * used * width * hidden
+        return projections + attention + mlp
+
+    return 2 * ((config.depth - 1) * block(tokens) + block(1 if config.pool == "token" else tokens))
 
 
 def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", precision_bytes: int = 2) -> int:
@@ -69,4 +96,10 @@ def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", 
     # At the peak: the gradients of the block's output and of the GELU's, or, with dropout, the three 32-bit words an
     # element that become the mask, while the gradient of a block that is being recomputed waits.
     hashing = 3 * 4 * tokens * config.mlp_dim + (stream if recomputed else 0) if config.dropout else 0
-    return config.depth * kept + recomputed + stream + max(hidden, hashing)
+    at_its_peak = recomputed + stream + max(hidden, hashing)
+    if config.pool == "gap":
+        return config.depth * kept + at_its_peak
+    # Of the last block, training computes the class token alone: its input, norm1's output and qkv (3) are alive, in
+    # whatever mode, when the gradient of qkv (3) is there. Then comes the block before, as above.
+    last = 8 * stream + norm_statistics // 2
+    return (config.depth - 1) * kept + (max(last, at_its_peak) if config.depth > 1 else last)

@@ -97,10 +97,12 @@ class Attention(nn.Module):
         self.qkv = Dense(width, 3 * width, kernel=xavier_uniform_thirds_)
         self.out = Dense(width, width, kernel=nn.init.xavier_uniform_)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, first: int | None = None) -> Tensor:
+        """x: (B, N, D). Attention to all tokens, of the `first` ones only (None: of all)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
+        q = q[:, :, :first]
         x = (attention_in_float32 if through_float32(q) else F.scaled_dot_product_attention)(q, k, v)
-        return self.out(x.transpose(1, 2).flatten(2))  # heads side by side again: (B, N, D)
+        return self.out(x.transpose(1, 2).flatten(2))  # heads side by side again: (B, N or first, D)
 
 
 class MLP(nn.Module):
@@ -133,12 +135,17 @@ class EncoderBlock(nn.Module):
         self.norm2 = LayerNorm(config.width)
         self.mlp = MLP(config.width, config.mlp_dim, config.dropout, first_place=1)
 
-    def forward(self, x: Tensor, seeds: Tensor | None, checkpointing: CheckpointMode = "none") -> Tensor:
-        """x: (B, N, D). seeds: (B,) int64, this block's own; None where dropout is idle."""
-        return checkpointed(checkpointing, self._layers, x, seeds)
+    def forward(
+        self, x: Tensor, seeds: Tensor | None, checkpointing: CheckpointMode = "none", first: int | None = None
+    ) -> Tensor:
+        """x: (B, N, D). seeds: (B,) int64, this block's own; None where dropout is idle.
 
-    def _layers(self, x: Tensor, seeds: Tensor | None) -> Tensor:
-        x = x + self.dropout(self.attention(self.norm1(x)), seeds)
+        `first`: how many tokens are wanted, from the front; None: all. The others are attended to, and no more.
+        """
+        return checkpointed(checkpointing, self._layers, x, seeds, first)
+
+    def _layers(self, x: Tensor, seeds: Tensor | None, first: int | None) -> Tensor:
+        x = x[:, :first] + self.dropout(self.attention(self.norm1(x), first), seeds)
         return x + self.mlp(self.norm2(x), seeds)
 
 
@@ -180,7 +187,10 @@ class VisionTransformer(nn.Module):
             seeds = torch.randint(2**63 - 1, (images.shape[0],), device=images.device)
         x = self.embedding(images, seeds)
         for index, block in enumerate(self.blocks):
-            x = block(x, None if seeds is None else fold_in(seeds, index), self.checkpointing)
+            # Of the last block, the class token alone is used: in training the others are not computed to their end,
+            # which saves 3/4 of a block. Evaluation does compute them, for those who look inside.
+            used = 1 if self.training and self.config.pool == "token" and index == len(self.blocks) - 1 else None
+            x = block(x, None if seeds is None else fold_in(seeds, index), self.checkpointing, used)
         # LayerNorm acts on each token alone, so the class token can be picked before it.
         x = self.norm(x[:, 0]) if self.config.pool == "token" else self.norm(x).mean(dim=1)
         return x if self.pre_logits is None else torch.tanh(self.pre_logits(x))
@@ -192,7 +202,7 @@ def create_model(name: str, num_classes: int = 1000, image_size: int = 224, **ov
 
 
 def compile_blocks(model: VisionTransformer) -> None:
-    """Compiles the encoder blocks in place, from their first call on: one small graph that all of them share.
+    """Compiles the encoder blocks in place, from their first call on: one small graph for all, and one for the last.
 
     Checkpointing is inside that graph, so its modes hold. Parameter names stay as they are.
     """

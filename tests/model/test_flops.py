@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import checkpoint_blocks, create_model, forward_macs, training_flops, vit_config
-from model.flops import activation_bytes
+from model.flops import activation_bytes, recomputed_flops
 from model.variants import ModelConfigError
 
 JFT_IMAGES, JFT_CLASSES = 303_000_000, 18_291
@@ -51,6 +51,7 @@ def test_macs_equal_pytorchs_count(pool: str, representation_size: int | None, i
     model = create_model(
         "Ti/8", num_classes=7, image_size=32, depth=2, pool=pool, representation_size=representation_size
     )
+    model.eval()  # in training, the last block is computed for the class token alone
     with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, 3, image_size, image_size))
     assert counter.get_total_flops() == 2 * forward_macs(model.config, image_size)
@@ -61,6 +62,26 @@ def test_image_size_defaults_to_the_configured_one() -> None:
     assert training_flops(vit_config("B/16", image_size=384)) == 6 * forward_macs(vit_config("B/16"), 384)
     with pytest.raises(ModelConfigError, match="225"):
         forward_macs(vit_config("B/16"), 225)
+
+
+@pytest.mark.parametrize("pool", ["token", "gap"])
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_recomputed_flops_equal_pytorchs_count(pool: str, dropout: float) -> None:
+    flops = {}
+    for mode in ("none", "selective", "full"):
+        model = create_model("Ti/8", num_classes=7, image_size=32, depth=3, pool=pool, dropout=dropout)
+        checkpoint_blocks(model, mode)
+        with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+            model(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.int64)).sum().backward()
+        flops[mode] = counter.get_total_flops()
+        assert recomputed_flops(model.config, mode) == flops[mode] - flops["none"]
+    assert flops["full"] > flops["none"]
+
+
+def test_recomputing_all_of_h14_costs_less_than_a_third() -> None:
+    """A block's forward is a third of its training, and its last product, a third of that, is not repeated."""
+    config = vit_config("H/14")
+    assert recomputed_flops(config, "full") / training_flops(config) == pytest.approx(2 / 9, rel=0.05)
 
 
 class Ledger(TorchDispatchMode):
@@ -103,9 +124,10 @@ class Ledger(TorchDispatchMode):
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 @pytest.mark.parametrize("depth", [2, 8])
-def test_activation_memory_equals_what_is_alive_at_the_peak(mode: str, dropout: float, depth: int) -> None:
+@pytest.mark.parametrize("pool", ["token", "gap"])
+def test_activation_memory_equals_what_is_alive_at_the_peak(mode: str, dropout: float, depth: int, pool: str) -> None:
     batch = 2
-    model = create_model("Ti/16", num_classes=3, image_size=128, depth=depth, dropout=dropout)
+    model = create_model("Ti/16", num_classes=3, image_size=128, depth=depth, dropout=dropout, pool=pool)
     checkpoint_blocks(model, mode)  # type: ignore[arg-type]
     images, gradient = torch.zeros(batch, 3, 128, 128), torch.ones(batch, 3)
     given = [*model.parameters(), images, gradient]
