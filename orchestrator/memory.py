@@ -1,4 +1,4 @@
-"""How many images fit on a device at once, from the model's own arithmetic."""
+"""What a worker's memory holds besides activations, by arithmetic: state, and what DeepSpeed takes to exchange it."""
 
 import math
 from pathlib import Path
@@ -6,12 +6,16 @@ from pathlib import Path
 import psutil
 import torch
 
-from model import ViTConfig
-from model.flops import activation_bytes
+from orchestrator.engine import deepspeed_config
 from orchestrator.job import Parallel
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-USABLE = 0.85  # of a device's memory: the rest goes to workspaces, communication buffers and fragmentation
+USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
+
+# DeepSpeed's defaults, in elements
+REDUCE_BUCKET = 500_000_000  # reduce_bucket_size: gradients that are reduced at once
+ALL_REDUCED = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, the same of stage 1 in bf16
+MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters: weights that ZeRO 3 keeps gathered
 
 
 def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
@@ -20,15 +24,39 @@ def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
     float32 master weights and two moments are 12 bytes a parameter, divided by the ranks from ZeRO 1 on; gradients
     from ZeRO 2 on; the weights that the model computes with at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3). bf16
     runs hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4; float32 runs
-    hold 4 and 4, and at stage 0 step the working weights themselves.
+    hold 4 and 4, at stage 0 step the working weights themselves, and at stage 2 keep the gradients whole.
     """
     stage, bf16 = parallel.zero_stage, parallel.precision == "bf16"
     working = 2 if bf16 else 4
     gradients = (6 if stage else 2) if bf16 else 4
     optimizer = 12 if bf16 or stage else 8
-    shards = [world_size if stage >= needed else 1 for needed in (3, 2, 1)]
+    shards = [world_size if stage >= needed else 1 for needed in (3, 2 if bf16 else 3, 1)]
     each = zip((working, gradients, optimizer), shards, strict=True)
     return sum(math.ceil(size * parameters / shard) for size, shard in each)
+
+
+def exchange_bytes(parameters: int, parallel: Parallel, device: torch.device) -> tuple[int, int]:
+    """What DeepSpeed takes on top to exchange gradients and weights, in bytes: beside activations, and in their place.
+
+    Beside activations: the buckets that gradients are copied to while the backward pass runs (stages 2 and 3, and 1 in
+    float32; two where the exchange is overlapped), and the weights that ZeRO 3 has gathered, once as they arrived and
+    once by parameter. Of these, DeepSpeed's defaults release few before the backward pass needs them again.
+
+    In place of activations and gathered weights, at the end of the backward pass: a bucket's gradients in float32 and
+    in the type that is sent; at stage 0, a float32 copy of all gradients. As counted in DeepSpeed 0.19.8.
+    """
+    stage, size = parallel.zero_stage, 2 if parallel.precision == "bf16" else 4
+    if stage == 0:
+        return 0, 4 * parameters
+    if stage == 1 and parallel.precision == "bf16":  # accumulates elsewhere, and reduces when all gradients are there
+        return 0, (4 + size) * min(ALL_REDUCED, parameters)
+    zero = deepspeed_config(parallel, micro_batch=1, micro_batches=1, grad_clip=None)["zero_optimization"]
+    bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
+    filled = min(bucket, parameters)
+    # A CPU gives memory to a bucket as it fills; a GPU gives the whole of it.
+    buckets = size * (filled if device.type == "cpu" else bucket) * (2 if zero["overlap_comm"] and stage < 3 else 1)
+    gathered = 2 * size * min(MAX_LIVE, parameters) if stage == 3 else 0
+    return buckets + gathered, max(0, (4 + size) * filled - gathered)
 
 
 def device_memory(device: torch.device, workers_here: int) -> int:
@@ -38,22 +66,3 @@ def device_memory(device: torch.device, workers_here: int) -> int:
     limits = [psutil.virtual_memory().total]
     limits += [int(f.read_text()) for f in CGROUP_LIMITS if f.exists() and f.read_text().strip().isdigit()]
     return min(limits) // workers_here
-
-
-def auto_micro_batch(
-    config: ViTConfig, parameters: int, parallel: Parallel, *, local_batch: int, world_size: int, memory: int
-) -> int:
-    """The largest equal part of `local_batch` whose activations fit beside the state in `memory` bytes.
-
-    Raises:
-        ValueError: not even one image fits.
-    """
-    size = 2 if parallel.precision == "bf16" else 4
-    free = int(USABLE * memory) - state_bytes(parameters, parallel, world_size)
-    each = activation_bytes(config, parallel.activation_checkpointing, size)
-    if free < each:
-        raise ValueError(
-            f"{config.name} needs {(USABLE * memory - free + each) / 2**30:.1f} GiB a worker for one image and has "
-            f"{memory / 2**30:.1f}: use more workers, a higher parallel.zero_stage or activation_checkpointing: full"
-        )
-    return math.ceil(local_batch / math.ceil(local_batch / (free // each)))

@@ -1,0 +1,211 @@
+"""What `auto` chooses: the fastest that fits, by arithmetic and by trial, and that choosing changes nothing else."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from model.checkpointing import MODES, CheckpointMode
+from model.flops import activation_bytes, recomputed_flops, training_flops
+from model.variants import ViTConfig, vit_config
+from orchestrator.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
+from orchestrator.job import PretrainJob
+from orchestrator.job_file import load_job
+from orchestrator.job_sections import Parallel
+from orchestrator.memory import USABLE, exchange_bytes, state_bytes
+from orchestrator.run_folder import recipe
+from orchestrator.trial import NEVER, trial_sizes
+from tests.orchestrator.ranks import run_ranks
+
+GPU = torch.device("cuda")
+B16, PARAMETERS, WORKERS = vit_config("ViT-B/16"), 86_567_656, 8
+
+
+class Trial:
+    """As the arithmetic says, but for `each` more bytes an image in some modes; remembers what was tried."""
+
+    def __init__(self, more: Mapping[str, int] | None = None) -> None:
+        self.more, self.tried = more or {}, []
+
+    def __call__(self, mode: CheckpointMode, micro_batch: int) -> dict[int, int]:
+        self.tried.append((mode, micro_batch))
+        each = activation_bytes(B16, mode, 2) + self.more.get(mode, 0)
+        return {images: images * each for images in trial_sizes(micro_batch)}
+
+
+def choose(room_for_activations: float, trial: Trial | None = None, local_batch: int = 64, **keys: Any) -> Fit:
+    """Where the memory leaves this room, in bytes, beside state and exchange."""
+    parallel = Parallel(**keys)
+    beside, _ = exchange_bytes(PARAMETERS, parallel, GPU)
+    memory = math.ceil((state_bytes(PARAMETERS, parallel, WORKERS) + beside + room_for_activations) / USABLE)
+    return fit(B16, parallel, Rank(PARAMETERS, local_batch, WORKERS, memory, GPU), trial or Trial())
+
+
+def bytes_of(mode: CheckpointMode, images: float) -> float:
+    return images * activation_bytes(B16, mode, 2)
+
+
+def test_the_whole_local_batch_and_nothing_repeated_where_they_fit() -> None:
+    chosen = choose(bytes_of("none", 65))
+    assert (chosen.checkpointing, chosen.micro_batch) == ("none", 64)
+    assert chosen.why.startswith("activation_checkpointing none, 1 x 64 images a step: ")
+    assert "selective 1.05 times as long, full 1.2" in chosen.why
+
+
+@pytest.mark.parametrize(("fit_in", "expected"), [(63.5, 32), (31.5, 22), (22.5, 22)])
+def test_an_equal_part_where_they_do_not(fit_in: float, expected: int) -> None:
+    assert choose(bytes_of("none", fit_in), activation_checkpointing="none").micro_batch == expected
+
+
+def test_the_fastest_is_the_least_of_a_table_of_all() -> None:
+    """Against a brute force over modes and numbers of images."""
+    rank = Rank(PARAMETERS, 64, WORKERS, 0, GPU)
+    chosen = set()
+    for room in range(60 * 2**20, 4 * 2**30, 40 * 2**20):
+        table = {
+            (mode, math.ceil(64 / passes)): step_flops(B16, mode, math.ceil(64 / passes), rank)
+            for mode in MODES
+            for passes in range(1, 65)
+            if max(bytes_of(mode, math.ceil(64 / passes)), 6 * PARAMETERS) <= room
+        }
+        if table:
+            found = choose(room)
+            assert table[found.checkpointing, found.micro_batch] == min(table.values())
+            chosen.add(found.checkpointing)
+    assert chosen == {"none", "selective", "full"}
+
+
+def test_a_pass_runs_at_half_speed_where_its_arithmetic_takes_as_long_as_its_fixed_cost() -> None:
+    rank = Rank(PARAMETERS, 1000, 1, 0, GPU)
+    half = B16.depth * FIXED_FLOPS["cuda"] / training_flops(B16)  # images
+    best = 1000 * training_flops(B16)
+    assert step_flops(B16, "none", 1000, rank) == pytest.approx(best * (1 + half / 1000))
+    assert step_flops(B16, "none", 1, rank) == pytest.approx(best * (1 + half))
+    full = 1 + CHEAP + recomputed_flops(B16, "full") / training_flops(B16)
+    assert step_flops(B16, "full", 10, rank) == pytest.approx(full * step_flops(B16, "none", 10, rank))
+
+
+def test_a_trial_that_needs_more_leaves_room_for_fewer() -> None:
+    trial = Trial({"none": activation_bytes(B16, "none", 2) // 2})  # half as much again
+    chosen = choose(bytes_of("none", 48), trial, activation_checkpointing="none")
+    assert trial.tried == [("none", 32)]
+    assert chosen.micro_batch == 32  # exactly as many
+    assert choose(bytes_of("none", 47), trial, activation_checkpointing="none").micro_batch == 22
+
+
+def test_a_trial_that_needs_less_changes_nothing() -> None:
+    trial = Trial({"none": -(activation_bytes(B16, "none", 2) // 2)})
+    assert choose(bytes_of("none", 32), trial, activation_checkpointing="none").micro_batch == 32
+
+
+def test_what_was_too_optimistic_gives_way_to_the_next_and_each_is_tried_once() -> None:
+    room = bytes_of("none", 65)
+    trial = Trial({"none": NEVER})
+    assert choose(room, trial).checkpointing == "selective"
+    assert [mode for mode, _ in trial.tried] == ["none", "selective"]
+    trial = Trial(dict.fromkeys(MODES, NEVER))
+    with pytest.raises(ValueError, match="needs"):
+        choose(room, trial)
+    assert [mode for mode, _ in trial.tried] == ["none", "selective", "full"]
+
+
+def test_a_given_number_of_images_is_kept() -> None:
+    chosen = choose(bytes_of("selective", 40), micro_batch=40)
+    assert (chosen.checkpointing, chosen.micro_batch) == ("selective", 40)
+    assert choose(bytes_of("none", 70), micro_batch=1000).micro_batch == 64  # all that there are
+
+
+def test_nothing_is_tried_where_nothing_is_to_choose() -> None:
+    trial = Trial()
+    assert choose(0, trial, micro_batch=7, activation_checkpointing="full") == Fit("full", 7, "")
+    assert trial.tried == []
+
+
+def test_nothing_is_tried_where_memory_is_plenty() -> None:
+    trial = Trial()
+    assert choose(bytes_of("none", PLENTY * 64), trial) == Fit("none", 64, "")
+    assert trial.tried == []
+    choose(bytes_of("none", PLENTY * 64 - 1), trial)
+    assert trial.tried == [("none", 64)]
+
+
+LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the exchange of gradients
+
+
+@pytest.mark.parametrize(
+    ("config", "memory", "keys", "advice"),
+    [
+        (LARGE, 2.0, {"activation_checkpointing": "none"}, "parallel.activation_checkpointing: auto"),
+        (B16, 1.5, {"micro_batch": 64}, "parallel.micro_batch: auto"),
+        (B16, 1.42, {}, "16 workers"),
+        (B16, 0.2, {}, "a device with more memory"),
+    ],
+)
+def test_too_small_a_device_is_told_what_would_fit(
+    config: ViTConfig, memory: float, keys: dict[str, Any], advice: str
+) -> None:
+    rank = Rank(PARAMETERS, 64, WORKERS, int(memory * 2**30), GPU)
+    with pytest.raises(ValueError, match=r"^ViT-B/16 needs \d+\.\d GiB a worker for .* and has \d\.\d: use ") as told:
+        fit(config, Parallel(**keys), rank, Trial())
+    assert str(told.value).endswith(f": use {advice}")
+
+
+def test_a_run_goes_on_under_another_choice() -> None:
+    """The key is no part of the recipe, so that a run that was started with a mode goes on with `auto`."""
+    path = Path("jobs/pretrain_digits.yaml")
+    recipes = [
+        recipe(load_job(path, [f"parallel.activation_checkpointing={mode}"]).model_dump(mode="json"))
+        for mode in ("none", "auto")
+    ]
+    assert recipes[0] == recipes[1]
+    assert load_job(path).parallel.activation_checkpointing == "auto"
+
+
+def test_training_after_a_trial_is_bitwise_that_with_the_numbers_written_out() -> None:
+    for chosen, mode, micro_batch, same in run_ranks(2, train_with_auto_and_with_numbers):
+        assert chosen.startswith(f"activation_checkpointing {mode}, ")
+        assert mode != "none"  # memory was short
+        assert micro_batch < 12
+        assert same
+
+
+def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
+    """The line, what was chosen, and whether both runs ended with the same weights; with memory for few images."""
+    import ray.train
+
+    from orchestrator import worker
+
+    ray.train.get_context = lambda: SimpleNamespace(get_local_world_size=lambda: 2)
+    worker._device = lambda job: torch.device("cpu")
+    job = load_job(
+        Path("jobs/pretrain_digits.yaml"), ["batch_size=24", "model.dropout=0.1", "parallel.micro_batch=auto"]
+    )
+    assert isinstance(job, PretrainJob)
+    config = job.model.vit_config()
+    parameters = 205_000
+    beside, at_the_end = exchange_bytes(parameters, job.parallel, torch.device("cpu"))
+    room = max(at_the_end, 5 * activation_bytes(config, "full", 4))
+    memory = int((state_bytes(parameters, job.parallel, 2) + beside + room) / USABLE)
+    worker.device_memory = lambda device, workers_here: memory
+
+    def weights(job: PretrainJob) -> tuple[str, Any, dict[str, torch.Tensor]]:
+        engine, chosen = worker._build_engine(job)
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(3):
+            images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=generator)
+            labels = torch.randint(0, 10, (12, 1), generator=generator)
+            valid, seeds = torch.ones(12, dtype=torch.bool), torch.arange(12)
+            engine.train_step(images, labels, torch.ones(12, 1), valid, seeds, lr=1e-2)
+        return chosen, engine, dict(engine.deepspeed.module.state_dict())
+
+    chosen, engine, by_trial = weights(job)
+    mode, micro_batch = engine.deepspeed.module.checkpointing, engine.micro_batch
+    written_out = {"activation_checkpointing": mode, "micro_batch": micro_batch}
+    parallel = job.parallel.model_copy(update=written_out)
+    nothing_chosen, _, by_number = weights(job.model_copy(update={"parallel": parallel}))
+    assert nothing_chosen == ""
+    return chosen, mode, micro_batch, all(torch.equal(by_trial[name], by_number[name]) for name in by_number)
