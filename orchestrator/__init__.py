@@ -1,6 +1,20 @@
 """The join between the recipe and the engines: a job file becomes a run on Ray, with DeepSpeed, MLflow and our data."""
 
-from orchestrator.job import Job
-from orchestrator.job_file import JobError, load_job
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.job import Job
+    from orchestrator.job_file import JobError, load_job
 
 __all__ = ["Job", "JobError", "load_job"]
+
+# Job files need PyYAML; the training step alone (`orchestrator.engine`) runs with torch and DeepSpeed.
+_OF_JOBS = {"Job": "orchestrator.job", "JobError": "orchestrator.job_file", "load_job": "orchestrator.job_file"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of `orchestrator` when it is first used."""
+    if name in _OF_JOBS:
+        return getattr(import_module(_OF_JOBS[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

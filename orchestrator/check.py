@@ -74,6 +74,8 @@ def check_inputs(job: Run) -> Inputs:
         raise problem(
             job, "schedule.warmup", f"{warmup_steps} steps are longer than the run of {total_steps}; null = no warm-up"
         )
+    if job.profile is not None and job.profile.steps[1] > total_steps:
+        raise problem(job, "profile.steps", f"beyond the run of {total_steps} steps")
     return Inputs(train, held_out, order.steps_per_epoch, total_steps, warmup_steps)
 
 

@@ -54,6 +54,11 @@ def datasheet_peak(name: str, dtype: torch.dtype) -> float | None:
     return next((peak for pattern, peak in _DATASHEET if re.search(pattern, name, re.IGNORECASE)), None)
 
 
+def device_name(device: torch.device) -> str:
+    """The GPU's name as its driver spells it; of a CPU the model's name and how many threads this process uses."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+
+
 def without_bf16(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the model takes its bf16 products in float32 on this device, whose bf16 peak then says nothing."""
     return device.type == "cpu" and dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16_PRODUCTS
@@ -66,7 +71,7 @@ def device_peak(device: torch.device | str, dtype: torch.dtype) -> DevicePeak:
     machine.
     """
     device = torch.device(device)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_name()
+    name = device_name(device)
     promised = datasheet_peak(name, dtype) if device.type == "cuda" else None
     if promised is not None:
         return DevicePeak(name, promised, "datasheet")

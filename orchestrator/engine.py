@@ -28,6 +28,7 @@ from torch import Tensor
 
 from orchestrator.job import SGD, AdamW, Parallel
 from orchestrator.optim import create_optimizer
+from orchestrator.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 
 # (logits (B, K), labels (B, L), weights (B, L)) -> loss of each sample (B,), float32
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -93,6 +94,9 @@ class Engine:
         micro_batch: samples a forward pass.
         local_batch: slots of this rank a step; padded with masked slots to a multiple of `micro_batch`.
         device: where the model lives.
+
+    Attributes:
+        phases: the time of the steps, split.
     """
 
     def __init__(
@@ -114,6 +118,7 @@ class Engine:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         self.device = device
+        self.phases = Phases(device)
         self.dtype = PRECISIONS[parallel.precision]
         self.micro_batch = min(micro_batch, local_batch)
         self.micro_batches = math.ceil(local_batch / self.micro_batch)
@@ -164,15 +169,19 @@ class Engine:
         for i in range(self.micro_batches):
             part = slice(i * self.micro_batch, (i + 1) * self.micro_batch)
             of_part = None if seeds is None else seeds[part]
-            losses = self._losses(images[part], labels[part], weights[part], keep[part], of_part)
-            micro_sum = torch.where(keep[part], losses, torch.zeros_like(losses)).sum()
-            # 0 * NaN and 0 * inf are NaN: a loss can be infinite with a finite gradient, and must spoil it
-            self._engine.backward(micro_sum * (scale + 0.0 * micro_sum.detach()))
-            if self._plain and self._engine.is_gradient_accumulation_boundary():
-                # DeepSpeed keeps no norm of an unsharded float32 gradient; it is reduced and still unclipped here
-                self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
-                self._engine.basic_optimizer.found_inf = (~self._norm.isfinite()).float()
-            self._engine.step()
+            with self.phases.time(FORWARD):
+                losses = self._losses(images[part], labels[part], weights[part], keep[part], of_part)
+                micro_sum = torch.where(keep[part], losses, torch.zeros_like(losses)).sum()
+                # 0 * NaN and 0 * inf are NaN: a loss can be infinite with a finite gradient, and must spoil it
+                loss = micro_sum * (scale + 0.0 * micro_sum.detach())
+            with self.phases.time(BACKWARD):
+                self._engine.backward(loss)
+            with self.phases.time(OPTIMIZER):
+                if self._plain and self._engine.is_gradient_accumulation_boundary():
+                    # DeepSpeed keeps no norm of an unsharded float32 gradient; it is reduced and still unclipped here
+                    self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
+                    self._engine.basic_optimizer.found_inf = (~self._norm.isfinite()).float()
+                self._engine.step()
             loss_sum += micro_sum.detach()
         return StepResult(loss_sum, total, self._applied())
 

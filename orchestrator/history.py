@@ -20,6 +20,8 @@ from orchestrator.accounting import Totals
 from orchestrator.devices import device_peak
 from orchestrator.engine import Engine, StepResult, all_reduce_sums
 from orchestrator.job import PretrainJob
+from orchestrator.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
+from orchestrator.profiling import Profiler
 from orchestrator.progress import Progress
 from orchestrator.quarantine import Quarantine
 from orchestrator.run_description import describe_run
@@ -57,6 +59,7 @@ class History:
     ) -> None:
         self._mark = time.monotonic()
         self._engine, self._board, self._run_url, self._total_steps = engine, board, run_url, total_steps
+        self._phases = engine.phases
         self._talks, self._world = dist.get_rank() == 0, dist.get_world_size()
         self._peak = device_peak(engine.device, engine.dtype)
         self._flops_per_image = model.training_flops(job.model.vit_config())
@@ -73,13 +76,28 @@ class History:
         self._shown = 0.0
         self._answer: ray.ObjectRef[int] | None = None
         self.latest: dict[str, float] = {}
-        self._tracker = self._connect(job, run_id, data) if self._talks else None
+        self._tracker: Tracker | None = None
+        self._profiler: Profiler | None = None
+        if self._talks:
+            self._tracker = self._connect(job, run_id, data)
+            if job.profile is not None:
+                self._profiler = Profiler(
+                    job.profile.steps,
+                    engine,
+                    run_url,
+                    device=self._peak.name,
+                    workers=self._world,
+                    deliver=self._tracker.attach,
+                    say=self.say,
+                )
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is not None and self._tracker is not None:
+            if self._profiler is not None:
+                self._profiler.close(timeout=5.0)
             self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
         self.quarantine.close()
 
@@ -93,6 +111,9 @@ class History:
         self.quarantine.resume(latest)
         self._hold()
         self._window = self._first = self._totals
+        self._timed = self._phases.totals()
+        if self._profiler is not None:
+            self._profiler.begin(step)
         self._progress.step, self._progress.note = step, ""
         if step and self._talks:
             self.say(f"continuing at step {step} of {self._total_steps} on {count(self._world, 'worker')}")
@@ -110,7 +131,8 @@ class History:
         self._loader, iterator = batches, iter(batches)
         while True:
             asked = time.monotonic()
-            batch = next(iterator, None)
+            with self._phases.time(DATA_WAIT):
+                batch = next(iterator, None)
             if batch is None:
                 return
             self._waited += time.monotonic() - asked
@@ -124,6 +146,8 @@ class History:
         self.quarantine.add(batch.bad, slots=int(batch.valid.sum()) + len(batch.bad))
         self._epoch = self._order.epoch(batch.step)
         self._progress.step = step
+        if self._profiler is not None:
+            self._profiler.stepped(step)
         self._show()
 
     def settle(self) -> Totals:
@@ -163,6 +187,9 @@ class History:
         window, self._window = totals - self._window, totals
         seconds = window.device_seconds / self._world
         rate = window.samples / seconds if seconds else 0.0
+        before, self._timed = self._timed, self._phases.totals()
+        spent = {phase: now - before[phase] for phase, now in self._timed.items()}
+        split = per_step(spent, seconds=seconds + spent[CHECKPOINT_STALL], steps=window.steps)
         curves = {"train/loss": loss, "train/gradient_norm": gradient_norm}
         curves = {name: value for name, value in curves.items() if math.isfinite(value)}
         marks, lines = self._spikes.mark(step, curves)
@@ -188,6 +215,7 @@ class History:
                 "data/bytes_read_over_used": read / max(used, 1.0),
                 "data/retries": retries,
                 "speed/checkpoint_stall_seconds": self._stalled,
+                **{f"time/{phase}": value for phase, value in split.items()},
                 **totals.metrics(),
             },
         )
@@ -210,6 +238,7 @@ class History:
     def saved(self, seconds: float) -> None:
         """Note that training stood still for `seconds` while a checkpoint was staged."""
         self._stalled += seconds
+        self._phases.add(CHECKPOINT_STALL, seconds)
         self._hold()
         if self._tracker is not None:
             self._tracker.secure()
@@ -227,6 +256,8 @@ class History:
         """Close the tracker and leave `summary.json` in the run's folder."""
         if self._tracker is None:
             return
+        if self._profiler is not None:
+            self._profiler.close()
         totals = self._totals
         complete = self._tracker.close("FINISHED")
         if not complete:

@@ -23,6 +23,7 @@ from orchestrator.job_sections import (
     Model,
     Objective,
     Parallel,
+    Profile,
     Schedule,
     Tracking,
     Training,
@@ -67,6 +68,7 @@ class Run(Job):
     checkpoint: Checkpoint = Checkpoint()
     evaluate: Evaluate = Evaluate()
     tracking: Tracking = Tracking()
+    profile: Profile | None = None
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:

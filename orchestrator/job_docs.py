@@ -49,7 +49,7 @@ def keys_page() -> str:
     kinds_of: dict[Row, list[str]] = {}  # a key that differs by kind has several rows
     for name, kind in KINDS.items():
         for key in keys_of(kind):
-            if key.path.rsplit(".", 1)[-1] not in Duration.model_fields:  # its units are told above the tables
+            if not any(key.field is unit for unit in Duration.model_fields.values()):  # told above the tables
                 kinds_of.setdefault(_row(key), []).append(name)
 
     page = HEAD + "".join(f"| `{name}` | {_one_line(kind.__doc__)} |\n" for name, kind in KINDS.items())

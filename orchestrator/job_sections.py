@@ -322,10 +322,11 @@ class Parallel(Arithmetic):
 
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """What DeepSpeed shards over the workers: 1 the optimizer's state, 2 gradients too, 3 weights too; 0 nothing."""
-    activation_checkpointing: Literal["full", "selective", "none"] = "none"
-    """What the backward pass computes again instead of keeping: whole blocks, their cheap parts, nothing."""
+    activation_checkpointing: Literal["full", "selective", "none", "auto"] = "auto"
+    """What the backward pass computes again instead of keeping: whole blocks, their cheap parts, nothing; auto = the
+    fastest that fits the memory. The result is the same."""
     micro_batch: Count | Literal["auto"] = "auto"
-    """Images that a worker computes at once; its share of a batch is accumulated from these."""
+    """Images that a worker computes at once; its share of a batch is accumulated from these. auto = as many as fit."""
     compile: bool = False
     """Compile each block with torch.compile."""
 
@@ -423,3 +424,22 @@ class Tracking(Section):
     """Tags of the run."""
     record_samples: bool = False
     """Keep the sample ids of every step."""
+
+
+MOST_PROFILED = 50  # steps of a trace, which is kept in memory and read whole
+
+
+class Profile(Section):
+    """A trace of a few steps and a page that sums it up, of rank 0, beside the run and in MLflow; null = none."""
+
+    steps: Annotated[tuple[Count, Count], Strict(False)]
+    """[first, last]: from when `first` steps of the run are done until `last` are; at most 50 steps."""
+
+    @model_validator(mode="after")
+    def _a_few_steps(self) -> Self:
+        first, last = self.steps
+        if first >= last:
+            raise ImpossibleValue("steps", f"the first is not below the last; use [{last}, {max(first, last + 1)}]")
+        if last - first > MOST_PROFILED:
+            raise ImpossibleValue("steps", f"more than {MOST_PROFILED} steps; use [{first}, {first + MOST_PROFILED}]")
+        return self

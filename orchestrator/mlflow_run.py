@@ -7,8 +7,10 @@ the store got. That is all that is needed after any failure, also one that leave
 import json
 import logging
 import re
+import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
 from mlflow.exceptions import MlflowException
 
+from data import storage
 from orchestrator.provenance import provenance, requirements_text
 from orchestrator.redact import redact_text
 from orchestrator.run_description import RunDescription, TrackedDataset
@@ -52,7 +55,7 @@ class MlflowRun:
         self._name = uuid.uuid4().hex
         self._provenance = provenance()
         self._described = False
-        self._artifact_failures = 0
+        self._artifact_failures: Counter[str] = Counter()
         self._high_water: dict[str, int] = {}
 
     # ---- the beginning ----
@@ -133,22 +136,39 @@ class MlflowRun:
         self._upload(f"attempts/{attempt}/" if changed else "")
 
     def _upload(self, folder: str) -> None:
-        """Store the job file and the package list with the run, unless they are in this folder already.
+        """Store the job file and the package list with the run, unless they are in this folder already."""
 
-        They are worth a few tries, but not the metrics: an unreachable artifact store is given up with a warning.
-        """
-        try:
+        def store() -> None:
             if self._client.list_artifacts(self.run_id, folder.rstrip("/") or None):
                 return
             self._client.log_text(self.run_id, self._description.job_yaml, f"{folder}job.yaml")
             self._client.log_text(self.run_id, requirements_text(), f"{folder}requirements.txt")
+
+        self._try_to_store("job.yaml and requirements.txt", store)
+
+    def attach(self, url: str, path: str) -> None:
+        """Store the files in the folder `url` with the run, in its folder `path`; those of an earlier call give way."""
+
+        def store() -> None:
+            with tempfile.TemporaryDirectory(prefix="vit-artifacts-") as local:
+                names = storage.contents(url)
+                if not names:
+                    raise FileNotFoundError(f"{url} is gone")
+                for name in names:
+                    storage.get_file(f"{url}/{name}", Path(local) / name)
+                self._client.log_artifacts(self.run_id, local, path)
+
+        self._try_to_store(path, store)
+
+    def _try_to_store(self, what: str, store: Callable[[], None]) -> None:
+        """Files are worth a few tries, but not the metrics: an artifact store that fails is given up with a warning."""
+        try:
+            store()
         except Exception as error:  # any client library of any artifact store
-            self._artifact_failures += 1
-            if self._artifact_failures < ARTIFACT_TRIES:
+            self._artifact_failures[what] += 1
+            if self._artifact_failures[what] < ARTIFACT_TRIES:
                 raise
-            _log.warning(
-                "tracking: job.yaml and requirements.txt were not stored with the run: %s", redact_text(str(error))
-            )
+            _log.warning("tracking: %s were not stored with the run: %s", what, redact_text(str(error)))
 
     # ---- the points ----
 

@@ -4,6 +4,7 @@
     job.yaml        the resolved job as it was last started, without credentials
     step-*/         checkpoints (`checkpoint.py`)
     samples/        sample ids by step, if the job asks for them (`ledger.py`)
+    profile/        traced steps, if the job asks for them (`profiling.py`)
     summary.json    the result, once the run is complete
 
 Ray Train keeps its own state of the run beside these, in files that nothing of ours reads.
@@ -30,7 +31,7 @@ RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
 
 # What may differ from one start of a run to the next without changing what is computed. The training set is compared by
 # the digest of its indexes and of the choice among their samples, so it may move.
-FREE_SECTIONS = {"parallel", "training", "cluster", "checkpoint", "evaluate", "tracking"}
+FREE_SECTIONS = {"parallel", "training", "cluster", "checkpoint", "evaluate", "tracking", "profile"}
 FREE_DATA_KEYS = {
     *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
 }

@@ -1,8 +1,8 @@
 """The history of a run in MLflow, written beside training and never in its way.
 
-    log() ──> SpooledQueue (memory and a file) ──> sender thread ──> MLflow
-                        ^
-    system sampler ─────┘
+    log(), attach() ──> SpooledQueue (memory and a file) ──> sender thread ──> MLflow
+                            ^
+    system sampler ─────────┘
 
 `log` costs microseconds whatever the store does. One thread speaks to MLflow (`mlflow_run.py`), and imports it, since
 that takes seconds. While the store is away that thread tries again, ever less often, and points wait in the queue,
@@ -10,12 +10,16 @@ whose file also survives the process: the next tracker of the same run delivers 
 node only, what waits is copied to the run's folder at each checkpoint (`spool_copies.py`): what a lost node had not
 copied is trained again from there. Points arrive in order, and once each.
 
+Files take the same way: the queue holds their folder's name, and the files are read from the run's folder when MLflow
+is there to take them.
+
 What MLflow is told holds no credentials (`redact.py`); its own address may.
 """
 
 import hashlib
 import logging
 import os
+import re
 import shlex
 import sys
 import tempfile
@@ -56,6 +60,8 @@ _SETTINGS = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with the password in it
 }
 
+_FOLDER = re.compile(r"[\w-]+(/[\w-]+)*")
+
 _log = logging.getLogger(__name__)
 
 
@@ -81,6 +87,7 @@ class Tracker:
         description: RunDescription,
         *,
         spool_dir: str | Path,
+        folder: str = "",
         copy_to: str | None = None,
         system_seconds: float | None = 10.0,
     ) -> None:
@@ -89,6 +96,7 @@ class Tracker:
         Args:
             description: the run.
             spool_dir: local folder for the points that the store has not taken yet.
+            folder: URL of the run's folder, for `attach`.
             copy_to: URL of a folder that other nodes see, where `spool_dir` is none.
             system_seconds: time between two samples of the machine's CPU, memory, disk, network and GPUs. None: none.
         """
@@ -96,7 +104,7 @@ class Tracker:
             os.environ.setdefault(name, value)
         self._description = as_told(description)
         self._store = redact_text(self._description.uri)  # as it may stand in a log
-        self._system_seconds = system_seconds
+        self._folder, self._system_seconds = folder, system_seconds
         name = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
         self._copies = None if copy_to is None else SpoolCopies(copy_to, name)
         self._queue = SpooledQueue(Path(spool_dir) / f"{name}.jsonl", self._load_copies)
@@ -122,10 +130,10 @@ class Tracker:
         """The tracker of the run in the folder `run_url`. Its spool lies there, or where that is a bucket, in the
         temporary folder of this node with copies in the bucket."""
         if storage.is_local(run_url):
-            _, folder = storage.resolve(run_url)
-            return cls(description, spool_dir=folder, system_seconds=system_seconds)
+            _, path = storage.resolve(run_url)
+            return cls(description, spool_dir=path, folder=run_url, system_seconds=system_seconds)
         here = Path(tempfile.gettempdir()) / f"vit-tracking-{os.getuid()}"
-        return cls(description, spool_dir=here, copy_to=run_url, system_seconds=system_seconds)
+        return cls(description, spool_dir=here, folder=run_url, copy_to=run_url, system_seconds=system_seconds)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at a step. Returns at once and never raises: a value that is no number gets a warning."""
@@ -139,6 +147,17 @@ class Tracker:
             except (TypeError, ValueError):
                 _log.warning("tracking: %s = %r at step %d is no number and was left out", name, value, step)
         self._put(step, values)
+
+    def attach(self, path: str) -> None:
+        """Store the files of a folder inside the run's, at `path` relative to it, under the same path. Returns at once.
+
+        They must stay as they are until then. What the artifact store does not take in a few tries is left out, with a
+        warning.
+        """
+        if self._closing.is_set():
+            _log.warning("tracking is closed: %s was left out", path)
+            return
+        self._queue.put({"time": int(time.time() * 1000), "files": path})
 
     def secure(self) -> None:
         """Call at each checkpoint. What waits before it is copied to where other nodes see it. Returns at once."""
@@ -214,6 +233,8 @@ class Tracker:
                 self._start_sampler(run.started_ms)
                 while records := self._queue.peek(RECORDS_AT_ONCE):
                     run.send(_points(records))
+                    for path in _attached(records):
+                        run.attach(f"{self._folder}/{path}", path)
                     self._queue.pop(len(records))
                     if failures:
                         _log.warning("tracking: %s is back; nothing was lost", self._store)
@@ -288,6 +309,8 @@ def _points(records: Sequence[Record]) -> list[Point]:
     """The points of what was spooled. It comes from a file, so what makes no sense is left out with a warning."""
     points = []
     for record in records:
+        if "files" in record:
+            continue
         try:
             time_ms, step = int(record["time"]), int(record["step"])
             if not (0 <= time_ms < LARGEST and abs(step) < LARGEST):
@@ -296,6 +319,18 @@ def _points(records: Sequence[Record]) -> list[Point]:
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             _log.warning("tracking: a spooled record is no point and was left out: %s", _one_line(error))
     return points
+
+
+def _attached(records: Sequence[Record]) -> list[str]:
+    """The folders to store, each once. The file that they come from must not lead out of the run's folder."""
+    found: dict[str, None] = {}
+    for record in records:
+        if "files" in record:
+            if isinstance(record["files"], str) and _FOLDER.fullmatch(record["files"]):
+                found[record["files"]] = None
+            else:
+                _log.warning("tracking: a spooled record is no folder of the run and was left out")
+    return list(found)
 
 
 def _one_line(error: BaseException) -> str:

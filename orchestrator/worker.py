@@ -15,17 +15,20 @@ import ray.train.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.profiler import record_function
 
 import model
 from data import Augment, Index, Loader, Order, SampleOrder, open_index
 from data.cache import Cache
 from data.loader import Batch
 from data.splitmix import key, stream
+from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.accounting import Totals
 from orchestrator.checkpoint import restore
-from orchestrator.engine import Engine, Objective
+from orchestrator.engine import PRECISIONS, Engine, Objective
 from orchestrator.evaluate import evaluate
+from orchestrator.fit import Rank, fit
 from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
 from orchestrator.history import EVALUATED, History
 from orchestrator.job import PretrainJob
@@ -33,13 +36,15 @@ from orchestrator.job_sections import Augment as TrainAugment
 from orchestrator.job_sections import Duration, HeldOutAugment
 from orchestrator.job_sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
-from orchestrator.memory import auto_micro_batch, device_memory
+from orchestrator.memory import device_memory
 from orchestrator.notices import CutOff, Leave, Notices, Reason
+from orchestrator.phases import EVALUATION
 from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.saver import Saver
 from orchestrator.schedule import is_time, learning_rate, steps_of
 from orchestrator.training_set import open_training_set
+from orchestrator.trial import activation_peaks
 from orchestrator.watchdog import Pulse
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
@@ -77,10 +82,12 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
 
     # Model and optimizer, the same on every rank and sharded by DeepSpeed.
     pulse = Pulse(board, dist.get_rank(), job.cluster.hang_timeout)
-    engine = _build_engine(job)
+    engine, chosen = _build_engine(job)
     notices, health = Notices(engine.device), Health(engine, job.training.max_bad_steps)
 
     with History(job, run_url, run_id, board, data, engine, total_steps=total_steps) as history:
+        if chosen and dist.get_rank() == 0:
+            history.say(chosen)
 
         def train_from_checkpoint(went_back: GoBack | None) -> None:
             # The state, where an earlier attempt left it.
@@ -97,7 +104,8 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
             def evaluate_all(step: int) -> Reason | None:
                 """Measure on every held-out set, unless a notice comes in between."""
                 history.settle()
-                results, notice = _evaluate_all(job, engine, history, pulse, notices)
+                with record_function(EVALUATION):
+                    results, notice = _evaluate_all(job, engine, history, pulse, notices)
                 if notice is None:
                     history.evaluated(step, results)
                 return notice
@@ -165,36 +173,41 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
         history.end()
 
 
-def _build_engine(job: PretrainJob) -> Engine:
+def _build_engine(job: PretrainJob) -> tuple[Engine, str]:
+    """The engine, and what was chosen for it and why; empty where the job left no choice."""
     device, world = _device(job), dist.get_world_size()
     torch.manual_seed(job.seed)
     vit = model.VisionTransformer(job.model.vit_config())
-    model.checkpoint_blocks(vit, job.parallel.activation_checkpointing)
+    objective = _objective(job.objective, job.model.num_classes)
+
+    def trial(checkpointing: CheckpointMode, micro_batch: int) -> dict[int, int]:
+        dtype = PRECISIONS[job.parallel.precision]
+        peaks = activation_peaks(vit, objective, checkpointing, micro_batch, dtype=dtype, device=device)
+        return {images: max(_on_all_ranks(peak)) for images, peak in peaks.items()}
+
+    memory = device_memory(device, ray.train.get_context().get_local_world_size())
+    rank = Rank(
+        parameters=sum(p.numel() for p in vit.parameters()),
+        local_batch=math.ceil(job.batch_size / world),
+        world_size=world,
+        memory=min(_on_all_ranks(memory)),
+        device=device,
+    )
+    fitted = fit(vit.config, job.parallel, rank, trial)
+    model.checkpoint_blocks(vit, fitted.checkpointing)
     if job.parallel.compile:
         model.compile_blocks(vit)
-    local_batch = math.ceil(job.batch_size / world)
-    micro_batch = job.parallel.micro_batch
-    if micro_batch == "auto":
-        memory = device_memory(device, ray.train.get_context().get_local_world_size())
-        parameters = sum(p.numel() for p in vit.parameters())
-        micro_batch = auto_micro_batch(
-            vit.config,
-            parameters,
-            job.parallel,
-            local_batch=local_batch,
-            world_size=world,
-            memory=min(_on_all_ranks(memory)),  # ranks must take equally many micro-batches
-        )
-    return Engine(
+    engine = Engine(
         vit,
-        _objective(job.objective, job.model.num_classes),
+        objective,
         model.decay_mask(vit),
         optimizer=job.optimizer,
         parallel=job.parallel,
-        micro_batch=micro_batch,
-        local_batch=local_batch,
+        micro_batch=fitted.micro_batch,
+        local_batch=rank.local_batch,
         device=device,
     )
+    return engine, fitted.why
 
 
 def _dropout_seeds(job: PretrainJob, batch: Batch) -> Tensor | None:

@@ -124,6 +124,12 @@ def test_a_warm_up_longer_than_the_run_in_another_unit(packed: Path) -> None:
     assert line == "schedule.warmup = {steps: 13}: 13 steps are longer than the run of 12; null = no warm-up"
 
 
+def test_steps_to_profile_beyond_the_run(packed: Path) -> None:
+    run = (*at(packed), "schedule.length.epochs=1", "schedule.warmup=null", "batch_size=128")
+    assert check(*run, "profile.steps=[10, 12]").total_steps == 12
+    assert line_of(*run, "profile.steps=[10, 13]") == "profile.steps = [10, 13]: beyond the run of 12 steps"
+
+
 def test_where_a_run_cannot_be_written(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert line_of("checkpoint.url=http://x/runs") == (

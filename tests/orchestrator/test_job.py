@@ -137,6 +137,13 @@ def test_objects_that_yaml_cannot_hold_are_refused_too() -> None:
         load_job("job.yaml", {"data.train.url": Path("x")})
 
 
+def test_a_few_steps_to_profile() -> None:
+    assert load_pretrain().profile is None
+    assert load_pretrain("profile={steps: [10, 15]}").profile.steps == (10, 15)
+    assert load_pretrain("profile.steps=[1, 51]").profile.steps == (1, 51)
+    assert load_pretrain("profile.steps=[10, 15]", "profile=null").profile is None
+
+
 def test_a_duration_has_one_unit_so_that_setting_another_replaces_it() -> None:
     schedule = load_pretrain("schedule.length.steps=2", "schedule.warmup=null", "checkpoint.every.epochs=0.5").schedule
     assert schedule.length.as_dict() == {"steps": 2}
@@ -251,6 +258,13 @@ def test_set_changes_one_of_two_places_that_share_an_alias() -> None:
             "data.eval.val.augment={crop: inception}",
             "data.eval.val.augment.crop = inception: expected resize or center",
         ),
+        ("profile.steps=[15, 10]", "profile.steps = [15, 10]: the first is not below the last; use [10, 15]"),
+        ("profile.steps=[10, 10]", "profile.steps = [10, 10]: the first is not below the last; use [10, 11]"),
+        ("profile.steps=[10, 61]", "profile.steps = [10, 61]: more than 50 steps; use [10, 60]"),
+        ("profile.steps=[0, 5]", "profile.steps = [0, 5]: expected [an integer >= 1, an integer >= 1]"),
+        ("profile.steps=10", "profile.steps = 10: expected [an integer >= 1, an integer >= 1]"),
+        ("profile.step=[10, 15]", "profile.step: unknown key; did you mean profile.steps?"),
+        ("profile={}", "profile.steps: missing; expected [an integer >= 1, an integer >= 1]"),
         ("kind=finetune", "model.init_from: this kind of job starts from trained weights; give their URL"),
         # --set itself
         ("batch_size", "--set batch_size: expected KEY=VALUE, such as --set optimizer.lr=3e-4"),

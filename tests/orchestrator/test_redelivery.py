@@ -26,6 +26,7 @@ from tests.orchestrator.stores import PATIENCE, Server, description, free_port, 
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"
 STEPS = 6000
+PROFILE = "profile/steps-000010-000015"
 
 
 def logged(step: int) -> dict[str, float]:
@@ -86,6 +87,8 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     assert (run.info.status, run.info.run_name) == ("FINISHED", "away")
     assert run.data.params["batch_size"] == "64"
     assert {each.dataset.name for each in run.inputs.dataset_inputs} == {"train", "test"}
+    stored = Path(client.download_artifacts(run.info.run_id, PROFILE, str(tmp_path)))
+    assert (stored / "summary.md").read_text() == "a page"
     found = json.loads(summary.read_text())
     assert (found["mlflow_run_id"], found["mlflow_complete"]) == (run.info.run_id, True)
     assert found["mlflow"].endswith(f"/runs/{run.info.run_id}")
@@ -114,6 +117,8 @@ def rank_0(overrides: list[str], steps: range, *, end: bool) -> None:
         tracker.log(step, logged(step))
     until(lambda: len(tracker._queue.since(0)[0]) >= len(steps))
     if end:
+        storage.write_atomic(f"{run_url(job)}/{PROFILE}/summary.md", b"a page")
+        tracker.attach(PROFILE)
         assert not tracker.close("FINISHED", timeout=0.1)
         summary = {"step": STEPS, "metrics": {}, "images_per_second": 1.0, "totals": Totals().to_dict(), "workers": 1}
         summary["device"] = {"name": "CPU", "peak_flops": 1.0, "peak_is": "measured"}
@@ -148,7 +153,9 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
 
     with s3_server() as server, reached_by(server) as bucket:
         lost = node("first", nowhere, range(50))
-        until(lambda: len(lost._queue.since(0)[0]) == 50)
+        storage.write_atomic(f"{bucket}/run/{PROFILE}/summary.md", b"a page")
+        lost.attach(PROFILE)
+        until(lambda: len(lost._queue.since(0)[0]) == 51)
         lost.secure()
         until(lambda: len(copies()) == 1)
         for step in range(50, 60):
@@ -156,7 +163,7 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
         lost._gave_up.set()  # no more of it from here
 
         second = node("second", nowhere, range(50, 80))
-        until(lambda: len(second._queue.since(50)[0]) == 30)
+        until(lambda: len(second._queue.since(51)[0]) == 30)
         second.secure()
         until(lambda: len(copies()) == 2)
         second.log(80, {"loss": 80.5})
@@ -171,3 +178,4 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
         assert copies() == []
     client = MlflowClient(sqlite(tmp_path))
     assert history(client, third.run_id, "loss") == [(step, step + 0.5) for step in range(100)]
+    assert [each.path for each in client.list_artifacts(third.run_id, PROFILE)] == [f"{PROFILE}/summary.md"]

@@ -26,6 +26,7 @@ from tests.orchestrator.conftest import ROOT, RayHead
 from tests.orchestrator.test_checkpoint import weights
 
 STEPS, EVERY, BATCH = 60, 15, 64
+PROFILE = "profile/steps-000010-000012"
 TIMEOUT = 1200  # seconds; a busy machine takes a minute to start a run
 
 
@@ -63,10 +64,11 @@ def command(folder: Path, name: str, **more: object) -> list[str]:
 @pytest.fixture(scope="module")
 def quiet(ray_head: RayHead, folder: Path) -> Path:
     """A run of 60 steps that nothing disturbs: `ray job submit jobs/NAME.yaml`, as it stands."""
-    job = ["jobs/pretrain_digits.yaml", *settings(folder, "quiet")]
+    job = ["jobs/pretrain_digits.yaml", *settings(folder, "quiet", **{"profile.steps": [10, 12]})]
     output = ray_head.call("ray", "job", "submit", "--address", ray_head.jobs, "--", *job)
     assert "succeeded" in output
     assert "held-out test:" in output
+    assert f"the profile of steps 10 to 12: {folder}/quiet/{PROFILE}/summary.md" in output
     return folder / "quiet"
 
 
@@ -142,6 +144,33 @@ def test_the_run_in_mlflow_says_what_it_is(quiet: Path, folder: Path) -> None:
     tokens, width, mlp = 17, 64, 256
     macs = 16 * 12 * width + 4 * (4 * tokens * width**2 + 2 * tokens * width * mlp + 2 * tokens**2 * width) + 10 * width
     assert run.data.metrics["compute/exaflops"] * 1e18 == pytest.approx(6 * macs * run.data.metrics["train/samples"])
+
+
+def test_where_the_time_of_a_step_goes(quiet: Path, folder: Path) -> None:
+    """At every point the phases add up to the step, and the step is what images/s is worked out from, evaluations left
+    out; steps 10 to 12 are traced."""
+    names = ("step", "data_wait", "forward", "backward", "optimizer", "checkpoint_stall", "other")
+    curves = {name: dict(history(folder, "quiet", f"time/{name}")) for name in names}
+    images = dict(history(folder, "quiet", "train/samples"))
+    rate = dict(history(folder, "quiet", "speed/images_per_second"))
+    for step in range(2, STEPS + 1):
+        whole, *parts = (curves[name][step] for name in names)
+        assert all(part >= 0 for part in parts)
+        assert sum(parts) == pytest.approx(whole)
+        assert all(curves[name][step] > 0 for name in ("forward", "backward", "optimizer"))
+        trained = (images[step] - images[step - 1]) / rate[step]
+        assert whole == pytest.approx(trained + curves["checkpoint_stall"][step])
+    assert {step for step, stall in curves["checkpoint_stall"].items() if stall} == {16, 31, 46}
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    run = client.search_runs(["1"], filter_string="attributes.run_name = 'quiet'")[0]
+    assert {a.path for a in client.list_artifacts(run.info.run_id, PROFILE)} == {
+        f"{PROFILE}/summary.md",
+        f"{PROFILE}/trace.json.gz",
+    }
+    stored = Path(client.download_artifacts(run.info.run_id, PROFILE))
+    for path in stored.iterdir():
+        assert path.read_bytes() == (quiet / PROFILE / path.name).read_bytes()
+    assert "| forward |" in (quiet / PROFILE / "summary.md").read_text()
 
 
 def test_every_sample_is_trained_once_an_epoch(quiet: Path, folder: Path) -> None:

@@ -217,6 +217,32 @@ def test_an_artifact_store_out_of_reach_costs_only_the_files(
     assert sum("were not stored with the run" in message for message in caplog.messages) == 1
 
 
+def test_files_beside_the_run_are_stored_with_it(
+    tmp_path: Path, client: MlflowClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Those of a folder inside the run's; what a spool says of others, or of one that is gone, is left out."""
+    run = tmp_path / "run"
+    (run / "profile" / "steps-1").mkdir(parents=True)
+    (run / "profile" / "steps-1" / "summary.md").write_text("first")
+    (tmp_path / "secret").mkdir()
+    (tmp_path / "secret" / "key").write_text("hunter2")
+    tracker = Tracker.beside(description(sqlite(tmp_path)), str(run), system_seconds=None)
+    tracker.attach("profile/steps-1")
+    assert tracker.flush(PATIENCE)
+    (run / "profile" / "steps-1" / "summary.md").write_text("second")
+    for folder in ("profile/steps-1", "../secret", str(tmp_path / "secret"), "profile/gone"):
+        tracker.attach(folder)
+    tracker.log(1, {"loss": 0.5})
+    assert tracker.close(timeout=PATIENCE)
+    (tmp_path / "stored").mkdir()
+    stored = Path(client.download_artifacts(tracker.run_id, "", str(tmp_path / "stored")))
+    assert (stored / "profile" / "steps-1" / "summary.md").read_text() == "second"
+    assert {path.name for path in stored.rglob("*") if path.is_file()} == {"job.yaml", "requirements.txt", "summary.md"}
+    assert history(client, tracker.run_id, "loss") == [(1, 0.5)], "the metrics are there whatever becomes of files"
+    assert sum("profile/gone were not stored with the run" in message for message in caplog.messages) == 1
+    assert (run / "profile" / "steps-1" / "summary.md").exists()
+
+
 def test_a_run_deleted_in_the_browser_is_followed_by_a_new_one(tmp_path: Path, client: MlflowClient) -> None:
     tracker = Tracker(description(sqlite(tmp_path)), spool_dir=tmp_path)
     tracker.log(1, {"loss": 1.0})
