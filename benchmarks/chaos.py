@@ -168,13 +168,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--kills", type=int, default=25, help="(%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, order and victims (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of the run (40 a kill)")
+    parser.add_argument("--steps", type=int, help="of the run (100 a kill)")
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints (%(default)s)")
     parser.add_argument("--tolerance", type=float, default=1e-3, help="of the weights' difference (%(default)s)")
     parser.add_argument("--patience", type=float, default=600, help="seconds for a run to go on (%(default)s)")
     parser.add_argument("--folder", type=Path, help="for logs and curves; stays (default: a temporary one)")
     options = parser.parse_args(arguments)
-    options.steps = options.steps or 40 * options.kills
+    options.steps = options.steps or 100 * options.kills
     return options
 
 

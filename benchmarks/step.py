@@ -1,0 +1,292 @@
+#!/usr/bin/env python
+"""How fast the training step is: against other libraries' Vision Transformers, and against bare matrix products."""
+
+import argparse
+import importlib.util
+import itertools
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import torch  # noqa: E402
+
+from benchmarks.step_report import GB, Measured, print_tables, report  # noqa: E402
+from benchmarks.step_search import Remembered, Trial  # noqa: E402
+from benchmarks.step_task import IMPLS, LOSSES, MATMUL, PEERS, Task  # noqa: E402
+from model import vit_config  # noqa: E402
+from orchestrator.devices import device_name, without_bf16  # noqa: E402
+from orchestrator.memory import device_memory  # noqa: E402
+
+EPILOG = """
+A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 images that are on the device already.
+Contenders: `ours`, the engine of a run with one worker; `timm` and `transformers` in plain PyTorch, where they are
+installed; and the bare products of a block's dense layers, which are the ceiling. Everybody has the same precision
+(bf16: ours through DeepSpeed, the others under torch.autocast), loss, memory, and the batch at which it is fastest.
+Each contender runs in a fresh process. On a machine that drifts, compare only what one run of this script printed.
+
+The last line is JSON. Of a row:
+  images_per_s   median of all timed windows of all rounds; _min and _max are the slowest and the fastest window
+  batch          images a step; `tried` has the fastest window of each batch that was tried on the way
+  mfu            images/s times 6 FLOPs a multiply-accumulate of the forward pass, over the datasheet's peak in bf16;
+                 null where none is known. Recomputation and the optimizer do not count as work of the model
+  mfu_measured   the same over the rate of the bare matrix products of the same run
+  hfu            the FLOPs that the hardware does: with what checkpointing computes again, less what ours leaves out of
+                 its last block; hfu_measured: over the matrix products
+  peak_gb        10^9 bytes: of a GPU what tensors took, of a CPU the whole process
+  breakdown      share of one profiled step by kind of work; idle: share in which the GPU had nothing to do; top: the
+                 longest kernels
+  too_large      the memory does not suffice for the smallest batch;  error: why it failed, details: what it wrote
+`matmul` has the products of each model and precision, `matmul_tflops` the best of them, and `ratios` the rate of ours
+over that of the best peer, by model, precision and compilation: the median of the rounds.
+
+The exit code is 1 if a contender failed. Interrupted (Ctrl-C, SIGTERM), it reports what it has.
+
+  python benchmarks/step.py --models B/16 --precisions bf16 float32 --compiled both
+  python benchmarks/step.py --models H/14 --impls ours timm --compiled yes --checkpointing none selective full
+"""
+
+MODELS = {"cuda": ("B/16", "L/16", "H/14"), "cpu": ("B/16", "L/16")}
+LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
+    "cuda": {"B": (128, 256, 512), "L": (64, 128, 256), "H": (64, 128)},
+    "cpu": {"B": (4, 8, 16), "L": (2, 4, 8), "H": (1, 2, 4)},
+}
+"""Batches to try, by the model's letter: from where the arithmetic units are about busy, to where more hardly helps."""
+USABLE = {"cuda": 0.9, "cpu": 0.6}  # of the device's memory
+ZERO_STAGE = {"bf16": 1, "float32": 0}
+"""Of ours, where one process has nothing to shard. bf16: stage 1 accumulates gradients in float32, as runs do; float32:
+stage 0 steps the weights where they are, and spares the copy to a flat partition and back."""
+TINY = {"depth": 2, "width": 64, "mlp_dim": 256, "heads": 2, "num_classes": 10}
+
+
+class Interrupted(Exception):
+    """The user or the system wants an end."""
+
+
+def tasks(options: argparse.Namespace, impls: Sequence[str]) -> tuple[list[Task], list[Task]]:
+    """The matrix products and the contenders to measure, in this order."""
+    products, contenders = [], []
+    for name, precision in itertools.product(options.models, options.precisions):
+        letter = vit_config(name).name.removeprefix("ViT-")[0]
+        base = Task(
+            model=name,
+            impl=MATMUL,
+            compiled=False,
+            precision=precision,
+            checkpointing="none",
+            zero_stage=ZERO_STAGE[precision] if options.zero_stage is None else options.zero_stage,
+            loss=options.loss,
+            batches=tuple(options.batches or ((2, 4) if options.quick else LADDERS[options.device].get(letter, (8,)))),
+            device=options.device,
+            threads=options.threads,
+            memory=int(options.memory_gb * GB),
+            warm_up=3 if options.device == "cuda" else 2,
+            windows=2 if options.quick else 5 if options.device == "cuda" else 3,
+            seconds=options.seconds,
+            profile=False,
+            sizes={**TINY, "image_size": 4 * vit_config(name).patch_size} if options.quick else {},
+        )
+        products.append(base)
+        for compiled, impl, checkpointing in itertools.product(options.compiled, impls, options.checkpointing):
+            if impl not in PEERS or checkpointing != "selective":  # the peers have no such mode
+                task = replace(base, impl=impl, compiled=compiled, checkpointing=checkpointing, profile=True)
+                # Compiling is what takes long with tiny models.
+                contenders.append(replace(task, batches=task.batches[:1]) if options.quick and compiled else task)
+    return products, contenders
+
+
+def measure(measured: Sequence[Measured], rounds: int, remembered: Remembered) -> None:
+    """Fill in what is measured, in rounds over all; the second, and so on, at the batch that the first one found."""
+    begun, done, total = time.monotonic(), 0, rounds * len(measured)
+    for number in range(rounds):
+        for found in measured[:: -1 if number % 2 else 1]:  # there and back, against a drift of the machine
+            done += 1
+            if number and (found.error or not found.best):
+                continue
+            left = (time.monotonic() - begun) / (done - 1) * (total - done + 1) if done > 1 else None
+            task, search = found.task, search_name(found.task)
+            if found.best:
+                task = replace(task, batches=(found.best.batch,), profile=False)
+            elif len(task.batches) > 1 and (known := remembered.get(search)):
+                task = replace(task, batches=(known,))
+            say(
+                f"{done} of {total}: {task.name}, batch {' '.join(map(str, task.batches))}"
+                + (f", about {max(1, round(left / 60))} min left" if left else "")
+            )
+            measure_once(found, task, number)
+            if found.best and not number:
+                remembered.put(search, found.best.batch)
+
+
+def measure_once(found: Measured, task: Task, number: int) -> None:
+    """One child process; or several, if the smallest batch of a search is too large, with halves of it until one fits.
+
+    What it measured becomes a round's.
+    """
+    try:
+        trials, searching = ask(task), len(task.batches) > 1
+        while searching and not trials and task.batches[0] > 1:
+            task = replace(task, batches=(task.batches[0] // 2,))
+            say(f"    too large; batch {task.batches[0]}")
+            trials = ask(task)
+    except ChildFailed as failure:
+        found.error, found.details = str(failure), failure.details
+        say(f"{task.name} failed: {found.error}")
+        return
+    if not trials:
+        say("    too large")
+        return
+    if number == 0:
+        found.climbed = trials
+    best = max(trials, key=lambda trial: trial.best_rate)
+    found.rounds[number] = best.rates
+    say(f"    {found.rate:.4g} images/s at batch {best.batch}")
+
+
+class ChildFailed(Exception):
+    """In one line; `details` is the end of what the process wrote."""
+
+    def __init__(self, line: str, details: str) -> None:
+        super().__init__(line)
+        self.details = details
+
+
+def ask(task: Task) -> list[Trial]:
+    """Have a fresh process carry out `task`.
+
+    Raises:
+        ChildFailed: it ended without an answer.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
+    environment["HF_HUB_OFFLINE"] = "1"  # nothing is fetched: the weights are random
+    command = [sys.executable, __file__, "--child", task.to_json()]
+    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    if child.returncode != 0:
+        lines = [line for line in child.stderr.splitlines() if line.strip()]
+        line = f"ended by signal {-child.returncode}" if child.returncode < 0 else lines[-1] if lines else "no message"
+        raise ChildFailed(line.strip(), child.stderr[-4000:])
+    answer = json.loads(child.stdout.splitlines()[-1])
+    return [Trial(**trial) for trial in answer["trials"]]
+
+
+def search_name(task: Task) -> str:
+    """Says all that the best batch depends on."""
+    size = " tiny" if task.sizes else ""
+    return f"{task.name}{size} on {task.device}, {task.memory} bytes, ZeRO {task.zero_stage}, {task.threads} threads"
+
+
+def run(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
+    """The fields of the JSON line, and whether all went well."""
+    impls = [impl for impl in options.impls if impl not in PEERS or importlib.util.find_spec(impl)]
+    for impl in options.impls:
+        if impl not in impls:
+            say(f"{impl} is left out: it is not installed")
+    device = torch.device(options.device)
+    torch.set_num_threads(options.threads)  # a CPU's name says how many
+    if "bf16" in options.precisions and without_bf16(device, torch.bfloat16):
+        say("this CPU has no bf16 products: ours takes them in float32, PyTorch's own may be a hundred times slower")
+
+    products, contenders = ([Measured(task) for task in group] for group in tasks(options, impls))
+    try:
+        measure([*products, *contenders], options.rounds, Remembered(options.remember))
+    except (KeyboardInterrupt, Interrupted):
+        say("interrupted")
+        for found in (*products, *contenders):
+            if not found.rounds and not found.error:
+                found.error = "not measured: interrupted"
+    return {
+        **report(products, contenders, device, device_name(device)),
+        "memory_gb": options.memory_gb,
+        "threads": options.threads,
+        "loss": options.loss,
+        "rounds": options.rounds,
+        "quick": options.quick,
+        "torch": torch.__version__,
+    }, not any(found.error for found in (*products, *contenders))
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", metavar="NAME", help="such as B/16 (GPU: B/16 L/16 H/14; CPU: B/16 L/16)")
+    add("--impls", nargs="+", choices=IMPLS, default=list(IMPLS), help="(all)")
+    add("--precisions", nargs="+", choices=("bf16", "float32"), help="(GPU: bf16; CPU: float32)")
+    add("--compiled", choices=("no", "yes", "both"), default="both", help="with torch.compile (%(default)s)")
+    modes = ("none", "selective", "full")
+    add("--checkpointing", nargs="+", choices=modes, default=["none"], help="of activations; peers: none, full (none)")
+    batches = parser.add_mutually_exclusive_group()
+    batches.add_argument("--batch", type=int, metavar="N", help="one batch for all, without a search")
+    batches.add_argument("--batches", nargs="+", type=int, metavar="N", help="to try, rising (by model and device)")
+    add("--remember", metavar="FILE", help="read the best batches of earlier runs here, and write this one's")
+    add("--memory-gb", type=float, help="that a contender may use (90%% of the GPU's; 60%% of the machine's)")
+    add("--rounds", type=int, help="over all contenders (GPU: 1; CPU: 3)")
+    add("--seconds", type=float, help="of a timed window, at least a step (GPU: 1; CPU: 4)")
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    add("--threads", type=int, default=cores, help="of a CPU (%(default)s)")
+    add("--device", choices=("cuda", "cpu"), help="(cuda where there is one)")
+    add("--zero-stage", type=int, choices=(0, 1, 2, 3), help="of ours (bf16: 1; float32: 0)")
+    add("--loss", choices=tuple(LOSSES), default="sigmoid", help="(%(default)s)")
+    add("--quick", action="store_true", help="tiny sizes: whether it works, not how fast it is")
+    add("--child", metavar="TASK", help=argparse.SUPPRESS)
+    options = parser.parse_args(arguments)
+    if options.child:
+        return options
+
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: there is none")
+    on_gpu = options.device == "cuda"
+    options.models = options.models or (["B/16"] if options.quick else MODELS[options.device])
+    for name in options.models:
+        try:
+            vit_config(name)
+        except ValueError as error:
+            parser.error(f"--models: {error}")
+    options.precisions = options.precisions or (["bf16"] if on_gpu else ["float32"])
+    options.compiled = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compiled]
+    options.batches = [options.batch] if options.batch else options.batches
+    if options.batches and (min(options.batches) < 1 or sorted(set(options.batches)) != options.batches):
+        parser.error("--batches: numbers above 0, rising")
+    options.rounds = options.rounds or (1 if on_gpu or options.quick else 3)
+    options.seconds = options.seconds or (0.05 if options.quick else 1.0 if on_gpu else 4.0)
+    options.memory_gb = options.memory_gb or round(
+        USABLE[options.device] * device_memory(torch.device(options.device), 1) / GB, 1
+    )
+    return options
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    raise Interrupted
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.child:
+        from benchmarks.step_worker import answer
+
+        print(json.dumps(answer(Task.from_json(options.child))))
+        return 0
+    signal.signal(signal.SIGTERM, interrupt)
+    found, well = run(options)
+    print_tables(found)
+    print(json.dumps(found))
+    return 0 if well else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,453 @@
+"""benchmarks/step.py: whole, on tiny models, and its parts against formulas, counters and brute force."""
+
+import dataclasses
+import functools
+import importlib.util
+import itertools
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile, record_function
+from torch.utils.flop_counter import FlopCounterMode
+
+import model
+from benchmarks import step, step_peers, step_worker
+from benchmarks.step_matmul import Products, product_flops
+from benchmarks.step_profile import CATEGORIES, Piece, category, covered, kernels, operations
+from benchmarks.step_report import Measured, hardware_flops, ratios, report
+from benchmarks.step_search import GAIN, Remembered, Trial, climb, expected_peak
+from benchmarks.step_task import Task, synthetic
+from model.objectives import dense_targets, softmax_cross_entropy
+
+ROOT = Path(__file__).resolve().parents[2]
+CPU = torch.device("cpu")
+# Everything of requirements.txt but torch, deepspeed and what deepspeed brings along.
+ABSENT = ["ray", "mlflow", "yaml", "webdataset", "fsspec", "gcsfs", "braceexpand", "safetensors", "cv2", "turbojpeg"]
+ABSENT += ["imagehash", "PIL", "tenacity", "aiohttp", "sklearn", "scipy", "pyarrow", "pandas"]
+TASK = Task(
+    model="B/16",
+    impl="ours",
+    compiled=False,
+    precision="float32",
+    checkpointing="none",
+    zero_stage=0,
+    loss="softmax",
+    batches=(2,),
+    device="cpu",
+    threads=1,
+    memory=10**10,
+    warm_up=1,
+    windows=1,
+    seconds=0.01,
+    profile=True,
+    sizes={"image_size": 64, **step.TINY},
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """A child process sets its threads; what is called here does it to this process."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="shows what happens without it")
+def test_a_small_run(tmp_path: Path) -> None:
+    """The whole script, with torch and deepspeed alone: ours is measured, a peer is broken and the other one absent."""
+    (tmp_path / "timm.py").write_text("raise ValueError('broken on purpose')\n")
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
+    remembered = tmp_path / "batches.json"
+    command = [sys.executable, "benchmarks/step.py", "--quick", "--device", "cpu", "--threads", "1", "--compiled", "no"]
+    run = subprocess.run(
+        [*command, "--remember", str(remembered)],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert run.returncode == 1, run.stderr  # a contender failed
+    assert run.stderr.count("transformers is left out: it is not installed\n") == 1
+    assert run.stderr.count("failed") == 1
+    assert "ViT-B/16 float32 timm failed: ValueError: broken on purpose\n" in run.stderr
+
+    *table, last = run.stdout.splitlines()
+    found = json.loads(last)
+    assert "1 threads" in found["device"]
+    ours, broken = found["rows"]
+    assert (ours["impl"], ours["model"], ours["precision"], ours["compiled"]) == ("ours", "ViT-B/16", "float32", False)
+    assert (ours["checkpointing"], ours["zero_stage"], ours["error"]) == ("none", 0, None)
+    assert 0 < ours["images_per_s_min"] <= ours["images_per_s"] <= ours["images_per_s_max"]
+    assert list(ours["tried"]) == ["2", "4"]
+    assert ours["tried"][str(ours["batch"])] == max(ours["tried"].values())
+    assert 0.1 < ours["peak_gb"] < 5  # the whole process: gigabytes, not bytes or megabytes
+    assert math.isclose(ours["loss"], 10 * math.log(2), rel_tol=0.1)  # sigmoids of 10 classes at 0
+    assert set(ours["breakdown"]) == set(CATEGORIES)
+    assert math.isclose(sum(ours["breakdown"].values()), 1.0, abs_tol=1e-3)
+    assert min(ours["breakdown"][name] for name in ("matmul", "optimizer", "elementwise")) > 0
+    assert (ours["mfu"], ours["idle"]) == (None, None)  # no datasheet, no GPU
+    assert found["matmul_tflops"] == found["matmul"][0]["tflops"]
+    training_flops = model.training_flops(dataclasses.replace(TASK, loss="sigmoid").config)
+    expected = ours["images_per_s"] * training_flops / (1e12 * found["matmul_tflops"])
+    assert math.isclose(ours["mfu_measured"], expected, rel_tol=0.02)  # rounding of small numbers
+
+    assert (broken["impl"], broken["images_per_s"]) == ("timm", None)
+    assert broken["error"] == "ValueError: broken on purpose"
+    assert "Traceback" in broken["details"]
+    assert found["ratios"] == []
+    assert any("broken on purpose" in line for line in table)
+    assert ours["batch"] in json.loads(remembered.read_text()).values()
+
+
+def task(**changes: object) -> Task:
+    return dataclasses.replace(TASK, **changes)  # type: ignore[arg-type]
+
+
+def test_a_task_survives_the_way_to_its_process() -> None:
+    assert Task.from_json(TASK.to_json()) == TASK
+
+
+# The search
+
+
+def brute_force(rates: dict[int, float], peaks: dict[int, int], limit: int) -> int | None:
+    """The best of all prefixes' last elements that the rule allows, by its definition."""
+    best = None
+    for number, batch in enumerate(rates):
+        before = list(rates)[:number]
+        pays = all(rates[b] >= GAIN * rates[a] for a, b in itertools.pairwise(before))
+        if pays and all(peaks[b] <= limit for b in (*before, batch)) and (best is None or rates[batch] > rates[best]):
+            best = batch
+    return best
+
+
+def test_the_search_finds_what_brute_force_finds() -> None:
+    """On random rates, with memory that grows linearly, as it does: nothing is too large, and nothing overlooked."""
+    draw = random.Random(0)
+    outcomes = set()
+    for _ in range(500):
+        rates = {batch: draw.uniform(1, 1.1) * draw.choice((1, batch**0.3)) for batch in (1, 2, 4, 8, 16)}
+        peaks = {batch: 100 + 10 * batch for batch in rates}
+        limit = draw.choice((105, 115, 150, 500))
+        tried: list[int] = []
+
+        def attempt(batch: int, rates=rates, peaks=peaks, tried=tried) -> Trial | None:  # type: ignore[no-untyped-def]
+            tried.append(batch)
+            return Trial(batch, [rates[batch]], peaks[batch], 0.0)
+
+        trials = climb(list(rates), attempt, limit=limit, at_rest=100)
+        best = max(trials, key=lambda trial: trial.best_rate, default=None)
+        expected = brute_force(rates, peaks, limit)
+        assert (best.batch if best else None) == expected
+        assert all(peaks[batch] <= limit for batch in tried[1:]), "tried what could be known to be too large"
+        outcomes.add(expected)
+    assert outcomes == {None, 1, 2, 4, 8, 16}
+
+
+def test_the_search_ends_where_the_memory_does_not_suffice() -> None:
+    """It is told by the attempt alone, as on a system that does not tell how much is in use."""
+    trials = climb((1, 2, 4, 8), lambda b: Trial(b, [float(b)], None, 0.0) if b < 4 else None, limit=1, at_rest=None)
+    assert [trial.batch for trial in trials] == [1, 2]
+    assert climb((1, 2), lambda b: None, limit=1, at_rest=0) == []
+
+
+def test_expected_peaks_lie_on_a_line() -> None:
+    trials = [Trial(2, [1.0], 100 + 2 * 30, 0.0), Trial(4, [1.1], 100 + 4 * 30, 0.0)]
+    assert expected_peak(trials, 8, at_rest=7) == 100 + 8 * 30
+    assert expected_peak(trials[:1], 4, at_rest=100) == 100 + 4 * 30
+
+
+def test_best_batches_are_remembered(tmp_path: Path) -> None:
+    file = tmp_path / "batches.json"
+    Remembered(str(file)).put("ours", 8)
+    again = Remembered(str(file))
+    again.put("timm", 4)
+    assert [Remembered(str(file)).get(name) for name in ("ours", "timm", "other")] == [8, 4, None]
+    assert Remembered(None).get("ours") is None
+
+
+def test_memory_that_does_not_suffice_is_no_failure() -> None:
+    def failing(error: Exception) -> SimpleNamespace:
+        def take(batch: object) -> None:
+            raise error
+
+        return SimpleNamespace(step=take, parameters=0)
+
+    for message in ("CUDA out of memory. Tried to allocate 2 GiB", "DefaultCPUAllocator: can't allocate memory"):
+        assert step_worker.attempt(TASK, failing(RuntimeError(message)), 2) is None
+    assert step_worker.attempt(TASK, failing(torch.OutOfMemoryError("CUDA out of memory.")), 2) is None
+    with pytest.raises(RuntimeError, match="shapes"):
+        step_worker.attempt(TASK, failing(RuntimeError("shapes cannot be multiplied")), 2)
+
+
+# FLOPs
+
+
+def counted(function: Callable[[], object]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        function()
+    return counter.get_total_flops()
+
+
+def test_the_ceiling_is_made_of_the_blocks_products() -> None:
+    """By hand for B/16: 12 D^2 multiply-accumulates a token, 2 FLOPs each, three times."""
+    config = model.vit_config("B/16")
+    assert product_flops(config) == 3 * 2 * 197 * 12 * 768**2
+    products = Products(TASK, CPU)
+    batch = synthetic(TASK.config, 3, CPU)
+    assert counted(lambda: products.step(batch)) == 3 * product_flops(TASK.config)
+
+
+@pytest.mark.parametrize("impl", ["ours", "timm"])
+def test_hardware_flops_are_those_that_a_counter_counts(impl: str) -> None:
+    """Forward, as ours trains and as a network that computes every token; and what full checkpointing adds to it."""
+    images = torch.rand(2, 3, TASK.config.image_size, TASK.config.image_size)
+    vit = model.VisionTransformer(TASK.config).train(impl == "ours")  # evaluation computes every token
+
+    def forward_backward() -> None:
+        vit(images).sum().backward()
+
+    with sdpa_kernel(SDPBackend.MATH):  # the counter knows no other one of a CPU
+        forward = counted(lambda: vit(images)) / 2
+        kept = counted(forward_backward)
+        model.checkpoint_blocks(vit, "full")
+        again = (counted(forward_backward) - kept) / 2
+    assert hardware_flops(task(impl=impl)) == 3 * forward
+    assert hardware_flops(task(impl=impl, checkpointing="selective")) == 3 * forward
+    assert hardware_flops(task(impl=impl, checkpointing="full")) == 3 * forward + again
+
+
+def test_utilisation_of_a_known_device() -> None:
+    """An H200 at 1,000 images a second of H/14, by hand; float32 has no datasheet peak."""
+    flops = 6 * 167.295e9  # ViT paper, Table 6: 167 GMACs
+    for precision, known in (("bf16", True), ("float32", False)):
+        found = Measured(task(model="H/14", precision=precision, device="cuda", sizes={}))
+        found.climbed, found.rounds = [Trial(64, [990.0], 80 * 10**9, 1.0)], {0: [990.0, 1000.0], 1: [1001.0]}
+        products = Measured(task(model="H/14", impl="matmul", precision=precision, device="cuda", sizes={}))
+        products.climbed = [Trial(64, [100.0], 10**9, 0.0)]
+        products.rounds = {0: [700e12 / product_flops(found.task.config)]}
+        line = report([products], [found], torch.device("cuda"), "NVIDIA H200")
+        (row,) = line["rows"]
+        assert (row["images_per_s"], row["images_per_s_min"], row["images_per_s_max"]) == (1000.0, 990.0, 1001.0)
+        assert (row["batch"], row["peak_gb"]) == (64, 80.0)
+        assert row["mfu"] == (pytest.approx(flops * 1000 / 989e12, rel=1e-3) if known else None)
+        assert row["mfu_measured"] == pytest.approx(flops * 1000 / 700e12, rel=1e-3)
+        assert line["matmul_tflops"] == pytest.approx(700, rel=1e-3)
+
+
+def test_ratios_are_taken_within_rounds() -> None:
+    """The machine is half as fast in the second round; ours is 1.2 times the faster peer in both, and timm failed."""
+
+    def contender(impl: str, rounds: dict[int, list[float]], **changes: object) -> Measured:
+        found = Measured(task(impl=impl, **changes), rounds=rounds)
+        found.climbed = [Trial(2, list(rates), 1, 0.0) for rates in rounds.values()]
+        return found
+
+    broken = contender("timm", {0: [1000.0]})
+    broken.error = "it failed in the second round"
+    contenders = [
+        contender("ours", {0: [12.0, 12.1, 11.9], 1: [6.0]}),
+        contender("ours", {0: [9.0], 1: [4.0]}, checkpointing="full"),
+        contender("transformers", {0: [10.0], 1: [5.0]}),
+        contender("transformers", {0: [8.0], 1: [4.0]}, checkpointing="full"),
+        broken,
+        contender("ours", {0: [1.0]}, compiled=True),  # nothing to compare with
+    ]
+    (ratio,) = ratios(contenders)
+    assert (ratio["model"], ratio["compiled"], ratio["best_peer"]) == ("ViT-B/16", False, "transformers")
+    assert (ratio["ours_over_best_peer"], ratio["least"], ratio["most"]) == (1.2, 1.2, 1.2)
+
+
+# Peers
+
+
+def test_a_peers_step_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network that stands in for a library's: losses of a plain loop with AdamW, decay of kernels and clipping."""
+    settings = step_peers.OPTIMIZER.model_copy(update={"lr": 1e-2})
+    monkeypatch.setattr(step_peers, "OPTIMIZER", settings)
+    monkeypatch.setitem(
+        step_peers.BUILDERS, "timm", (lambda task: model.VisionTransformer(task.config), lambda output: output)
+    )
+    torch.manual_seed(0)
+    peer = step_peers.Peer(task(impl="timm"), CPU)
+    torch.manual_seed(0)
+    vit = model.VisionTransformer(TASK.config)
+    assert peer.parameters == sum(p.numel() for p in vit.parameters()) == step_worker.count_parameters(TASK)
+
+    mask = model.decay_mask(vit)
+    groups = [
+        {"params": [p for name, p in vit.named_parameters() if mask[name] == decays], "weight_decay": 0.1 * decays}
+        for decays in (True, False)
+    ]
+    optimizer = torch.optim.AdamW(groups, lr=1e-2)
+    batch = synthetic(TASK.config, 4, CPU)
+    expected, norms = [], []
+    for _ in range(6):
+        logits = vit(batch.images.float() / 127.5 - 1)
+        loss = softmax_cross_entropy(logits, dense_targets(batch.labels, batch.weights, 10)).mean()
+        loss.backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(vit.parameters(), 1.0)))
+        optimizer.step()
+        optimizer.zero_grad()
+        expected.append(loss.item())
+    losses = [float(peer.step(batch)) for _ in expected]
+    torch.testing.assert_close(losses, expected, rtol=1e-4, atol=0)
+    assert max(norms) > 1, "nothing was clipped"
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    smaller = model.VisionTransformer(model.vit_config("B/16", **{**TASK.sizes, "depth": 1}))
+    monkeypatch.setitem(step_peers.BUILDERS, "timm", (lambda task: smaller, lambda output: output))
+    with pytest.raises(RuntimeError, match="parameters instead of"):
+        step_worker.answer(task(impl="timm"))
+
+
+def test_a_compiled_peer_is_one_graph_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of fixed sizes, on every rung: what a compiler is given, which here compiles nothing."""
+    batches: list[list[object]] = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
+        images = [x for x in inputs if isinstance(x, torch.Tensor) and x.shape[1:] == (3, 64, 64)]
+        symbols = [x for x in inputs if not isinstance(x, torch.Tensor)]  # a size that may vary is an input, too
+        batches.append([*(x.shape[0] for x in images), *symbols])
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend=compiler))
+    monkeypatch.setitem(
+        step_peers.BUILDERS, "timm", (lambda task: model.VisionTransformer(task.config), lambda output: output)
+    )
+    shallow = {**TASK.sizes, "depth": 1}
+    step_worker.answer(task(impl="timm", compiled=True, batches=(2, 4), profile=False, sizes=shallow))
+    assert batches == [[2], [4]]
+
+
+# Where the time goes
+
+
+def test_products_dominate_a_wide_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The child's work, in this process: a wide model of a peer, measured and profiled."""
+    builder = (lambda task: model.VisionTransformer(task.config), lambda output: output)
+    monkeypatch.setitem(step_peers.BUILDERS, "timm", builder)
+    wide = {"image_size": 64, "depth": 1, "width": 768, "mlp_dim": 3072, "heads": 12, "num_classes": 10}
+    answer = step_worker.answer(task(impl="timm", sizes=wide, batches=(32,)))
+    (trial,) = answer["trials"]
+    assert (trial["batch"], len(trial["rates"])) == (32, 1)
+    assert math.isfinite(trial["loss"])
+    shares = trial["profile"]["breakdown"]
+    assert list(shares) == list(CATEGORIES)
+    assert math.isclose(sum(shares.values()), 1.0, abs_tol=1e-3)
+    assert shares["matmul"] > 0.4
+    assert max(shares, key=lambda name: shares[name]) == "matmul"
+    assert all(shares[name] > 0 for name in ("attention", "normalisation", "elementwise", "optimizer"))
+    assert shares["communication"] == 0
+    assert 0 < trial["profile"]["top"][0][1] < 1
+
+
+def test_the_optimizers_own_products_are_the_optimizers() -> None:
+    """A product inside the label, however deep, counts there; the ones before and after it do not."""
+    a = torch.ones(8, 8)
+    with profile(activities=[ProfilerActivity.CPU]) as trace:
+        torch.mm(a, a)
+        with record_function("optimizer"), record_function("clip"):
+            torch.mm(a, a)
+        torch.mm(a, a)
+    found = [piece.optimizer for piece in operations(trace.events()) if piece.name == "aten::mm"]
+    assert found == [False, True, False]
+
+
+NAMES = {
+    "nvjet_tst_128x256_64x4_2x1_v_bz_coopA_NNT": "matmul",
+    "sm90_xmma_gemm_bf16bf16_bf16f32_f32_tn_n_tilesize128x128x64_cublas": "matmul",
+    "void cutlass::Kernel2<cutlass_80_tensorop_bf16_s16816gemm_relu_bf16_256x128_32x3_nn_align8>(Params)": "matmul",
+    "sm80_xmma_wgrad_implicit_gemm_indexed_tf32f32_tf32f32_f32_nhwckrsc_nhwc": "matmul",
+    "triton_tem_fused_addmm_0": "matmul",
+    "aten::addmm": "matmul",
+    "aten::mm": "matmul",
+    "aten::bmm": "matmul",
+    "mkl::_mkl_linear": "matmul",
+    "aten::mkldnn_convolution": "matmul",
+    "aten::convolution_backward": "matmul",
+    "void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<96, 128, 64, 4>, false>": "attention",
+    "fmha_cutlassF_bf16_aligned_64x128_rf_sm80(PyTorchMemEffAttention::AttentionKernel)": "attention",
+    "cudnn_generated_fort_native_sdpa_sm90_flash_bprop_wgmma_f16_knob_3": "attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu": "attention",
+    "void at::native::(anonymous namespace)::vectorized_layer_norm_kernel<c10::BFloat16, float>": "normalisation",
+    "void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernelTemplate<c10::BFloat16>": "normalisation",
+    "triton_red_fused__to_copy_add_native_layer_norm_backward_5": "normalisation",
+    "aten::native_layer_norm": "normalisation",
+    "triton_poi_fused_addmm_gelu_3": "elementwise",
+    "void at::native::vectorized_elementwise_kernel<4, at::native::GeluCUDAKernelImpl>": "elementwise",
+    "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float>>": "elementwise",
+    "aten::gelu_backward": "elementwise",
+    "## Call CompiledFxGraph fq2 ##": "elementwise",
+    "void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>": "optimizer",
+    "aten::_fused_adamw_": "optimizer",
+    "Memcpy DtoD (Device -> Device)": "copies_and_casts",
+    "Memset (Device)": "copies_and_casts",
+    "void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>": "copies_and_casts",
+    "void at::native::elementwise_kernel<128, 4, at::native::bfloat16_copy_kernel_cuda>": "copies_and_casts",
+    "void at::native::(anonymous namespace)::CatArrayBatchedCopy<at::native::OpaqueType<2u>>": "copies_and_casts",
+    "aten::copy_": "copies_and_casts",
+    "ncclDevKernel_AllReduce_Sum_bf16_RING_LL(ncclDevKernelArgsStorage<4096ul>)": "communication",
+    "gloo:all_reduce": "communication",
+    "c10d::allreduce_": "communication",
+    "backward": "other",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kinds_of_work_by_their_names(name: str) -> None:
+    """Names as profilers print them, of kernels and operations."""
+    assert category(Piece(name, 1.0, False)) == NAMES[name]
+    assert category(Piece(name, 1.0, True)) == "optimizer"
+
+
+def event(name: str, start: float, end: float, *, label: bool = False, gpu: bool = True) -> SimpleNamespace:
+    """What of a profiler's event is read. Times in microseconds."""
+    return SimpleNamespace(
+        name=name,
+        device_type=DeviceType.CUDA if gpu else DeviceType.CPU,
+        is_user_annotation=label,
+        is_async=False,
+        cpu_parent=None,
+        self_cpu_time_total=end - start,
+        time_range=SimpleNamespace(start=start, end=end, elapsed_us=lambda: end - start),
+    )
+
+
+def test_a_gpus_kernels_and_not_its_labels() -> None:
+    """Labels on the device's timeline are no work; they say which kernels are the optimizer's."""
+    events = [
+        event("aten::mm", 0, 5, gpu=False),
+        event("nvjet_a", 10, 40),
+        event("optimizer", 50, 90, label=True),
+        event("forward", 0, 45, label=True),
+        event("nvjet_b", 55, 60),
+        event("nvjet_c", 95, 99),
+    ]
+    pieces = kernels(events)  # type: ignore[arg-type]
+    assert pieces == [Piece("nvjet_a", 30e-6, False), Piece("nvjet_b", 5e-6, True), Piece("nvjet_c", 4e-6, False)]
+    assert operations(events) == [Piece("aten::mm", 5e-6, False)]  # type: ignore[arg-type]
+
+
+def test_time_that_streams_share_counts_once() -> None:
+    draw = random.Random(0)
+    for _ in range(100):
+        intervals = [(start, start + draw.randrange(20)) for start in (draw.randrange(100) for _ in range(8))]
+        assert covered(intervals) == len({second for start, end in intervals for second in range(start, end)})
+    assert statistics.mean([covered([]), covered([(1, 1)])]) == 0
