@@ -92,14 +92,13 @@ def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
     script.chmod(0o755)
     words = [str(script), "--raylet_socket_name=s", "--node_id=4e0de", "--gcs-address=10.10.0.2:6379"]
     every = psutil.process_iter
-    mine = os.getpid()
-    monkeypatch.setattr(psutil, "process_iter", lambda *a: (p for p in every(*a) if p.ppid() == mine))
     monkeypatch.setenv(
         "PATH", os.pathsep.join([str(commands.stand_ins(tmp_path / "bin", ("ray",))), os.environ["PATH"]])
     )
     with subprocess.Popen(words, stdin=subprocess.PIPE) as process:
         while psutil.Process(process.pid).name() != "raylet":
             time.sleep(0.01)
+        monkeypatch.setattr(psutil, "process_iter", lambda *a: (p for p in every(*a) if p.pid == process.pid))
         yield process
         process.kill()
 
