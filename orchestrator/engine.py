@@ -137,6 +137,8 @@ class Engine:
             dist_init_required=False,
         )
         self._plain = parallel.zero_stage == 0 and parallel.precision == "float32"
+        if self._plain and self.world_size == 1:  # nothing to reduce: it would copy every gradient, there and back
+            self._engine.enable_backward_allreduce = False
         self._forget_warm_up_step()
         if self._plain and isinstance(optimizer, SGD):
             self._begin_momentum()
