@@ -37,41 +37,40 @@ def bare_step(options: argparse.Namespace) -> float:
     import torch.distributed as dist
 
     import model
+    from benchmarks.step_ours import join_alone
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine import Engine
     from orchestrator.job_sections import AdamW, Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.set_num_threads(options.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        store = f"file://{folder}/store"
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", init_method=store, rank=0, world_size=1)
-        vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
-        model.checkpoint_blocks(vit, options.checkpointing)
-        parallel = Parallel(zero_stage=options.zero_stage, precision=options.precision)
-        engine = Engine(
-            vit,
-            lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, 1000)),
-            model.decay_mask(vit),
-            optimizer=AdamW(name="adamw", lr=1e-3, weight_decay=0.1),
-            parallel=parallel,
-            micro_batch=options.batch,
-            local_batch=options.batch,
-            device=device,
-        )
-        size = (options.batch, 3, options.image_size, options.image_size)
-        batch = (
-            torch.randint(256, size, dtype=torch.uint8),
-            torch.randint(1000, (options.batch, 1)),
-            torch.ones(options.batch, 1),
-            torch.ones(options.batch, dtype=torch.bool),
-        )
-        for step in range(WARM_UP + options.steps):
-            if step == WARM_UP:
-                began = _now(device, time.monotonic)
-            engine.train_step(*batch, None, lr=1e-4)
-        seconds = (_now(device, time.monotonic) - began) / options.steps
-        dist.destroy_process_group()
+    join_alone(device)
+    vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
+    model.checkpoint_blocks(vit, options.checkpointing)
+    parallel = Parallel(zero_stage=options.zero_stage, precision=options.precision)
+    engine = Engine(
+        vit,
+        lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, 1000)),
+        model.decay_mask(vit),
+        optimizer=AdamW(name="adamw", lr=1e-3, weight_decay=0.1),
+        parallel=parallel,
+        micro_batch=options.batch,
+        local_batch=options.batch,
+        device=device,
+    )
+    size = (options.batch, 3, options.image_size, options.image_size)
+    batch = (
+        torch.randint(256, size, dtype=torch.uint8),
+        torch.randint(1000, (options.batch, 1)),
+        torch.ones(options.batch, 1),
+        torch.ones(options.batch, dtype=torch.bool),
+    )
+    for step in range(WARM_UP + options.steps):
+        if step == WARM_UP:
+            began = _now(device, time.monotonic)
+        engine.train_step(*batch, None, lr=1e-4)
+    seconds = (_now(device, time.monotonic) - began) / options.steps
+    dist.destroy_process_group()
     return seconds
 
 

@@ -16,7 +16,7 @@ class Ours:
     """A DeepSpeed engine on a process group of one. See `step_task.Contender`."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
-        _join_alone(device)
+        join_alone(device)
         with device:
             vit = model.VisionTransformer(task.config)
         self.parameters = sum(p.numel() for p in vit.parameters())
@@ -40,7 +40,7 @@ class Ours:
         return result.loss_sum / result.valid
 
 
-def _join_alone(device: torch.device) -> None:
+def join_alone(device: torch.device) -> None:
     """Make the process group; its store listens on a free port of this machine, which the system chooses."""
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")  # DeepSpeed reads them
     store = dist.TCPStore("127.0.0.1", 0, world_size=1, is_master=True)
