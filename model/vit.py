@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import attention
 from model.checkpointing import CheckpointMode, checkpointed
-from model.cpu_bfloat16 import Float32Linear, attention_in_float32, conv2d_in_float32, through_float32
+from model.cpu_bfloat16 import Float32Linear, conv2d_in_float32, through_float32
 from model.dropout import SampleDropout, fold_in
 from model.position import resize_position_embeddings
 from model.variants import ViTConfig, grid_side, vit_config
@@ -101,8 +102,7 @@ class Attention(nn.Module):
         """x: (B, N, D). Attention to all tokens, of the `first` ones only (None: of all)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         q = q[:, :, :first]
-        x = (attention_in_float32 if through_float32(q) else F.scaled_dot_product_attention)(q, k, v)
-        return self.out(x.transpose(1, 2).flatten(2))  # heads side by side again: (B, N or first, D)
+        return self.out(attention(q, k, v).transpose(1, 2).flatten(2))  # heads side by side again: (B, N or first, D)
 
 
 class MLP(nn.Module):

@@ -26,6 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.cpu_memory import keep_freed_memory
 from orchestrator.job import SGD, AdamW, Parallel
 from orchestrator.optim import create_optimizer
 from orchestrator.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
@@ -34,6 +35,7 @@ from orchestrator.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+DEEPSPEED_NAMES = {"bf16": "bf16", "float32": "fp32"}
 
 
 @dataclass(frozen=True)
@@ -62,14 +64,16 @@ def deepspeed_config(
     """The DeepSpeed settings that a job's `parallel` section stands for.
 
     bf16 runs at stages 1 to 3 accumulate gradients in float32; stage 0 has no such accumulator in DeepSpeed and
-    accumulates in bf16.
+    accumulates in bf16. In float32 at stage 0 the engine clips by itself (`_clip_in_optimizer`).
     """
     bf16 = parallel.precision == "bf16"
+    plain = not bf16 and parallel.zero_stage == 0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": grad_clip or 0.0,
+        "gradient_clipping": 0.0 if plain else grad_clip or 0.0,
         "bf16": {"enabled": bf16},
+        "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],
         "zero_optimization": {
             "stage": parallel.zero_stage,
             "contiguous_gradients": True,
@@ -117,6 +121,8 @@ class Engine:
         # and a lock that a killed build leaves behind would stop every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        if device.type == "cpu":
+            keep_freed_memory()
         self.device = device
         self.phases = Phases(device)
         self.dtype = PRECISIONS[parallel.precision]
@@ -137,7 +143,9 @@ class Engine:
             dist_init_required=False,
         )
         self._plain = parallel.zero_stage == 0 and parallel.precision == "float32"
-        if self._plain and self.world_size == 1:  # nothing to reduce: it would copy every gradient, there and back
+        self._grad_clip = optimizer.grad_clip
+        reduces_whole = self._plain or (parallel.zero_stage == 1 and parallel.precision == "bf16")
+        if reduces_whole and self.world_size == 1:  # nothing to reduce: it would copy every gradient, there and back
             self._engine.enable_backward_allreduce = False
         self._forget_warm_up_step()
         if self._plain and isinstance(optimizer, SGD):
@@ -180,9 +188,7 @@ class Engine:
                 self._engine.backward(loss)
             with self.phases.time(OPTIMIZER):
                 if self._plain and self._engine.is_gradient_accumulation_boundary():
-                    # DeepSpeed keeps no norm of an unsharded float32 gradient; it is reduced and still unclipped here
-                    self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
-                    self._engine.basic_optimizer.found_inf = (~self._norm.isfinite()).float()
+                    self._clip_in_optimizer()
                 self._engine.step()
             loss_sum += micro_sum.detach()
         return StepResult(loss_sum, total, self._applied())
@@ -205,6 +211,18 @@ class Engine:
         pixels = normalise(images * keep[:, None, None, None], self.dtype)
         logits = self._engine(pixels, None if seeds is None else seeds.to(self.device, non_blocking=True))
         return self.objective(logits, labels, weights.masked_fill(~keep[:, None], 0.0))
+
+    def _clip_in_optimizer(self) -> None:
+        """Clip the reduced gradient to its norm, and skip one that is not finite, without a pass over it.
+
+        The fused optimizer divides every gradient by `grad_scale` as it reads it. DeepSpeed would compute the norm a
+        second time, and write the gradient once more.
+        """
+        self._norm = torch.nn.utils.get_total_norm(p.grad for p in self._engine.module.parameters())
+        optimizer = self._engine.basic_optimizer
+        optimizer.found_inf = (~self._norm.isfinite()).float()
+        if self._grad_clip:
+            optimizer.grad_scale = (self._norm / self._grad_clip).clamp(min=1.0).nan_to_num(nan=1.0, posinf=1.0)
 
     def _applied(self) -> Tensor:
         if self._plain:

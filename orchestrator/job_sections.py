@@ -327,6 +327,8 @@ class Parallel(Arithmetic):
     fastest that fits the memory. The result is the same."""
     micro_batch: Count | Literal["auto"] = "auto"
     """Images that a worker computes at once; its share of a batch is accumulated from these. auto = as many as fit."""
+    gradient_reduction: Literal["bf16", "float32"] | None = None
+    """Type in which workers sum their gradients: half the traffic, or exact sums; null = that of `precision`."""
     compile: bool = False
     """Compile each block with torch.compile."""
 

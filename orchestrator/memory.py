@@ -46,10 +46,11 @@ def exchange_bytes(parameters: int, parallel: Parallel, device: torch.device) ->
     in the type that is sent; at stage 0, a float32 copy of all gradients. As counted in DeepSpeed 0.19.8.
     """
     stage, size = parallel.zero_stage, 2 if parallel.precision == "bf16" else 4
+    sent = 2 if (parallel.gradient_reduction or parallel.precision) == "bf16" else 4
     if stage == 0:
         return 0, 4 * parameters
     if stage == 1 and parallel.precision == "bf16":  # accumulates elsewhere, and reduces when all gradients are there
-        return 0, (4 + size) * min(ALL_REDUCED, parameters)
+        return 0, (4 + (sent if sent == 2 else 0)) * min(ALL_REDUCED, parameters)
     zero = deepspeed_config(parallel, micro_batch=1, micro_batches=1, grad_clip=None)["zero_optimization"]
     bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
     filled = min(bucket, parameters)

@@ -32,7 +32,13 @@ class Curve:
 
 
 def build_engine(
-    stage_: int, *, precision: str = "float32", dropout: float = 0.1, checkpointing: str = "none", sgd: bool = False
+    stage_: int,
+    *,
+    precision: str = "float32",
+    dropout: float = 0.1,
+    checkpointing: str = "none",
+    sgd: bool = False,
+    gradient_reduction: str | None = None,
 ) -> Engine:
     torch.manual_seed(0)
     vit = model.create_model(
@@ -46,7 +52,9 @@ def build_engine(
         lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, 10)),
         model.decay_mask(vit),
         optimizer=optimizer,
-        parallel=Parallel(zero_stage=stage_, precision=precision),
+        parallel=Parallel.model_validate(
+            {"zero_stage": stage_, "precision": precision, "gradient_reduction": gradient_reduction}
+        ),
         micro_batch=MICRO,
         local_batch=math.ceil(BATCH / dist.get_world_size()),
         device=torch.device("cpu"),

@@ -1,0 +1,21 @@
+"""Memory that is freed on a CPU stays with the process, and the next step finds it there.
+
+A training step makes and frees the same large tensors again and again. glibc gives blocks of that size back to the system,
+which hands them out anew page by page, zeroed: an elementwise operation then runs at a fourth of its speed. GPUs have
+PyTorch's caching allocator for this; CPUs have glibc's settings (mallopt(3)).
+"""
+
+import ctypes
+import platform
+
+# <malloc.h>
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+
+
+def keep_freed_memory() -> None:
+    """Keep what is freed, from now on, for the life of the process. Does nothing where the C library is another."""
+    if platform.libc_ver()[0] != "glibc":
+        return
+    libc = ctypes.CDLL(None)
+    libc.mallopt(M_MMAP_MAX, 0)  # large blocks come from the heap, and not each from the system
+    libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)  # and the heap does not shrink
