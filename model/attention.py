@@ -1,8 +1,8 @@
 """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v, by the fastest kernel of each device.
 
-On a GPU that is PyTorch's fused attention as it is. So it is on a CPU in float32, and everywhere for evaluation. In bf16 on
-a CPU with bf16 instructions, PyTorch's fused backward pass does not use them; as five batched products, which do, it is
-about three times faster at the lengths of an image (`benchmarks/kernels.py`). CPUs without them compute in float32.
+On a GPU that is PyTorch's fused attention as it is; so it is on a CPU in float32, and for evaluation. In bf16
+on a CPU that has bf16 products, PyTorch's fused backward pass does not use them: as five batched products, which do, it
+is faster at the lengths of an image (`benchmarks/kernels.py`). A CPU without them computes in float32.
 
 Shapes in comments: B images, H heads, M queries, N keys, d features a head.
 """
@@ -38,8 +38,8 @@ class BackwardByProducts(torch.autograd.Function):
 
         dv = P^T g     dP = g v^T     dS = P * (dP - rowsum(g * o))     dq = dS k / sqrt(d)     dk = dS^T q / sqrt(d)
 
-    (Dao et al., "FlashAttention", 2022, Appendix B.2.) The exponents are computed in float32: rounded to bf16, they would
-    put an error of one percent into P.
+    (Dao et al., "FlashAttention", 2022, Appendix B.2.) The exponents are computed in float32: rounded to bf16, they
+    would put an error of one percent into P.
     """
 
     @staticmethod

@@ -1,8 +1,8 @@
 """Memory that is freed on a CPU stays with the process, and the next step finds it there.
 
-A training step makes and frees the same large tensors again and again. glibc gives blocks of that size back to the system,
-which hands them out anew page by page, zeroed: an elementwise operation then runs at a fourth of its speed. GPUs have
-PyTorch's caching allocator for this; CPUs have glibc's settings (mallopt(3)).
+A training step makes and frees the same large tensors again and again. glibc returns blocks of that size to the system,
+which hands them out anew page by page, zeroed: an elementwise operation then runs at a fourth of its speed
+(`benchmarks/kernels.py`). GPUs have PyTorch's caching allocator for this; CPUs have glibc's settings (mallopt(3)).
 """
 
 import ctypes

@@ -36,6 +36,9 @@ Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 DEEPSPEED_NAMES = {"bf16": "bf16", "float32": "fp32"}
+REDUCE_BUCKET = 50_000_000
+"""Gradients that ZeRO 2 and 3 send at once, in elements. A bucket travels when it is full: DeepSpeed's 500 million are
+three quarters of H/14, and hide little behind the backward pass (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ def deepspeed_config(
         "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],
         "zero_optimization": {
             "stage": parallel.zero_stage,
+            "reduce_bucket_size": REDUCE_BUCKET,
             "contiguous_gradients": True,
             "overlap_comm": torch.cuda.is_available(),
         },
@@ -170,7 +174,7 @@ class Engine:
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        keep = valid.to(self.device, non_blocking=True)
+        keep = self._on_device(valid)
         total = keep.sum(dtype=torch.float32)
         dist.all_reduce(total)
         scale = self.micro_batches * self.world_size / total.clamp(min=1.0)
@@ -197,19 +201,25 @@ class Engine:
     def logits(self, images: Tensor) -> Tensor:
         """Evaluation-mode logits, float32 (n, K), of uint8 images (n, 3, H, W); called equally often on all ranks."""
         self._engine.eval()
-        output: Tensor = self._engine(normalise(images.to(self.device, non_blocking=True), self.dtype))
+        output: Tensor = self._engine(normalise(self._on_device(images), self.dtype))
         return output.float()
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient before clipping."""
         return float(self._norm if self._plain else self._engine.get_global_grad_norm())
 
+    def _on_device(self, x: Tensor) -> Tensor:
+        """`x` where the model is. To a GPU by way of pinned memory: a copy from elsewhere makes the host wait for it."""
+        if self.device.type == "cuda" and x.device.type == "cpu":
+            x = x.pin_memory()
+        return x.to(self.device, non_blocking=True)
+
     def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, keep: Tensor, seeds: Tensor | None) -> Tensor:
-        images, labels, weights = (x.to(self.device, non_blocking=True) for x in (images, labels, weights))
+        images, labels, weights = (self._on_device(x) for x in (images, labels, weights))
         # A masked slot goes in black and without labels: hiding its loss alone would not do, since the backward pass
         # multiplies the hidden loss's zero gradient with what the forward pass left, and 0 * NaN is NaN.
         pixels = normalise(images * keep[:, None, None, None], self.dtype)
-        logits = self._engine(pixels, None if seeds is None else seeds.to(self.device, non_blocking=True))
+        logits = self._engine(pixels, None if seeds is None else self._on_device(seeds))
         return self.objective(logits, labels, weights.masked_fill(~keep[:, None], 0.0))
 
     def _clip_in_optimizer(self) -> None:

@@ -13,7 +13,6 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
 
 # DeepSpeed's defaults, in elements
-REDUCE_BUCKET = 500_000_000  # reduce_bucket_size: gradients that are reduced at once
 ALL_REDUCED = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, the same of stage 1 in bf16
 MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters: weights that ZeRO 3 keeps gathered
 
@@ -52,7 +51,7 @@ def exchange_bytes(parameters: int, parallel: Parallel, device: torch.device) ->
     if stage == 1 and parallel.precision == "bf16":  # accumulates elsewhere, and reduces when all gradients are there
         return 0, (4 + (sent if sent == 2 else 0)) * min(ALL_REDUCED, parameters)
     zero = deepspeed_config(parallel, micro_batch=1, micro_batches=1, grad_clip=None)["zero_optimization"]
-    bucket = zero.get("reduce_bucket_size", REDUCE_BUCKET)
+    bucket = zero["reduce_bucket_size"]
     filled = min(bucket, parameters)
     # A CPU gives memory to a bucket as it fills; a GPU gives the whole of it.
     buckets = size * (filled if device.type == "cpu" else bucket) * (2 if zero["overlap_comm"] and stage < 3 else 1)

@@ -1,0 +1,209 @@
+#!/usr/bin/env python
+"""The choices inside a training step, measured one by one: attention, token padding, memory, clipping, input."""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[0] = str(ROOT)
+
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from torch import Tensor  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+
+from model import ViTConfig, vit_config  # noqa: E402
+from model.attention import BackwardByProducts  # noqa: E402
+from model.vit import EncoderBlock  # noqa: E402
+from orchestrator.cpu_memory import keep_freed_memory  # noqa: E402
+from orchestrator.devices import device_name  # noqa: E402
+from orchestrator.engine import PRECISIONS, normalise  # noqa: E402
+
+EPILOG = """
+Contenders of a group take turns, --repeats times each; the figure is the median, with the least and the most. What this
+project uses on this device has a star. Milliseconds for --batch images:
+
+attention  forward and backward at the model's tokens, heads and head width, on views of one packed tensor as in the
+           model. CPU: PyTorch's fused kernel, and its forward pass with the backward pass as products. GPU: each of
+           PyTorch's fused kernels by itself, and its own choice
+padding    one encoder block forward and backward with the tokens padded to a multiple of 8, 16 and 64
+memory     one elementwise operation on activations as wide as the MLP, with its result in memory that the C library
+           returned to the system, and in memory that it kept (CPU)
+clipping   norm, clipping and AdamW over the weights of four blocks: scaled in a pass of its own, and by the
+           fused optimizer as it reads it
+input      uint8 pixels to normalised ones, as they are and compiled into one kernel
+
+The last line is JSON: `device`, and `rows` with `group`, `choice`, `used`, `ms`, `ms_min`, `ms_max`.
+"""
+
+Run = Callable[[], object]
+
+
+def attention(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    tokens, heads, head = config.grid**2 + config.num_prefix_tokens, config.heads, config.width // config.heads
+    packed = torch.randn(batch, tokens, 3, heads, head, device=device, dtype=dtype).requires_grad_()
+    gradient = torch.randn(batch, tokens, heads * head, device=device, dtype=dtype)
+
+    def run(function: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Run:
+        def pass_() -> None:
+            q, k, v = packed.permute(2, 0, 3, 1, 4)
+            torch.autograd.grad(function(q, k, v).transpose(1, 2).flatten(2), packed, gradient)
+
+        return pass_
+
+    def only(backend: SDPBackend) -> Run:
+        inner = run(F.scaled_dot_product_attention)
+
+        def pass_() -> None:
+            with sdpa_kernel(backend):
+                inner()
+
+        return pass_
+
+    if device.type == "cpu":
+        by_products = {"backward by products": run(BackwardByProducts.apply)} if dtype == torch.bfloat16 else {}
+        return {"fused": run(F.scaled_dot_product_attention), **by_products}
+    backends = (SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION, SDPBackend.EFFICIENT_ATTENTION)
+    return {
+        "PyTorch's choice": run(F.scaled_dot_product_attention),
+        **{backend.name.lower(): only(backend) for backend in backends},
+    }
+
+
+def padding(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    block = EncoderBlock(config).to(device, dtype)
+    tokens = config.grid**2 + config.num_prefix_tokens
+
+    def run(length: int) -> Run:
+        x = torch.randn(batch, length, config.width, device=device, dtype=dtype).requires_grad_()
+        return lambda: block(x, None).sum().backward()
+
+    lengths = {tokens: "as it is", **{-(-tokens // m) * m: f"to a multiple of {m}" for m in (8, 16, 64)}}
+    return {f"{name}: {length}": run(length) for length, name in lengths.items()}
+
+
+def memory(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    """One contender, measured before `keep_freed_memory` and after it."""
+    if device.type != "cpu":
+        return {}
+    x = torch.randn(batch, config.grid**2 + config.num_prefix_tokens, config.mlp_dim).to(dtype)
+    return {"": lambda: x * 2}
+
+
+def clipping(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    def weights() -> list[Tensor]:
+        blocks = [EncoderBlock(config).to(device) for _ in range(4)]
+        parameters = [p for block in blocks for p in block.parameters()]
+        for parameter in parameters:
+            parameter.grad = torch.randn_like(parameter)
+        return list(parameters)
+
+    apart, inside = weights(), weights()
+    plain, fused = (torch.optim.AdamW(group, lr=1e-5, fused=True) for group in (apart, inside))
+
+    def clip_apart() -> None:
+        torch.nn.utils.clip_grad_norm_(apart, 1.0)
+        plain.step()
+
+    def clip_inside() -> None:
+        norm = torch.nn.utils.get_total_norm([p.grad for p in inside if p.grad is not None])
+        fused.grad_scale = norm.clamp(min=1.0)  # type: ignore[attr-defined]
+        fused.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        fused.step()
+
+    return {"in a pass of its own": clip_apart, "by the optimizer": clip_inside}
+
+
+def pixels(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    size = (batch, 3, config.image_size, config.image_size)
+    images = torch.randint(0, 256, size, dtype=torch.uint8, device=device)
+    compiled = torch.compile(normalise)
+    return {"eager": lambda: normalise(images, dtype), "compiled": lambda: compiled(images, dtype)}
+
+
+GROUPS = {"attention": attention, "padding": padding, "memory": memory, "clipping": clipping, "input": pixels}
+
+
+def used(group: str, choice: str, precision: str, device: torch.device) -> bool:
+    """Whether this project's step makes that choice here."""
+    if group == "attention" and device.type == "cpu":
+        return choice == ("backward by products" if precision == "bf16" else "fused")
+    return choice.startswith(("PyTorch's choice", "as it is", "kept", "by the optimizer", "eager"))
+
+
+def seconds(run: Run, device: torch.device) -> float:
+    if device.type == "cpu":
+        begun = time.perf_counter()
+        run()
+        return time.perf_counter() - begun
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    run()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000.0
+
+
+def in_turn(runs: dict[str, Run], repeats: int, device: torch.device) -> dict[str, list[float]]:
+    for run in runs.values():
+        for _ in range(8):  # compiled, and with the memory that it needs
+            run()
+    rounds = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
+    return {name: [taken[name] for taken in rounds] for name in runs}
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="B/16", help="(%(default)s)")
+    parser.add_argument("--batch", type=int, help="images (GPU: 64; CPU: 4)")
+    parser.add_argument("--precision", choices=tuple(PRECISIONS), default="bf16", help="(%(default)s)")
+    parser.add_argument("--groups", nargs="+", choices=tuple(GROUPS), default=list(GROUPS), help="(all)")
+    parser.add_argument("--repeats", type=int, default=15, help="(%(default)s)")
+    options = parser.parse_args(arguments)
+    try:
+        vit_config(options.model)
+    except ValueError as error:
+        parser.error(f"--model: {error}")
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, print a table and, last, one JSON line."""
+    options = parse(arguments)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config, dtype = vit_config(options.model), PRECISIONS[options.precision]
+    batch = options.batch or (64 if device.type == "cuda" else 4)
+    found: dict[tuple[str, str], list[float]] = {}
+    if "memory" in options.groups:
+        for taken in in_turn(memory(config, batch, dtype, device), options.repeats, device).values():
+            found["memory", "returned"] = taken
+    if device.type == "cpu":
+        keep_freed_memory()
+    for group in options.groups:
+        for name, taken in in_turn(GROUPS[group](config, batch, dtype, device), options.repeats, device).items():
+            found[group, name or "kept"] = taken
+
+    print(f"{device_name(device)}: {config.name}, {options.precision}, {batch} images")
+    print(f"{'':47}{'ms':>9}{'least':>9}{'most':>9}")
+    rows = []
+    for (group, name), taken in found.items():
+        ms = [1000 * value for value in taken]
+        star = used(group, name, options.precision, device)
+        label = f"{group}: {name}{' *' if star else ''}"
+        print(f"{label:47}{statistics.median(ms):9.3f}{min(ms):9.3f}{max(ms):9.3f}")
+        measured = {"ms": statistics.median(ms), "ms_min": min(ms), "ms_max": max(ms)}
+        rows.append({"group": group, "choice": name, "used": star, **{k: round(v, 4) for k, v in measured.items()}})
+    fields = {"device": device_name(device), "model": config.name, "precision": options.precision, "batch": batch}
+    print(json.dumps({**fields, "rows": rows}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

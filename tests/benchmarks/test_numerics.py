@@ -1,0 +1,120 @@
+"""benchmarks/numerics.py: whole, its verdict against numbers by hand, and a step that is wrong."""
+
+import json
+import math
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import numerics
+from benchmarks.numerics_job import Recipe, Variant
+from benchmarks.numerics_verdict import Yardsticks, compare, final_loss, running_difference
+from data.sources.digits import pack_digits
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_a_small_run() -> None:
+    """The whole script: every field of the JSON line, and a table without what DeepSpeed prints."""
+    command = [sys.executable, "benchmarks/numerics.py", "--quick"]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert run.returncode == 0, run.stderr
+    *table, last = run.stdout.splitlines()
+    found = json.loads(last)
+    assert table[0].startswith("reference: loss ")
+    assert [line.split()[0] for line in table[3:]] == numerics.QUICK
+    plain, low = found["rows"]
+    assert (plain["variant"], plain["precision"], plain["zero_stage"], plain["workers"]) == ("float32", "float32", 0, 1)
+    assert (low["variant"], low["precision"], low["zero_stage"], low["workers"]) == ("bf16-zero1", "bf16", 1, 1)
+    for row in found["rows"]:
+        assert row["error"] is None
+        assert row["within_noise"] is True
+        assert len(row["differences"]) == 2
+        assert 0 < row["largest_difference"] <= row["noise"] == found["noise"]
+    assert plain["largest_difference"] < 1e-5 < low["largest_difference"]  # the engine in float32 is the plain loop
+    assert 0 < found["rounding"] < found["noise"]
+    assert found["reductions"] == []
+    assert found["recipe"]["steps"] == 20
+    assert "8 of 8: " in run.stderr
+
+
+def test_a_wrong_step_is_outside_of_noise(tmp_path: Path) -> None:
+    """A learning rate that is half as high again, beside a step that is right."""
+    pack_digits(str(tmp_path))
+    seeds = [0, 1]
+    right, wrong = Variant("float32"), Variant("wrong")
+    trainings = [numerics.Training(None, seed, moved) for moved in (False, True) for seed in seeds]
+    trainings += [numerics.Training(right, seed) for seed in seeds] + [WrongRate(wrong, seed) for seed in seeds]
+    recipe = Recipe(40)
+    curves, errors = numerics.train_all(trainings, f"{tmp_path}/train", recipe)
+    assert errors == {}
+    found = numerics.report([right, wrong], curves, errors, recipe)
+    assert [row["within_noise"] for row in found["rows"]] == [True, False]
+    assert found["within_noise"] is False
+
+
+class WrongRate(numerics.Training):
+    def run(self, shards: str, recipe: Recipe) -> list[float]:
+        return super().run(shards, replace(recipe, lr=1.5 * recipe.lr))
+
+
+def test_a_variant_that_fails_is_named_and_not_within_noise(capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = Recipe(4)
+    curves = {numerics.REFERENCE: {0: [2.0] * 4, 1: [1.0] * 4}, numerics.MOVED: {0: [2.0] * 4, 1: [1.001] * 4}}
+    found = numerics.report([Variant("broken")], curves, {"broken": "ValueError: on purpose"}, recipe)
+    (row,) = found["rows"]
+    assert (row["error"], row["within_noise"], found["within_noise"]) == ("ValueError: on purpose", False, False)
+    numerics.print_table(found)
+    assert capsys.readouterr().out.splitlines()[-1].split() == ["broken", "ValueError:", "on", "purpose"]
+
+
+def test_the_verdict_by_hand() -> None:
+    """Curves of 8 steps, of which the last two count."""
+    reference = {0: [9.0] * 6 + [1.0, 2.0], 1: [9.0] * 6 + [2.0, 3.0], 2: [9.0] * 6 + [3.0, 4.0]}
+    assert [final_loss(curve) for curve in reference.values()] == [1.5, 2.5, 3.5]
+    moved = {seed: [*curve[:-1], curve[-1] + 0.02] for seed, curve in reference.items()}
+    yardsticks = Yardsticks.of(reference, moved)
+    assert yardsticks.noise == 1.0  # of 1.5, 2.5, 3.5
+    assert math.isclose(yardsticks.rounding, 0.01)
+    assert Yardsticks.of(reference, reference).rounding == 2.5 * 2**-23  # what float32 can tell apart
+
+    shifts = {0: 0.5, 1: -0.25, 2: 0.5}
+    variant = {seed: [loss + shifts[seed] for loss in curve] for seed, curve in reference.items()}
+    row = compare(variant, reference, yardsticks)
+    assert row["differences"] == [0.5, -0.25, 0.5]
+    assert (row["loss"], row["difference"], row["largest_difference"]) == (2.75, 0.25, 0.5)
+    assert (row["noise"], row["of_noise"], row["running_difference"]) == (1.0, 0.5, 0.5)
+    assert math.isclose(row["of_rounding"], 50.0)
+    assert row["within_noise"]
+
+    variant[1] = [loss - 1.01 for loss in reference[1]]  # one seed is enough
+    row = compare(variant, reference, yardsticks)
+    assert abs(row["difference"]) < 0.01
+    assert not row["within_noise"]
+
+
+def test_the_running_difference_is_of_a_tenth_of_the_steps() -> None:
+    reference = [1.0] * 20
+    assert running_difference(reference, reference) == 0.0
+    assert running_difference([*reference[:5], 3.0, 2.0, *reference[7:]], reference) == 1.5  # (2 + 1) / 2
+    assert running_difference([*reference[:-1], 0.0], reference) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--variants", "float16"], "there is no 'float16'"),
+        (["--seeds", "3"], "two or more"),
+        (["--seeds", "3", "3"], "two or more"),
+        (["--steps", "9"], "10 or more"),
+    ],
+)
+def test_mistakes_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        numerics.main(words)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
