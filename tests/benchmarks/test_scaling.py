@@ -25,6 +25,7 @@ from benchmarks.scaling_model import (
 )
 from benchmarks.scaling_tally import TRAFFIC, expected, tally
 from model import training_flops, vit_config
+from orchestrator.engine import REDUCE_BUCKET
 from tests.orchestrator.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -133,9 +134,9 @@ def test_the_table_says_what_is_sent(stage: int) -> None:
         assert counted[key].calls == row.calls, key
         # Norms and biases weigh ten times more in the network that is counted, which is a tenth as wide.
         assert counted[key].size == pytest.approx(row.size, abs=0.02), key
-    assert {t.calls for t in TRAFFIC[stage] if t.hides == "backward"} <= {
-        len(bucket_shares(WORK.parameters, WORK.bucket))
-    }
+    # A gradient that no longer fits leaves some of its bucket empty, so there may be one bucket more.
+    ideal = len(bucket_shares(WORK.parameters, REDUCE_BUCKET))
+    assert all(ideal <= t.calls <= ideal + 1 for t in TRAFFIC[stage] if t.hides == "backward")
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
