@@ -75,7 +75,8 @@ def deepspeed_config(
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_batches,
         "gradient_clipping": 0.0 if plain else grad_clip or 0.0,
-        "bf16": {"enabled": bf16},
+        # immediate: stage 1 adds each gradient to the accumulator as it is made, and frees it
+        "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],
         "zero_optimization": {
             "stage": parallel.zero_stage,

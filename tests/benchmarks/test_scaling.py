@@ -164,7 +164,7 @@ def test_the_command_line(tmp_path: Path) -> None:
     assert "ASSUMED" not in done.stdout
     assert [(row["ranks"], row["stage"]) for row in found["rows"]] == list(itertools.product((64, 128), (1, 2, 3)))
     assert found["rows"][0]["compute_ms"] == pytest.approx(1e3 * 64 / 320, rel=1e-3)  # 64 images, as measured
-    assert found["rows"][0]["state_gb"] == 5.37  # docs/sizing.md
+    assert found["rows"][0]["state_gb"] == 4.06  # docs/sizing.md
     assert any("128" in line for line in table)
     for ranks in ("64", "128"):
         of_ranks = [row for row in found["rows"] if row["ranks"] == int(ranks)]

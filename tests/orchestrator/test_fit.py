@@ -139,9 +139,10 @@ LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the
 @pytest.mark.parametrize(
     ("config", "memory", "keys", "advice"),
     [
-        (LARGE, 2.0, {"activation_checkpointing": "none"}, "parallel.activation_checkpointing: auto"),
-        (B16, 1.5, {"micro_batch": 64}, "parallel.micro_batch: auto"),
-        (B16, 1.42, {}, "16 workers"),
+        (LARGE, 1.7, {"activation_checkpointing": "none"}, "parallel.activation_checkpointing: auto"),
+        (B16, 1.33, {"micro_batch": 64}, "parallel.micro_batch: auto"),
+        (B16, 1.0, {}, "parallel.zero_stage: 2"),
+        (B16, 0.65, {}, "16 workers and parallel.zero_stage: 3"),
         (B16, 0.2, {}, "a device with more memory"),
     ],
 )
