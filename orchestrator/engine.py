@@ -210,7 +210,7 @@ class Engine:
         return float(self._norm if self._plain else self._engine.get_global_grad_norm())
 
     def _on_device(self, x: Tensor) -> Tensor:
-        """`x` where the model is. To a GPU by way of pinned memory: a copy from elsewhere makes the host wait for it."""
+        """`x` where the model is. To a GPU by way of pinned memory: a copy from elsewhere makes the host wait."""
         if self.device.type == "cuda" and x.device.type == "cpu":
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)

@@ -22,9 +22,9 @@ def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
 
     float32 master weights and two moments are 12 bytes a parameter, divided by the ranks from ZeRO 1 on; gradients
     from ZeRO 2 on; the weights that the model computes with at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3). bf16
-    runs hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4, which at stage 1
-    takes the gradients' place; float32 runs hold 4 and 4, at stage 0 step the working weights themselves, and at stage 2
-    keep the gradients whole.
+    runs hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4, which at
+    stage 1 takes the gradients' place; float32 runs hold 4 and 4, at stage 0 step the working weights themselves, and
+    at stage 2 keep the gradients whole.
     """
     stage, bf16 = parallel.zero_stage, parallel.precision == "bf16"
     working = 2 if bf16 else 4
