@@ -23,10 +23,15 @@ job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset
       --track steps and a checkpoint every --save steps; timed from a point of its curve to the last one, with
       everything that comes in between, of which evaluation is none
 
-overhead = 1 - bare / job, of the medians of their seconds a step. Both compute on the GPU where there is one. On a CPU
-the job has the other cores for what a machine with a GPU has its CPUs for, and --threads compute.
+overhead = 1 - bare / job, of the medians of their seconds a step. It is as good as the machine is steady, since minutes
+lie between the two. beside_step is the share of the job's own time, by its own clock, in which the engine did not
+compute: data, tracking, checkpoints. It is not touched by drift, nor does it see what slows the engine down.
+
+Both compute on the GPU where there is one. On a CPU the job has the other cores for what a machine with a GPU has its
+CPUs for, and --threads compute.
 """
 WARM_UP = 3  # steps that are not timed
+IN_ENGINE = ("forward", "backward", "optimizer")  # phases of a step, of those that a run tracks
 
 
 def bare_step(options: argparse.Namespace) -> float:
@@ -102,6 +107,10 @@ def job_step(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
         ("checkpoint_stall_seconds", "speed/checkpoint_stall_seconds"),
     ):
         found[name] = read_curve(database, "overhead", metric)[1][-1]
+    split = {phase: read_curve(database, "overhead", f"time/{phase}")[1] for phase in (*IN_ENGINE, "step")}
+    timed = range(first + 1, len(split["step"]))  # windows of as many steps each
+    engine = sum(split[phase][n] for phase in IN_ENGINE for n in timed)
+    found["beside_step"] = 1 - engine / sum(split["step"][n] for n in timed)
     return found
 
 
@@ -191,7 +200,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name, values in found.items():
         print(f"{name:5} {statistics.median(values):8.4f} s a step   ({', '.join(f'{v:.4f}' for v in sorted(values))})")
     print(f"overhead {overhead:.1%}; data waited for {last['data_wait_fraction']:.1%} of the last run's time,")
-    print(f"checkpoints for {last['checkpoint_stall_seconds']:.2f} s in all")
+    print(f"checkpoints for {last['checkpoint_stall_seconds']:.2f} s in all; beside the step {last['beside_step']:.1%}")
     fields = {"overhead": round(overhead, 4), "bare_s": bare_s, "job_s": job_s, **found}
     print(json.dumps({**fields, **{name: last[name] for name in last if name != "seconds"}, "model": options.model}))
     return 0
