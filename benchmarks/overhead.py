@@ -4,212 +4,238 @@
 import argparse
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
+from benchmarks.chaos_report import Curve, read_curve  # noqa: E402
+from benchmarks.overhead_programs import NAME, WARM_UP, bare_steps, database, job_command  # noqa: E402
+from benchmarks.turns import OwnClock, Program  # noqa: E402
+
 EPILOG = """
-The same model, precision and batch train in turn, so many times each:
+The same model, precision and batch train twice:
 
 bare  one process with nothing but the engine: the same batch of random pixels again and again
 job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset shards, with the curves in MLflow every
       --track steps and a checkpoint every --save steps; timed from a point of its curve to the last one, with
       everything that comes in between, of which evaluation is none
 
-overhead = 1 - bare / job, of the medians of their seconds a step. It is as good as the machine is steady, since minutes
-lie between the two. beside_step is the share of the job's own time, by its own clock, in which the engine did not
-compute: data, tracking, checkpoints. It is not touched by drift, nor does it see what slows the engine down.
+overhead = 1 - bare / job, of their seconds a step. The machine belongs to the two in turns of --turn seconds; the other
+one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. `se` is the standard
+error of the overhead, from its spread over the stretches between two points of the job's curve. Checkpoints are in the
+overhead as often as --save says; without is what the stretches without any have (median).
 
-Both compute on the GPU where there is one. On a CPU the job has the other cores for what a machine with a GPU has its
-CPUs for, and --threads compute.
+On a GPU, where a stopped process keeps its memory, and with --turn 0, one follows the other. `se` is null then, and
+beside_step is there: the share of the job's own time, by its own clock, in which the engine did not compute.
+
+On a CPU the job has the other cores for what a machine with a GPU has its CPUs for, and --threads compute.
 """
-WARM_UP = 3  # steps that are not timed
 IN_ENGINE = ("forward", "backward", "optimizer")  # phases of a step, of those that a run tracks
+FOREVER = 10**9
 
 
-def bare_step(options: argparse.Namespace) -> float:
-    """Seconds a step of the engine alone, in this process; the mean over --steps."""
-    import time
-
-    import torch
-    import torch.distributed as dist
-
-    import model
-    from benchmarks.step_ours import join_alone
-    from model.objectives import dense_targets, softmax_cross_entropy
-    from orchestrator.engine import Engine
-    from orchestrator.job_sections import AdamW, Parallel
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(options.threads)
-    join_alone(device)
-    vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
-    model.checkpoint_blocks(vit, options.checkpointing)
-    parallel = Parallel(zero_stage=options.zero_stage, precision=options.precision)
-    engine = Engine(
-        vit,
-        lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, 1000)),
-        model.decay_mask(vit),
-        optimizer=AdamW(name="adamw", lr=1e-3, weight_decay=0.1),
-        parallel=parallel,
-        micro_batch=options.batch,
-        local_batch=options.batch,
-        device=device,
-    )
-    size = (options.batch, 3, options.image_size, options.image_size)
-    batch = (
-        torch.randint(256, size, dtype=torch.uint8),
-        torch.randint(1000, (options.batch, 1)),
-        torch.ones(options.batch, 1),
-        torch.ones(options.batch, dtype=torch.bool),
-    )
-    for step in range(WARM_UP + options.steps):
-        if step == WARM_UP:
-            began = _now(device, time.monotonic)
-        engine.train_step(*batch, None, lr=1e-4)
-    seconds = (_now(device, time.monotonic) - began) / options.steps
-    dist.destroy_process_group()
-    return seconds
+def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[str, Any]:
+    """Both at once, in turns. The fields of the JSON line."""
+    stamps, log = folder / "bare.txt", folder / "job.txt"
+    with stamps.open("w") as bare_log, log.open("w") as job_log:
+        bare = Program("bare", bare_command(options, FOREVER), cwd=ROOT, environment=environment(), log=bare_log)
+        job = None
+        try:
+            while len(read_stamps(stamps)) < WARM_UP:
+                if bare.process.poll() is not None:
+                    raise RuntimeError(f"the bare step ended early: {last_line(stamps)}")
+                time.sleep(0.5)
+            bare.stop()
+            job = Program("job", job_command(options, shards, folder), cwd=ROOT, environment=environment(), log=job_log)
+            while job.process.poll() is None and newest_step(folder) < WARM_UP:
+                time.sleep(0.5)
+            while job.process.poll() is None:
+                job.stop()
+                bare.go_on()
+                time.sleep(options.turn)
+                bare.stop()
+                job.go_on()
+                until = time.monotonic() + options.turn
+                while job.process.poll() is None and time.monotonic() < until:
+                    time.sleep(0.05)
+            job.stop()
+        finally:
+            for program in (bare, job):
+                if program:
+                    program.kill()
+    if job.process.returncode:
+        raise RuntimeError(f"the job ended with exit code {job.process.returncode}: {last_line(log)}")
+    curve, _ = read_curve(database(folder), NAME)
+    stalls = read_curve(database(folder), NAME, "speed/checkpoint_stall_seconds")[1]
+    return compare(curve, stalls, job.clock, read_stamps(stamps), bare.clock)
 
 
-def _now(device: Any, clock: Any) -> float:
-    """The time when the device has done all that it was given."""
-    import torch
+def compare(
+    curve: Curve, stalls: Sequence[float], job: OwnClock, stamps: Sequence[float], bare: OwnClock
+) -> dict[str, Any]:
+    """What the turns say.
 
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return float(clock())
-
-
-def job_step(options: argparse.Namespace, shards: Path, folder: Path) -> dict[str, float]:
-    """Of a run: seconds a step, what of it the run itself accounts for, seconds of waiting for data and checkpoints."""
-    from benchmarks.chaos_report import read_curve
-
-    database = f"sqlite:///{folder}/mlflow.db"
-    words = [sys.executable, "-m", "orchestrator", "run", str(write_job(options, shards, folder, database))]
-    environment = {**os.environ, "RAY_ADDRESS": "local"}
-    run = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    if run.returncode:
-        raise RuntimeError(f"the job ended with exit code {run.returncode}: {run.stdout.strip().splitlines()[-1]}")
-    curve, _ = read_curve(database, "overhead")
-    first = next(n for n, step in enumerate(curve.steps) if step >= WARM_UP)
+    Args:
+        curve: when the job's steps were done.
+        stalls: seconds of waiting for checkpoints so far, at the curve's points.
+        job, bare: the programs' clocks.
+        stamps: when the bare program's steps were done.
+    """
+    first = bisect_left(curve.steps, WARM_UP)
+    stretches, quiet = [], []
+    for here, there in zip(range(first, len(curve.steps)), range(first + 1, len(curve.steps)), strict=False):
+        steps = curve.steps[there] - curve.steps[here]
+        job_s = (job(curve.times[there]) - job(curve.times[here])) / steps
+        if bare_s := mean_step(stamps, bare, curve.times[here], curve.times[there]):
+            stretches.append(1 - bare_s / job_s)
+            if stalls[there] == stalls[here]:
+                quiet.append(stretches[-1])
     steps = curve.steps[-1] - curve.steps[first]
-    found = {"seconds": (curve.times[-1] - curve.times[first]) / steps}
-    for name, metric in (
-        ("data_wait_fraction", "speed/data_wait_fraction"),
-        ("checkpoint_stall_seconds", "speed/checkpoint_stall_seconds"),
-    ):
-        found[name] = read_curve(database, "overhead", metric)[1][-1]
-    split = {phase: read_curve(database, "overhead", f"time/{phase}")[1] for phase in (*IN_ENGINE, "step")}
+    job_s = (job(curve.times[-1]) - job(curve.times[first])) / steps
+    bare_s = mean_step(stamps, bare, curve.times[first], curve.times[-1])
+    if bare_s is None or len(stretches) < 2:
+        raise RuntimeError("too few turns: take more --steps or a shorter --turn")
+    return {
+        "overhead": 1 - bare_s / job_s,
+        "se": statistics.stdev(stretches) / len(stretches) ** 0.5,
+        "without_checkpoints": statistics.median(quiet) if quiet else None,
+        "bare_s": bare_s,
+        "job_s": job_s,
+        "stretches": stretches,
+        "steps": steps,
+    }
+
+
+def mean_step(stamps: Sequence[float], clock: OwnClock, begin: float, end: float) -> float | None:
+    """Own seconds a step, of the steps done between two moments; None if there are less than two."""
+    inside = stamps[bisect_left(stamps, begin) : bisect_right(stamps, end)]
+    return (clock(inside[-1]) - clock(inside[0])) / (len(inside) - 1) if len(inside) > 1 else None
+
+
+def one_after_the_other(options: argparse.Namespace, shards: Path, folder: Path) -> dict[str, Any]:
+    """The fields of the JSON line."""
+    stamps, log = folder / "bare.txt", folder / "job.txt"
+    with stamps.open("w") as bare_log:
+        bare_words = bare_command(options, options.steps)
+        subprocess.run(bare_words, cwd=ROOT, env=environment(), stdout=bare_log, check=True)
+    done = read_stamps(stamps)
+    with log.open("w") as job_log:
+        words = job_command(options, shards, folder)
+        run = subprocess.run(words, cwd=ROOT, env=environment(), stdout=job_log, stderr=subprocess.STDOUT)
+    if run.returncode:
+        raise RuntimeError(f"the job ended with exit code {run.returncode}: {last_line(log)}")
+
+    curve, _ = read_curve(database(folder), NAME)
+    first = bisect_left(curve.steps, WARM_UP)
+    split = {phase: read_curve(database(folder), NAME, f"time/{phase}")[1] for phase in (*IN_ENGINE, "step")}
     timed = range(first + 1, len(split["step"]))  # windows of as many steps each
     engine = sum(split[phase][n] for phase in IN_ENGINE for n in timed)
-    found["beside_step"] = 1 - engine / sum(split["step"][n] for n in timed)
-    return found
-
-
-def write_job(options: argparse.Namespace, shards: Path, folder: Path, database: str) -> Path:
-    """The job file. Whole steps of every epoch, so that both train full batches only."""
-    import torch
-    import yaml
-
-    cuda = torch.cuda.is_available()
-    job = {
-        "kind": "pretrain",
-        "name": "overhead",
-        "model": {"name": options.model, "image_size": options.image_size, "num_classes": 1000},
-        "data": {
-            "train": {"url": str(shards), "augment": {"crop": "inception", "flip": True}},
-            "workers": max(1, (os.cpu_count() or 1) - (0 if cuda else options.threads)),
-        },
-        "objective": {"loss": "softmax"},
-        "optimizer": {"name": "adamw", "lr": 1e-3, "weight_decay": 0.1},
-        "schedule": {"length": {"steps": WARM_UP + options.steps}, "decay": "linear"},
-        "batch_size": options.batch,
-        "parallel": {
-            "zero_stage": options.zero_stage,
-            "precision": options.precision,
-            "activation_checkpointing": options.checkpointing,
-            "micro_batch": options.batch,
-        },
-        "cluster": {"workers": 1, "resources_per_worker": {"CPU": options.threads, **({"GPU": 1} if cuda else {})}},
-        "checkpoint": {"url": str(folder), "every": {"steps": options.save}},
-        "evaluate": {"every": {"steps": WARM_UP + options.steps}},
-        "tracking": {"uri": database, "every": {"steps": options.track}},
+    bare_s = (done[-1] - done[WARM_UP - 1]) / options.steps
+    job_s = (curve.times[-1] - curve.times[first]) / (curve.steps[-1] - curve.steps[first])
+    return {
+        "overhead": 1 - bare_s / job_s,
+        "se": None,
+        "bare_s": bare_s,
+        "job_s": job_s,
+        "beside_step": 1 - engine / sum(split["step"][n] for n in timed),
+        "data_wait_fraction": read_curve(database(folder), NAME, "speed/data_wait_fraction")[1][-1],
+        "checkpoint_stall_seconds": read_curve(database(folder), NAME, "speed/checkpoint_stall_seconds")[1][-1],
     }
-    path = folder / "overhead.yaml"
-    path.write_text(yaml.safe_dump(job, sort_keys=False))
-    return path
+
+
+def bare_command(options: argparse.Namespace, steps: int) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve()), "--bare", *options.words, "--steps", str(steps)]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "RAY_ADDRESS": "local", "DS_ACCELERATOR": "cuda" if on_gpu() else "cpu"}
+
+
+def on_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def newest_step(folder: Path) -> int:
+    """Of the curve in MLflow's database; 0 while there is none."""
+    try:
+        with closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)) as connection:
+            return int(connection.execute("select max(step) from metrics where key = 'train/loss'").fetchone()[0] or 0)
+    except sqlite3.OperationalError:  # not made yet, or busy
+        return 0
+
+
+def read_stamps(file: Path) -> list[float]:
+    lines = file.read_text().splitlines(keepends=True)
+    return [float(line) for line in lines if line.endswith("\n") and line[0].isdigit() and line.count(".") == 1]
+
+
+def last_line(file: Path) -> str:
+    return (file.read_text().strip().splitlines() or ["it wrote nothing"])[-1]
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", default="ViT-B/16", help="(%(default)s)")
-    parser.add_argument("--image-size", type=int, default=224, help="pixels a side (%(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images a step (%(default)s, for a CPU)")
-    parser.add_argument("--precision", choices=["bf16", "float32"], default="float32", help="(%(default)s)")
-    parser.add_argument("--checkpointing", choices=["none", "selective", "full"], default="none", help="(%(default)s)")
-    parser.add_argument("--zero-stage", type=int, default=1, help="(%(default)s)")
-    parser.add_argument("--steps", type=int, default=40, help="timed, of each run (%(default)s)")
-    parser.add_argument("--track", type=int, default=5, help="steps between points in MLflow (%(default)s)")
-    parser.add_argument("--save", type=int, default=20, help="steps between checkpoints (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=2, help="of each (%(default)s)")
-    parser.add_argument(
-        "--threads", type=int, default=max(1, (os.cpu_count() or 2) - 1), help="that compute, on a CPU (%(default)s)"
-    )
-    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)  # a child process
-    return parser.parse_args(arguments)
+    add = parser.add_argument
+    add("--model", default="ViT-B/16", help="(%(default)s)")
+    add("--image-size", type=int, default=224, help="pixels a side (%(default)s)")
+    add("--batch", type=int, default=2, help="images a step (%(default)s, for a CPU)")
+    add("--precision", choices=["bf16", "float32"], default="float32", help="(%(default)s)")
+    add("--checkpointing", choices=["none", "selective", "full"], default="none", help="(%(default)s)")
+    add("--zero-stage", type=int, default=1, help="(%(default)s)")
+    add("--steps", type=int, default=100, help="timed, of each run (%(default)s)")
+    add("--track", type=int, default=5, help="steps between points in MLflow (%(default)s)")
+    add("--save", type=int, default=50, help="steps between checkpoints (%(default)s)")
+    add("--turn", type=float, help="seconds of a turn (CPU: 5; GPU: 0, one after the other)")
+    threads = max(1, (os.cpu_count() or 2) - 1)
+    add("--threads", type=int, default=threads, help="that compute, on a CPU (%(default)s)")
+    add("--bare", action="store_true", help=argparse.SUPPRESS)  # a child process
+    options = parser.parse_args(arguments)
+    options.turn = (0.0 if on_gpu() else 5.0) if options.turn is None else options.turn
+    if options.steps < 2 * options.track:
+        parser.error(f"--steps: at least two points in MLflow, {2 * options.track} with --track {options.track}")
+    options.words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--bare"]
+    return options
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table and, last, one JSON line."""
+    """Measure, print and, last, one JSON line."""
     options = parse(arguments)
     if options.bare:
-        print(bare_step(options))
+        bare_steps(options)
         return 0
     from benchmarks.data_sets import write_tars
 
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    found: dict[str, list[float]] = {"bare": [], "job": []}
-    last: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="benchmark-overhead-") as temporary:
-        shards = Path(temporary) / "shards"
+        shards, folder = Path(temporary) / "shards", Path(temporary) / "run"
         shards.mkdir()
+        folder.mkdir()
         write_tars(shards, images=128, samples=64 * options.batch, seed=0)
-        for repeat in range(options.repeats):
-            child = [sys.executable, str(Path(__file__).resolve()), "--bare", *words]
-            environment = {**os.environ, "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", _accelerator())}
-            bare = subprocess.run(child, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-            found["bare"].append(float(bare.stdout.splitlines()[-1]))
-            folder = Path(temporary) / f"run-{repeat}"
-            folder.mkdir()
-            last = job_step(options, shards, folder)
-            found["job"].append(last["seconds"])
-            seconds = ", ".join(f"{name} {values[-1]:.3f} s a step" for name, values in found.items())
-            print(f"{repeat + 1} of {options.repeats}: {seconds}", file=sys.stderr, flush=True)
-    bare_s, job_s = statistics.median(found["bare"]), statistics.median(found["job"])
-    overhead = 1 - bare_s / job_s
-    for name, values in found.items():
-        print(f"{name:5} {statistics.median(values):8.4f} s a step   ({', '.join(f'{v:.4f}' for v in sorted(values))})")
-    print(f"overhead {overhead:.1%}; data waited for {last['data_wait_fraction']:.1%} of the last run's time,")
-    print(f"checkpoints for {last['checkpoint_stall_seconds']:.2f} s in all; beside the step {last['beside_step']:.1%}")
-    fields = {"overhead": round(overhead, 4), "bare_s": bare_s, "job_s": job_s, **found}
-    print(json.dumps({**fields, **{name: last[name] for name in last if name != "seconds"}, "model": options.model}))
+        found = (in_turns if options.turn else one_after_the_other)(options, shards, folder)
+    print(f"bare {found['bare_s']:.4f} s a step, job {found['job_s']:.4f} s")
+    error = "" if found["se"] is None else f" (standard error {found['se']:.1%})"
+    print(f"overhead {found['overhead']:.1%}{error}")
+    if found.get("without_checkpoints") is not None:
+        print(f"without checkpoints {found['without_checkpoints']:.1%}")
+    if "beside_step" in found:
+        print(f"data waited for {found['data_wait_fraction']:.1%} of the time, checkpoints for", end=" ")
+        print(f"{found['checkpoint_stall_seconds']:.2f} s in all; beside the step {found['beside_step']:.1%}")
+    print(json.dumps({**found, "model": options.model, "save": options.save, "turn": options.turn}))
     return 0
-
-
-def _accelerator() -> str:
-    import torch
-
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 if __name__ == "__main__":
