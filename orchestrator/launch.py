@@ -21,6 +21,7 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
+from orchestrator.cpu_memory import ONE_HEAP
 from orchestrator.elastic import AskFirst, Fixed
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job import PretrainJob
@@ -238,6 +239,7 @@ def worker_environment(gpu: bool) -> dict[str, str]:
     return {
         **{name: os.environ[name] for name in STORE_ADDRESSES if name in os.environ},
         "DS_ACCELERATOR": "cuda" if gpu else "cpu",
+        **({} if gpu else ONE_HEAP),
         # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
