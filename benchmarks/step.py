@@ -7,10 +7,10 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,8 +20,9 @@ sys.path[0] = str(ROOT)
 
 import torch  # noqa: E402
 
-from benchmarks.step_report import GB, Measured, print_tables, report  # noqa: E402
-from benchmarks.step_search import Remembered, Trial  # noqa: E402
+from benchmarks.step_child import ChildFailed, Waiting, ask  # noqa: E402
+from benchmarks.step_report import GB, Measured, pairs, print_tables, report  # noqa: E402
+from benchmarks.step_search import Remembered  # noqa: E402
 from benchmarks.step_task import IMPLS, LOSSES, MATMUL, PEERS, Task  # noqa: E402
 from model import vit_config  # noqa: E402
 from orchestrator.devices import device_name, without_bf16  # noqa: E402
@@ -32,7 +33,8 @@ A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 image
 Contenders: `ours`, the engine of a run with one worker; `timm` and `transformers` in plain PyTorch, where they are
 installed; and the bare products of a block's dense layers, which are the ceiling. Everybody has the same precision
 (bf16: ours through DeepSpeed, the others under torch.autocast), loss, memory, and the batch at which it is fastest.
-Each contender runs in a fresh process. On a machine that drifts, compare only what one run of this script printed.
+Each contender runs in a fresh process: alone in the first round; in the others, where the memory holds two, beside one
+other, ours and a peer by turns of a window, so that a machine which drifts slows both down.
 
 The last line is JSON. Of a row:
   images_per_s   median of all timed windows of all rounds; _min and _max are the slowest and the fastest window
@@ -47,7 +49,8 @@ The last line is JSON. Of a row:
                  longest kernels
   too_large      the memory does not suffice for the smallest batch;  error: why it failed, details: what it wrote
 `matmul` has the products of each model and precision, `matmul_tflops` the best of them, and `ratios` the rate of ours
-over that of the best peer, by model, precision and compilation: the median of the rounds.
+over that of the best peer, by model, precision and compilation: the median of the turns, or of the first round if there
+were none, for the peer with which it is least.
 
 The exit code is 1 if a contender failed. Interrupted (Ctrl-C, SIGTERM), it reports what it has.
 
@@ -105,33 +108,53 @@ def tasks(options: argparse.Namespace, impls: Sequence[str]) -> tuple[list[Task]
 
 
 def measure(measured: Sequence[Measured], rounds: int, remembered: Remembered) -> None:
-    """Fill in what is measured, in rounds over all; the second, and so on, at the batch that the first one found."""
-    begun, done, total = time.monotonic(), 0, rounds * len(measured)
-    for number in range(rounds):
-        for found in measured[:: -1 if number % 2 else 1]:  # there and back, against a drift of the machine
-            done += 1
-            if number and (found.error or not found.best):
-                continue
-            left = (time.monotonic() - begun) / (done - 1) * (total - done + 1) if done > 1 else None
-            task, search = found.task, search_name(found.task)
-            if found.best:
-                task = replace(task, batches=(found.best.batch,), profile=False)
-            elif len(task.batches) > 1 and (known := remembered.get(search)):
-                task = replace(task, batches=(known,))
-            say(
-                f"{done} of {total}: {task.name}, batch {' '.join(map(str, task.batches))}"
-                + (f", about {max(1, round(left / 60))} min left" if left else "")
-            )
-            measure_once(found, task, number)
-            if found.best and not number:
-                remembered.put(search, found.best.batch)
+    """Fill in what is measured: each alone first, with its search; then ours and each peer in turns, `rounds` - 1."""
+    begun, total = time.monotonic(), len(measured)
+    for done, found in enumerate(measured):
+        left = (time.monotonic() - begun) / done * (total - done) if done else None
+        task, search = found.task, search_name(found.task)
+        if len(task.batches) > 1 and (known := remembered.get(search)):
+            task = replace(task, batches=(known,))
+        say(
+            f"{done + 1} of {total}: {task.name}, batch {' '.join(map(str, task.batches))}"
+            + (f", about {max(1, round(left / 60))} min left" if left else "")
+        )
+        measure_alone(found, task)
+        if found.best:
+            remembered.put(search, found.best.batch)
+    if rounds > 1:
+        couples = list(pairs(measured))
+        for done, (ours, peer) in enumerate(couples):
+            say(f"turns, {done + 1} of {len(couples)}: {ours.task.name} and {peer.task.name}")
+            take_turns(ours, peer, range(1 + done * (rounds - 1), 1 + (done + 1) * (rounds - 1)))
 
 
-def measure_once(found: Measured, task: Task, number: int) -> None:
-    """One child process; or several, if the smallest batch of a search is too large, with halves of it until one fits.
+def take_turns(ours: Measured, peer: Measured, numbers: range) -> None:
+    """Rounds of these numbers, of two processes that live side by side, so that both meet the same drift."""
+    tasks = [replace(one.task, batches=(one.best.batch,), profile=False) for one in (ours, peer) if one.best]
+    if sum((one.best and one.best.peak) or 0 for one in (ours, peer)) > ours.task.memory:
+        say("    they do not fit into the memory together: no turns")
+        return
+    both, at, waiting = (ours, peer), ours, []
+    try:
+        with ExitStack() as stack:
+            for one, task in zip(both, tasks, strict=True):
+                at = one
+                waiting.append(stack.enter_context(Waiting(task)))
+            for number in numbers:
+                rates = [0.0, 0.0]
+                for which in (0, 1) if number % 2 else (1, 0):
+                    at = both[which]
+                    rates[which] = waiting[which].window()
+                ours.rounds[number], peer.rounds[number] = [rates[0]], [rates[1]]
+                say(f"    {rates[0]:.4g} and {rates[1]:.4g} images/s: {rates[0] / rates[1]:.3f}")
+    except ChildFailed as failure:
+        at.error, at.details = str(failure), failure.details
+        say(f"{at.task.name} failed: {failure}")
 
-    What it measured becomes a round's.
-    """
+
+def measure_alone(found: Measured, task: Task) -> None:
+    """One child process; or several, if the smallest batch is too large, with halves of it until one fits."""
     try:
         trials, searching = ask(task), len(task.batches) > 1
         while searching and not trials and task.batches[0] > 1:
@@ -145,37 +168,10 @@ def measure_once(found: Measured, task: Task, number: int) -> None:
     if not trials:
         say("    too large")
         return
-    if number == 0:
-        found.climbed = trials
+    found.climbed = trials
     best = max(trials, key=lambda trial: trial.best_rate)
-    found.rounds[number] = best.rates
+    found.rounds[0] = best.rates
     say(f"    {found.rate:.4g} images/s at batch {best.batch}")
-
-
-class ChildFailed(Exception):
-    """In one line; `details` is the end of what the process wrote."""
-
-    def __init__(self, line: str, details: str) -> None:
-        super().__init__(line)
-        self.details = details
-
-
-def ask(task: Task) -> list[Trial]:
-    """Have a fresh process carry out `task`.
-
-    Raises:
-        ChildFailed: it ended without an answer.
-    """
-    environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
-    environment["HF_HUB_OFFLINE"] = "1"  # nothing is fetched: the weights are random
-    command = [sys.executable, __file__, "--child", task.to_json()]
-    child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
-    if child.returncode != 0:
-        lines = [line for line in child.stderr.splitlines() if line.strip()]
-        line = f"ended by signal {-child.returncode}" if child.returncode < 0 else lines[-1] if lines else "no message"
-        raise ChildFailed(line.strip(), child.stderr[-4000:])
-    answer = json.loads(child.stdout.splitlines()[-1])
-    return [Trial(**trial) for trial in answer["trials"]]
 
 
 def search_name(task: Task) -> str:
@@ -234,7 +230,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     batches.add_argument("--batches", nargs="+", type=int, metavar="N", help="to try, rising (by model and device)")
     add("--remember", metavar="FILE", help="read the best batches of earlier runs here, and write this one's")
     add("--memory-gb", type=float, help="that a contender may use (90%% of the GPU's; 60%% of the machine's)")
-    add("--rounds", type=int, help="over all contenders (GPU: 1; CPU: 3)")
+    add("--rounds", type=int, help="of measuring: one alone, then ours and each peer in turns (GPU: 1; CPU: 10)")
     add("--seconds", type=float, help="of a timed window, at least a step (GPU: 1; CPU: 4)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--threads", type=int, default=cores, help="of a CPU (%(default)s)")
@@ -243,8 +239,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--loss", choices=tuple(LOSSES), default="sigmoid", help="(%(default)s)")
     add("--quick", action="store_true", help="tiny sizes: whether it works, not how fast it is")
     add("--child", metavar="TASK", help=argparse.SUPPRESS)
+    add("--turns", metavar="TASK", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
-    if options.child:
+    if options.child or options.turns:
         return options
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -262,7 +259,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.batches = [options.batch] if options.batch else options.batches
     if options.batches and (min(options.batches) < 1 or sorted(set(options.batches)) != options.batches):
         parser.error("--batches: numbers above 0, rising")
-    options.rounds = options.rounds or (1 if on_gpu or options.quick else 3)
+    options.rounds = options.rounds or (1 if on_gpu else 2 if options.quick else 10)
     options.seconds = options.seconds or (0.05 if options.quick else 1.0 if on_gpu else 4.0)
     options.memory_gb = options.memory_gb or round(
         USABLE[options.device] * device_memory(torch.device(options.device), 1) / GB, 1
@@ -280,6 +277,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from benchmarks.step_worker import answer
 
         print(json.dumps(answer(Task.from_json(options.child))))
+        return 0
+    if options.turns:
+        from benchmarks.step_worker import serve
+
+        serve(Task.from_json(options.turns), sys.stdin)
         return 0
     signal.signal(signal.SIGTERM, interrupt)
     found, well = run(options)

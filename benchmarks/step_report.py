@@ -1,7 +1,7 @@
 """What came out: rows, ceilings and ratios for the JSON line, and the tables."""
 
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ import model
 from benchmarks.step_matmul import computing_dtype, product_flops
 from benchmarks.step_profile import CATEGORIES
 from benchmarks.step_search import Trial
-from benchmarks.step_task import PEERS, Task
+from benchmarks.step_task import IMPLS, Task
 from model import ViTConfig
 from orchestrator.devices import datasheet_peak
 
@@ -25,7 +25,8 @@ class Measured:
     Attributes:
         task: what the first one was asked.
         climbed: its trials, by rising batch. Empty if the memory does not suffice for the first.
-        rounds: images a second at the best batch, the windows of each round, by the round's number.
+        rounds: images a second at the best batch, the windows of each round, by the round's number: 0 is alone, the
+            others are turns, whose numbers ours shares with the peer beside it.
         error: why there is no figure; `details` is the end of what the process wrote.
     """
 
@@ -140,37 +141,44 @@ def row(found: Measured, ceiling: dict[str, Any] | None, device: str) -> dict[st
     }
 
 
+def pairs(contenders: Sequence[Measured]) -> Iterator[tuple[Measured, Measured]]:
+    """Ours and each peer, for each (model, precision, compiled) that has both. Each takes part with its fastest
+    checkpointing."""
+    for group in dict.fromkeys(_group(contender.task) for contender in contenders):
+        alike = [contender for contender in contenders if _group(contender.task) == group and contender.rate]
+        ours, *peers = (
+            max((one for one in alike if one.task.impl == impl), key=lambda one: one.rate or 0.0, default=None)
+            for impl in IMPLS
+        )
+        yield from ((ours, peer) for peer in peers if ours and peer)
+
+
 def ratios(contenders: Sequence[Measured]) -> list[dict[str, Any]]:
     """How many times faster ours is than the best peer, for each (model, precision, compiled) that has both.
 
-    Each side takes part with its fastest checkpointing. The machine may drift, so the quotient is taken within each
-    round; the figure is the median of the rounds.
+    The machine may drift, so the quotient is taken within each turn, or of the first round if there were no turns; the
+    figure is the median, and the best peer is the one with the least.
     """
-    found = []
-    for group in dict.fromkeys(_group(contender.task) for contender in contenders):
-        alike = [contender for contender in contenders if _group(contender.task) == group and contender.rate]
-        ours = _fastest(contender for contender in alike if contender.task.impl == "ours")
-        peer = _fastest(contender for contender in alike if contender.task.impl in PEERS)
-        if ours is None or peer is None:
-            continue
+    found: dict[tuple[str, str, bool], dict[str, Any]] = {}
+    for ours, peer in pairs(contenders):
+        shared = sorted(ours.rounds.keys() & peer.rounds.keys())
         quotients = [
-            statistics.median(rates) / statistics.median(peer.rounds[number])
-            for number, rates in ours.rounds.items()
-            if number in peer.rounds
+            statistics.median(ours.rounds[number]) / statistics.median(peer.rounds[number])
+            for number in ([number for number in shared if number] or shared)
         ]
-        model_name, precision, compiled = group
-        found.append(
-            {
-                "model": model_name,
-                "precision": precision,
-                "compiled": compiled,
+        group, ratio = _group(ours.task), statistics.median(quotients)
+        if group not in found or ratio < found[group]["ours_over_best_peer"]:
+            found[group] = {
+                "model": group[0],
+                "precision": group[1],
+                "compiled": group[2],
                 "best_peer": peer.task.impl,
-                "ours_over_best_peer": round(statistics.median(quotients), 4),
+                "ours_over_best_peer": round(ratio, 4),
                 "least": round(min(quotients), 4),
                 "most": round(max(quotients), 4),
+                "turns": sum(1 for number in shared if number),
             }
-        )
-    return found
+    return list(found.values())
 
 
 def report(
@@ -221,10 +229,6 @@ def print_tables(found: dict[str, Any]) -> None:
 
 def _group(task: Task) -> tuple[str, str, bool]:
     return task.config.name, task.precision, task.compiled
-
-
-def _fastest(contenders: Iterable[Measured]) -> Measured | None:
-    return max(contenders, key=lambda contender: contender.rate or 0.0, default=None)
 
 
 def _label(row: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,37 @@ def answer(task: Task) -> dict[str, Any]:
     Raises:
         RuntimeError: the contender is another network than ours, or its loss is not finite.
     """
+    device, contender = prepare(task)
+    trials = climb(
+        task.batches, lambda batch: attempt(task, contender, batch), limit=task.memory, at_rest=in_use(device)
+    )
+    return {"trials": [vars(trial) for trial in trials], "parameters": contender.parameters}
+
+
+def serve(task: Task, asked: Iterable[str]) -> None:
+    """Warm up at the first batch, and measure a window for every line of `asked`; prints `rate` and images a second.
+
+    Raises: as `answer`.
+    """
+    device, contender = prepare(task)
+    batch = task.batches[0]
+    data = synthetic(task.config, batch, device)
+
+    def step() -> object:
+        return contender.step(data)
+
+    for _ in range(task.warm_up - 1):
+        step()
+    seconds = window(step, 1, device)
+    steps = max(1, round(task.seconds / seconds))
+    print(f"rate {batch / seconds}", flush=True)
+    for _ in asked:
+        step()  # the other one has had the caches
+        print(f"rate {batch * steps / window(step, steps, device)}", flush=True)
+
+
+def prepare(task: Task) -> tuple[torch.device, Contender]:
+    """The contender, with as many threads and as much memory as the task says."""
     device = torch.device(task.device)
     if task.device == "cpu":
         torch.set_num_threads(task.threads)
@@ -38,11 +69,7 @@ def answer(task: Task) -> dict[str, Any]:
     contender = build(task, device)
     if task.impl != MATMUL and contender.parameters != (expected := count_parameters(task)):
         raise RuntimeError(f"{task.impl} has {contender.parameters:,} parameters instead of {expected:,}")
-
-    trials = climb(
-        task.batches, lambda batch: attempt(task, contender, batch), limit=task.memory, at_rest=in_use(device)
-    )
-    return {"trials": [vars(trial) for trial in trials], "parameters": contender.parameters}
+    return device, contender
 
 
 def build(task: Task, device: torch.device) -> Contender:

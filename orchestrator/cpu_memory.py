@@ -4,8 +4,8 @@ A training step makes and frees the same large tensors again and again. glibc re
 which hands them out anew page by page, zeroed: an elementwise operation then runs at a fourth of its speed
 (`benchmarks/kernels.py`). GPUs have PyTorch's caching allocator for this; CPUs have glibc's settings (mallopt(3)).
 
-A thread other than the main one has a heap of its own, in pieces of 64 MiB that glibc gives back whatever is set. Ray Train
-trains in such a thread, so its processes start with ONE_HEAP: a step of ViT-S/16 took 14 % longer without
+A thread other than the main one has a heap of its own, in pieces of 64 MiB that glibc gives back whatever is set. Ray
+Train trains in such a thread, so its processes start with ONE_HEAP: a step of ViT-S/16 took 14 % longer without
 (`benchmarks/overhead.py`).
 """
 

@@ -249,27 +249,77 @@ def test_utilisation_of_a_known_device() -> None:
         assert line["matmul_tflops"] == pytest.approx(700, rel=1e-3)
 
 
-def test_ratios_are_taken_within_rounds() -> None:
-    """The machine is half as fast in the second round; ours is 1.2 times the faster peer in both, and timm failed."""
+def test_ratios_are_taken_within_turns() -> None:
+    """Ours is 1.2 times transformers in every turn, though the machine is half as fast in some.
+
+    It is twice timm, which was the fastest of all alone.
+    """
 
     def contender(impl: str, rounds: dict[int, list[float]], **changes: object) -> Measured:
         found = Measured(task(impl=impl, **changes), rounds=rounds)
         found.climbed = [Trial(2, list(rates), 1, 0.0) for rates in rounds.values()]
         return found
 
-    broken = contender("timm", {0: [1000.0]})
-    broken.error = "it failed in the second round"
+    broken = contender("timm", {0: [1000.0]}, checkpointing="full")
+    broken.error = "it failed"
     contenders = [
-        contender("ours", {0: [12.0, 12.1, 11.9], 1: [6.0]}),
-        contender("ours", {0: [9.0], 1: [4.0]}, checkpointing="full"),
-        contender("transformers", {0: [10.0], 1: [5.0]}),
-        contender("transformers", {0: [8.0], 1: [4.0]}, checkpointing="full"),
+        contender("ours", {0: [12.0, 12.1, 11.9], 1: [10.0], 2: [6.0], 3: [6.0], 4: [12.0]}),
+        contender("ours", {0: [9.0]}, checkpointing="full"),
+        contender("timm", {0: [20.0, 21.0], 1: [5.0], 2: [3.0]}),
         broken,
-        contender("ours", {0: [1.0]}, compiled=True),  # nothing to compare with
+        contender("transformers", {0: [10.0], 3: [5.0], 4: [10.0]}),
+        contender("transformers", {0: [8.0]}, checkpointing="full"),
+        contender("ours", {0: [6.0]}, compiled=True),  # no turns
+        contender("timm", {0: [4.0]}, compiled=True),
+        contender("ours", {0: [6.0]}, precision="bf16"),  # nothing to compare with
     ]
-    (ratio,) = ratios(contenders)
-    assert (ratio["model"], ratio["compiled"], ratio["best_peer"]) == ("ViT-B/16", False, "transformers")
-    assert (ratio["ours_over_best_peer"], ratio["least"], ratio["most"]) == (1.2, 1.2, 1.2)
+    eager, compiled = ratios(contenders)
+    assert (eager["model"], eager["compiled"], eager["best_peer"]) == ("ViT-B/16", False, "transformers")
+    assert (eager["ours_over_best_peer"], eager["least"], eager["most"], eager["turns"]) == (1.2, 1.2, 1.2, 2)
+    assert (compiled["ours_over_best_peer"], compiled["best_peer"], compiled["turns"]) == (1.5, "timm", 0)
+
+
+TIMM = """
+import types
+import model
+
+layers = types.SimpleNamespace(set_fast_norm=lambda: None)
+
+def create_model(name, img_size, depth, embed_dim, mlp_ratio, num_heads, num_classes):
+    sizes = dict(depth=depth, width=embed_dim, mlp_dim=int(embed_dim * mlp_ratio), heads=num_heads)
+    vit = model.VisionTransformer(model.vit_config("B/16", image_size=img_size, num_classes=num_classes, **sizes))
+    vit.set_grad_checkpointing = lambda on: None
+    return vit
+"""
+
+
+def test_turns_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of ours and a peer that is the same model; then of a peer that ends before its turn."""
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "timm.py").write_text(TIMM)
+
+    def found(impl: str) -> Measured:
+        alone = Measured(task(impl=impl, memory=10**10, seconds=0.01, warm_up=2))
+        alone.climbed, alone.rounds = [Trial(2, [1.0], 10**9, 0.0)], {0: [1.0]}
+        return alone
+
+    ours, peer = found("ours"), found("timm")
+    step.take_turns(ours, peer, range(5, 8))
+    assert ours.error is peer.error is None, (ours.details, peer.details)
+    assert list(ours.rounds) == list(peer.rounds) == [0, 5, 6, 7]
+    assert all(len(rates) == 1 and rates[0] > 0 for one in (ours, peer) for rates in one.rounds.values())
+    (ratio,) = ratios([ours, peer])
+    assert ratio["turns"] == 3
+
+    (tmp_path / "timm.py").write_text("raise ValueError('broken on purpose')\n")
+    ours, peer = found("ours"), found("timm")
+    step.take_turns(ours, peer, range(1, 3))
+    assert (ours.error, peer.error) == (None, "ValueError: broken on purpose")
+    assert "Traceback" in peer.details
+
+    ours.task = peer.task = task(memory=10**9)  # less than both need
+    step.take_turns(ours, peer, range(1, 3))
+    assert list(ours.rounds) == [0]
 
 
 # Peers
