@@ -47,7 +47,7 @@ def test_a_program_stands_still_with_all_its_processes(tmp_path: Path) -> None:
     finally:
         program.kill()
     mine = [p for p in psutil.process_iter(["cmdline"]) if str(written) in (p.info["cmdline"] or [])]
-    gone, alive = psutil.wait_procs(mine, timeout=10)
+    _, alive = psutil.wait_procs(mine, timeout=10)
     assert not alive, alive
 
 
