@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:
-    """A step is 1 s of work bare, 1.25 s in the job and 5 s more where it saves. The machine gets slower all the time."""
+    """A step is 1 s of work bare, 1.25 s in the job and 5 s more where it saves. The machine gets slower and slower."""
     now, turns, work, stamps = 0.0, {"bare": [], "job": []}, {"bare": 0.0, "job": 0.0}, []
     steps, times, stalls, tick = [], [], [], 0.001
     due = 1.25
