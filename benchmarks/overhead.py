@@ -2,6 +2,7 @@
 """What the system costs: the whole job (Ray Train, data, tracking, checkpoints) against the bare training step."""
 
 import argparse
+import itertools
 import json
 import os
 import sqlite3
@@ -33,8 +34,9 @@ job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset
 
 overhead = 1 - bare / job, of their seconds a step. The machine belongs to the two in turns of --turn seconds; the other
 one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. `se` is the standard
-error of the overhead, from its spread over the stretches between two points of the job's curve. Checkpoints are in the
-overhead as often as --save says; without is what the stretches without any have (median).
+error of the overhead, from its spread over stretches of about four turns. Checkpoints are in the overhead as often as
+--save says; without_checkpoints is what the stretches without any have (median). Short turns count against the job:
+when it goes on, some thirty processes have timers that are overdue.
 
 On a GPU, where a stopped process keeps its memory, and with --turn 0, one follows the other. `se` is null then, and
 beside_step is there: the share of the job's own time, by its own clock, in which the engine did not compute.
@@ -78,11 +80,11 @@ def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
         raise RuntimeError(f"the job ended with exit code {job.process.returncode}: {last_line(log)}")
     curve, _ = read_curve(database(folder), NAME)
     stalls = read_curve(database(folder), NAME, "speed/checkpoint_stall_seconds")[1]
-    return compare(curve, stalls, job.clock, read_stamps(stamps), bare.clock)
+    return compare(curve, stalls, job.clock, read_stamps(stamps), bare.clock, least=4 * options.turn)
 
 
 def compare(
-    curve: Curve, stalls: Sequence[float], job: OwnClock, stamps: Sequence[float], bare: OwnClock
+    curve: Curve, stalls: Sequence[float], job: OwnClock, stamps: Sequence[float], bare: OwnClock, *, least: float
 ) -> dict[str, Any]:
     """What the turns say.
 
@@ -91,10 +93,15 @@ def compare(
         stalls: seconds of waiting for checkpoints so far, at the curve's points.
         job, bare: the programs' clocks.
         stamps: when the bare program's steps were done.
+        least: seconds of a stretch, of which both have had turns.
     """
     first = bisect_left(curve.steps, WARM_UP)
-    stretches, quiet = [], []
-    for here, there in zip(range(first, len(curve.steps)), range(first + 1, len(curve.steps)), strict=False):
+    stretches: list[float] = []
+    quiet: list[float] = []
+    borders = [first]
+    while (there := bisect_left(curve.times, curve.times[borders[-1]] + least)) < len(curve.steps):
+        borders.append(max(there, borders[-1] + 1))
+    for here, there in itertools.pairwise(borders):
         steps = curve.steps[there] - curve.steps[here]
         job_s = (job(curve.times[there]) - job(curve.times[here])) / steps
         if bare_s := mean_step(stamps, bare, curve.times[here], curve.times[there]):
@@ -105,7 +112,7 @@ def compare(
     job_s = (job(curve.times[-1]) - job(curve.times[first])) / steps
     bare_s = mean_step(stamps, bare, curve.times[first], curve.times[-1])
     if bare_s is None or len(stretches) < 2:
-        raise RuntimeError("too few turns: take more --steps or a shorter --turn")
+        raise RuntimeError("too few turns: take more --steps, or a shorter --turn")
     return {
         "overhead": 1 - bare_s / job_s,
         "se": statistics.stdev(stretches) / len(stretches) ** 0.5,
@@ -197,15 +204,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=["bf16", "float32"], default="float32", help="(%(default)s)")
     add("--checkpointing", choices=["none", "selective", "full"], default="none", help="(%(default)s)")
     add("--zero-stage", type=int, default=1, help="(%(default)s)")
-    add("--steps", type=int, default=100, help="timed, of each run (%(default)s)")
+    add("--steps", type=int, default=120, help="timed, of each run (%(default)s)")
     add("--track", type=int, default=5, help="steps between points in MLflow (%(default)s)")
-    add("--save", type=int, default=50, help="steps between checkpoints (%(default)s)")
-    add("--turn", type=float, help="seconds of a turn (CPU: 5; GPU: 0, one after the other)")
+    add("--save", type=int, default=60, help="steps between checkpoints (%(default)s)")
+    add("--turn", type=float, help="seconds of a turn (CPU: 15; GPU: 0, one after the other)")
     threads = max(1, (os.cpu_count() or 2) - 1)
     add("--threads", type=int, default=threads, help="that compute, on a CPU (%(default)s)")
     add("--bare", action="store_true", help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args(arguments)
-    options.turn = (0.0 if on_gpu() else 5.0) if options.turn is None else options.turn
+    options.turn = (0.0 if on_gpu() else 15.0) if options.turn is None else options.turn
     if options.steps < 2 * options.track:
         parser.error(f"--steps: at least two points in MLflow, {2 * options.track} with --track {options.track}")
     options.words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--bare"]
