@@ -26,6 +26,12 @@ _TOKEN_OF_A_MODEL = re.compile(r"(?:cls|class|mask|dist|distill|distillation|pad
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
+        # PEM (RFC 7468), also inside the JSON of a Google service account, and when its end was cut off. First, since
+        # the other rules do not look beyond its spaces.
+        (
+            r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$(?![\s\S]))",
+            REDACTED,
+        ),
         # The part of a URL before "@" (RFC 3986, 3.2.1). SQLAlchemy also takes passwords with a slash in them, and
         # services take a token for the user name over HTTP.
         (r"""(?<=://)([^\s/?#@:"'<>]*):[^\s/?#"'<>]*@""", rf"\1:{REDACTED}@"),
@@ -40,11 +46,6 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
         # HTTP headers (RFC 6750, RFC 7617).
         (r"""(?i)\b(authorization["']?\s*[:=]\s*["']?(?:bearer|basic|token)\s+)[^\s"',]+""", rf"\1{REDACTED}"),
         (r"(?i)\b(bearer\s+)[\w.~+/-]{16,}=*", rf"\1{REDACTED}"),
-        # PEM (RFC 7468), also inside the JSON of a Google service account, and when its end was cut off.
-        (
-            r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$(?![\s\S]))",
-            REDACTED,
-        ),
         # Identifiers with prefixes of their own, from their issuers' documentation.
         (r"\b(?:AKIA|ASIA|ABIA|ACCA)[A-Z2-7]{16}\b", REDACTED),  # AWS access key ids
         (r"\bya29\.[\w.-]{20,}", REDACTED),  # Google OAuth access tokens
