@@ -72,6 +72,12 @@ def is_secret_name(name: str) -> bool:
 
 def redact_text(text: str) -> str:
     """The text with `REDACTED` in the place of each credential."""
+    while (redacted := _redact_once(text)) != text:  # what is gone may have kept another rule from matching
+        text = redacted
+    return text
+
+
+def _redact_once(text: str) -> str:
     for pattern, replacement in _PATTERNS:
         text = pattern.sub(replacement, text)
     return _ASSIGNMENT.sub(

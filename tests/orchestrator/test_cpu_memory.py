@@ -42,7 +42,7 @@ def test_steps_take_no_new_pages() -> None:
         return int(run.stdout)
 
     pages = 4 * 2 * 4 * 2**24 // 4096  # of eight tensors of 64 MiB
-    assert faults() > pages / 4  # some go back
-    assert faults("keep") < pages / 100
-    assert faults("keep", "thread") > pages / 4
-    assert faults("keep", "thread", **worker_environment(gpu=False)) < pages / 100  # as Ray Train trains
+    assert faults() > pages / 2
+    assert faults("keep") < pages / 4  # the heap may still grow, once
+    assert faults("keep", "thread") > pages / 2
+    assert faults("keep", "thread", **worker_environment(gpu=False)) < pages / 4  # as Ray Train trains
