@@ -20,10 +20,13 @@ def train():
     x = torch.ones(2**24)
     for _ in range(8):  # the heap grows to what a step needs
         y = x * 2 + 1
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    rounds = []
     for _ in range(4):
-        y = x * 2 + 1
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            y = x * 2 + 1
+        rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    print(min(rounds))  # of the round in which the heap did not grow
 
 if "thread" in sys.argv:
     thread = threading.Thread(target=train)
@@ -43,6 +46,6 @@ def test_steps_take_no_new_pages() -> None:
 
     pages = 4 * 2 * 4 * 2**24 // 4096  # of eight tensors of 64 MiB
     assert faults() > pages / 2
-    assert faults("keep") < pages / 4  # the heap may still grow, once
+    assert faults("keep") < pages / 100
     assert faults("keep", "thread") > pages / 2
-    assert faults("keep", "thread", **worker_environment(gpu=False)) < pages / 4  # as Ray Train trains
+    assert faults("keep", "thread", **worker_environment(gpu=False)) < pages / 100  # as Ray Train trains
