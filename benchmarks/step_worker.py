@@ -40,7 +40,8 @@ def answer(task: Task) -> dict[str, Any]:
 def serve(task: Task, asked: Iterable[str]) -> None:
     """Warm up at the first batch, and measure a window for every line of `asked`; prints `rate` and images a second.
 
-    Raises: as `answer`.
+    Raises:
+        RuntimeError: the contender is another network than ours.
     """
     device, contender = prepare(task)
     batch = task.batches[0]

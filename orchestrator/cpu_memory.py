@@ -5,8 +5,7 @@ which hands them out anew page by page, zeroed: an elementwise operation then ru
 (`benchmarks/kernels.py`). GPUs have PyTorch's caching allocator for this; CPUs have glibc's settings (mallopt(3)).
 
 A thread other than the main one has a heap of its own, in pieces of 64 MiB that glibc gives back whatever is set. Ray
-Train trains in such a thread, so its processes start with ONE_HEAP: a step of ViT-S/16 took 14 % longer without
-(`benchmarks/overhead.py`).
+Train trains in such a thread, so its processes start with ONE_HEAP (docs/performance.md has what that is worth).
 """
 
 import ctypes
