@@ -27,7 +27,7 @@ from benchmarks.turns import OwnClock, Program  # noqa: E402
 EPILOG = """
 The same model, precision and batch train twice:
 
-bare  one process with nothing but the engine: the same batch of random pixels again and again
+bare  one process with nothing but the engine, on the images of the job's first epoch, decoded beforehand
 job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset shards, with the curves in MLflow every
       --track steps and a checkpoint every --save steps; timed from a point of its curve to the last one, with
       everything that comes in between, of which evaluation is none
@@ -51,7 +51,8 @@ def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
     """Both at once, in turns. The fields of the JSON line."""
     stamps, log = folder / "bare.txt", folder / "job.txt"
     with stamps.open("w") as bare_log, log.open("w") as job_log:
-        bare = Program("bare", bare_command(options, FOREVER), cwd=ROOT, environment=environment(), log=bare_log)
+        words = bare_command(options, shards, FOREVER)
+        bare = Program("bare", words, cwd=ROOT, environment=environment(), log=bare_log)
         job = None
         try:
             while len(read_stamps(stamps)) < WARM_UP:
@@ -59,7 +60,8 @@ def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
                     raise RuntimeError(f"the bare step ended early: {last_line(stamps)}")
                 time.sleep(0.5)
             bare.stop()
-            job = Program("job", job_command(options, shards, folder), cwd=ROOT, environment=environment(), log=job_log)
+            words = job_command(options, shards, folder)
+            job = Program("job", words, cwd=ROOT, environment=environment(), log=job_log)
             while job.process.poll() is None and newest_step(folder) < WARM_UP:
                 time.sleep(0.5)
             while job.process.poll() is None:
@@ -134,8 +136,8 @@ def one_after_the_other(options: argparse.Namespace, shards: Path, folder: Path)
     """The fields of the JSON line."""
     stamps, log = folder / "bare.txt", folder / "job.txt"
     with stamps.open("w") as bare_log:
-        bare_words = bare_command(options, options.steps)
-        subprocess.run(bare_words, cwd=ROOT, env=environment(), stdout=bare_log, check=True)
+        words = bare_command(options, shards, options.steps)
+        subprocess.run(words, cwd=ROOT, env=environment(), stdout=bare_log, check=True)
     done = read_stamps(stamps)
     with log.open("w") as job_log:
         words = job_command(options, shards, folder)
@@ -161,8 +163,9 @@ def one_after_the_other(options: argparse.Namespace, shards: Path, folder: Path)
     }
 
 
-def bare_command(options: argparse.Namespace, steps: int) -> list[str]:
-    return [sys.executable, str(Path(__file__).resolve()), "--bare", *options.words, "--steps", str(steps)]
+def bare_command(options: argparse.Namespace, shards: Path, steps: int) -> list[str]:
+    script = str(Path(__file__).resolve())
+    return [sys.executable, script, *options.words, "--bare", str(shards), "--steps", str(steps)]
 
 
 def environment() -> dict[str, str]:
@@ -210,12 +213,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--turn", type=float, help="seconds of a turn (CPU: 15; GPU: 0, one after the other)")
     threads = max(1, (os.cpu_count() or 2) - 1)
     add("--threads", type=int, default=threads, help="that compute, on a CPU (%(default)s)")
-    add("--bare", action="store_true", help=argparse.SUPPRESS)  # a child process
+    add("--bare", metavar="SHARDS", help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args(arguments)
     options.turn = (0.0 if on_gpu() else 15.0) if options.turn is None else options.turn
     if options.steps < 2 * options.track:
         parser.error(f"--steps: at least two points in MLflow, {2 * options.track} with --track {options.track}")
-    options.words = [word for word in (sys.argv[1:] if arguments is None else arguments) if word != "--bare"]
+    options.words = list(sys.argv[1:] if arguments is None else arguments)
     return options
 
 
