@@ -5,6 +5,7 @@ import argparse
 import itertools
 import json
 import os
+import signal
 import sqlite3
 import statistics
 import subprocess
@@ -33,10 +34,10 @@ job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset
       everything that comes in between, of which evaluation is none
 
 overhead = 1 - bare / job, of their seconds a step. The machine belongs to the two in turns of --turn seconds; the other
-one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. `se` is the standard
+one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. Both compute on the
+same cores, the last --threads of them, since those of a shared machine differ by several percent. `se` is the standard
 error of the overhead, from its spread over stretches of about four turns. Checkpoints are in the overhead as often as
---save says; without_checkpoints is what the stretches without any have (median). Short turns count against the job:
-when it goes on, some thirty processes have timers that are overdue.
+--save says; without_checkpoints is what the stretches without any have (median).
 
 On a GPU, where a stopped process keeps its memory, and with --turn 0, one follows the other. `se` is null then, and
 beside_step is there: the share of the job's own time, by its own clock, in which the engine did not compute.
@@ -59,11 +60,14 @@ def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
                 if bare.process.poll() is not None:
                     raise RuntimeError(f"the bare step ended early: {last_line(stamps)}")
                 time.sleep(0.5)
+            cpus = set(sorted(os.sched_getaffinity(0))[-options.threads :])
             bare.stop()
+            bare.compute_on(cpus)
             words = job_command(options, shards, folder)
             job = Program("job", words, cwd=ROOT, environment=environment(), log=job_log)
             while job.process.poll() is None and newest_step(folder) < WARM_UP:
                 time.sleep(0.5)
+            job.compute_on(cpus)
             while job.process.poll() is None:
                 job.stop()
                 bare.go_on()
@@ -210,12 +214,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--steps", type=int, default=120, help="timed, of each run (%(default)s)")
     add("--track", type=int, default=5, help="steps between points in MLflow (%(default)s)")
     add("--save", type=int, default=60, help="steps between checkpoints (%(default)s)")
-    add("--turn", type=float, help="seconds of a turn (CPU: 15; GPU: 0, one after the other)")
+    add("--turn", type=float, help="seconds of a turn (CPU: 3; GPU: 0, one after the other)")
     threads = max(1, (os.cpu_count() or 2) - 1)
     add("--threads", type=int, default=threads, help="that compute, on a CPU (%(default)s)")
     add("--bare", metavar="SHARDS", help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args(arguments)
-    options.turn = (0.0 if on_gpu() else 15.0) if options.turn is None else options.turn
+    options.turn = (0.0 if on_gpu() else 3.0) if options.turn is None else options.turn
     if options.steps < 2 * options.track:
         parser.error(f"--steps: at least two points in MLflow, {2 * options.track} with --track {options.track}")
     options.words = list(sys.argv[1:] if arguments is None else arguments)
@@ -230,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from benchmarks.data_sets import write_tars
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nobody is left standing still
     with tempfile.TemporaryDirectory(prefix="benchmark-overhead-") as temporary:
         shards, folder = Path(temporary) / "shards", Path(temporary) / "run"
         shards.mkdir()

@@ -8,7 +8,7 @@ import os
 import subprocess
 import time
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +18,7 @@ import psutil
 
 MARK = "BENCHMARK_PROGRAM"
 """Environment variable that all processes of a program inherit, in sessions and groups of their own too."""
+SETTLING = 0.3  # seconds
 AT_REST = frozenset([psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD])
 
 
@@ -43,21 +44,48 @@ class Program:
         )
         self.clock = OwnClock()
         self._began = time.time()
+        self._computing: set[int] = set()
 
     def stop(self) -> None:
-        """End its turn."""
-        self.clock.turns.append((self._began, time.time()))
+        """End its turn. What computes stops first, and the turn ends there."""
+        ended: list[float] = []
         while running := [one for one in self._processes() if one.info["status"] not in AT_REST]:  # some are just born
-            for one in running:
-                with suppress(psutil.NoSuchProcess):
-                    one.suspend()
+            for computing in (True, False):
+                for one in running:
+                    if self._computes(one) == computing:
+                        with suppress(psutil.NoSuchProcess):
+                            one.suspend()
+                ended.append(time.time())
+        self.clock.turns.append((self._began, ended[0] if ended else time.time()))
 
     def go_on(self) -> None:
-        """Begin its next turn."""
+        """Begin its next turn.
+
+        What computes goes on last, and the turn begins there: the others have timers that are overdue because they
+        were stopped, which is no cost of theirs.
+        """
+        every = self._processes()
+        for computing in (False, True):
+            if computing:
+                time.sleep(SETTLING)
+                self._began = time.time()
+            for one in every:
+                if self._computes(one) == computing:
+                    with suppress(psutil.NoSuchProcess):
+                        one.resume()
+
+    def compute_on(self, cpus: Set[int]) -> None:
+        """Tie to these CPUs as many threads, those that have worked the most; the others go where they like.
+
+        A machine's CPUs differ, by more than what is to be measured, where other machines share them.
+        """
+        worked: list[tuple[float, int, int]] = []
         for one in self._processes():
             with suppress(psutil.NoSuchProcess):
-                one.resume()
-        self._began = time.time()
+                worked += [(thread.user_time + thread.system_time, thread.id, one.pid) for thread in one.threads()]
+        for _, thread, process in sorted(worked)[-len(cpus) :]:
+            os.sched_setaffinity(thread, cpus)
+            self._computing.add(process)
 
     def kill(self) -> None:
         """End all of it."""
@@ -65,6 +93,9 @@ class Program:
             with suppress(psutil.NoSuchProcess):
                 one.kill()
         self.process.wait()
+
+    def _computes(self, process: psutil.Process) -> bool:
+        return process.pid in self._computing
 
     def _processes(self) -> list[psutil.Process]:
         every = psutil.process_iter(["environ", "status"])  # None: another user's
