@@ -22,6 +22,7 @@ from data.loader import Batch
 from model.checkpointing import CheckpointMode
 from model.dropout import fold_in
 from model.objectives import dense_targets, softmax_cross_entropy
+from orchestrator.cpu_threads import compute_with
 from orchestrator.engine import Engine, all_reduce_sums
 from orchestrator.job_sections import AdamW, Parallel
 from orchestrator.optim import parameter_groups
@@ -134,6 +135,7 @@ def whole_forward(vit: model.VisionTransformer, pixels: Tensor, seeds: Tensor) -
 def train_variant(shards: str, recipe: Recipe, seed: int, variant: Variant) -> list[float]:
     """The loss of each step over all ranks, through `orchestrator.engine.Engine`."""
     warnings.simplefilter("ignore", FutureWarning)  # new names in torch for what DeepSpeed calls
+    compute_with(1)
     vit = new_model(seed)
     model.checkpoint_blocks(vit, variant.checkpointing)
     if variant.compiled:

@@ -30,11 +30,12 @@ def bare_steps(options: argparse.Namespace) -> None:
     from benchmarks.step_ours import join_alone
     from data import Augment, Loader, SampleOrder, open_index
     from model.objectives import dense_targets, softmax_cross_entropy
+    from orchestrator.cpu_threads import compute_with
     from orchestrator.engine import Engine
     from orchestrator.job_sections import AdamW, Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.set_num_threads(options.threads)
+    compute_with(options.threads)
     join_alone(device)
     vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
     model.checkpoint_blocks(vit, options.checkpointing)

@@ -26,6 +26,7 @@ from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.accounting import Totals
 from orchestrator.checkpoint import restore
+from orchestrator.cpu_threads import compute_with
 from orchestrator.engine import PRECISIONS, Engine, Objective
 from orchestrator.evaluate import evaluate
 from orchestrator.fit import Rank, fit
@@ -287,7 +288,7 @@ def _device(job: PretrainJob) -> torch.device:
     """The GPU that Ray gave this worker, or the CPU with as many threads as the worker has CPUs."""
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, int(job.cluster.resources_per_worker.get("CPU", 1))))
+        compute_with(max(1, int(job.cluster.resources_per_worker.get("CPU", 1))))
     return device
 
 
