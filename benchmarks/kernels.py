@@ -34,6 +34,8 @@ attention  forward and backward at the model's tokens, heads and head width, on 
 padding    one encoder block forward and backward with the tokens padded to a multiple of 8, 16 and 64
 memory     one elementwise operation on activations as wide as the MLP, with its result in memory that the C library
            returned to the system, and in memory that it kept (CPU)
+subnormal  a matrix product of gradients of 1e-39, which a CPU multiplies in microcode, and with those taken for zero;
+           on one thread (CPU)
 clipping   norm, clipping and AdamW over the weights of four blocks: scaled in a pass of its own, and by the
            fused optimizer as it reads it
 input      uint8 pixels to normalised ones, as they are and compiled into one kernel
@@ -95,6 +97,27 @@ def memory(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.devi
     return {"": lambda: x * 2}
 
 
+def subnormal(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    """On one thread: the others of this process have computed already and would not take the setting over."""
+    if device.type != "cpu":
+        return {}
+    gradients = torch.full((batch * (config.grid**2 + config.num_prefix_tokens), config.width), 1e-39, dtype=dtype)
+    weights = torch.randn(config.width, config.mlp_dim, dtype=dtype)
+
+    def run(flush: bool) -> Run:
+        def pass_() -> None:
+            threads = torch.get_num_threads()
+            torch.set_num_threads(1)
+            torch.set_flush_denormal(flush)
+            gradients @ weights
+            torch.set_flush_denormal(False)
+            torch.set_num_threads(threads)
+
+        return pass_
+
+    return {"as they are": run(False), "taken for zero": run(True)}
+
+
 def clipping(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
     def weights() -> list[Tensor]:
         blocks = [EncoderBlock(config).to(device) for _ in range(4)]
@@ -126,14 +149,21 @@ def pixels(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.devi
     return {"eager": lambda: normalise(images, dtype), "compiled": lambda: compiled(images, dtype)}
 
 
-GROUPS = {"attention": attention, "padding": padding, "memory": memory, "clipping": clipping, "input": pixels}
+GROUPS = {
+    "attention": attention,
+    "padding": padding,
+    "memory": memory,
+    "subnormal": subnormal,
+    "clipping": clipping,
+    "input": pixels,
+}
 
 
 def used(group: str, choice: str, precision: str, device: torch.device) -> bool:
     """Whether this project's step makes that choice here."""
     if group == "attention" and device.type == "cpu":
         return choice == ("backward by products" if precision == "bf16" else "fused")
-    return choice.startswith(("PyTorch's choice", "as it is", "kept", "by the optimizer", "eager"))
+    return choice.startswith(("PyTorch's choice", "as it is", "kept", "taken for zero", "by the optimizer", "eager"))
 
 
 def seconds(run: Run, device: torch.device) -> float:

@@ -1,4 +1,4 @@
-"""The threads that compute on a CPU, and the smallest numbers that they compute with."""
+"""The threads that compute on a CPU, and the smallest numbers that they compute with (docs/performance.md)."""
 
 import torch
 
