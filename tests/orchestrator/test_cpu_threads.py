@@ -14,6 +14,12 @@ from orchestrator.cpu_threads import compute_with
 def train():
     if "flush" in sys.argv:
         compute_with(2)
+    elif "worker" in sys.argv:
+        from types import SimpleNamespace
+        import ray.train.torch
+        from orchestrator import worker
+        ray.train.torch.get_device = lambda: torch.device("cpu")  # asks Ray's own session, which is not there
+        worker._device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
     else:
         torch.set_num_threads(2)
     normal = torch.full((2**22,), 1e-30)  # so many that both threads have a share
@@ -34,3 +40,4 @@ def test_every_thread_flushes_subnormal_numbers() -> None:
 
     assert outcome() == ["0.0", "2", "False"]
     assert outcome("flush") == ["1.0", "2", "False"]
+    assert outcome("worker") == ["1.0", "2", "False"]
