@@ -35,7 +35,8 @@ def bare_steps(options: argparse.Namespace) -> None:
     from orchestrator.job_sections import AdamW, Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    compute_with(options.threads)
+    if device.type == "cpu":
+        compute_with(options.threads)
     join_alone(device)
     vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
     model.checkpoint_blocks(vit, options.checkpointing)
