@@ -35,9 +35,11 @@ job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset
 
 overhead = 1 - bare / job, of their seconds a step. The machine belongs to the two in turns of --turn seconds; the other
 one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. Both compute on the
-same cores, the last --threads of them, since those of a shared machine differ by several percent. `se` is the standard
-error of the overhead, from its spread over stretches of about four turns. Checkpoints are in the overhead as often as
---save says; without_checkpoints is what the stretches without any have (median).
+same cores, the last --threads of them, since those of a shared machine differ by several percent. A turn begins
+when what computes goes on, 0.3 s after the program's other processes, whose timers are overdue: what these do meanwhile
+is not counted. `se` is the standard error of the overhead, from its spread over stretches of about four turns.
+Checkpoints are in the overhead as often as --save says; without_checkpoints is what the stretches without any have
+(median).
 
 On a GPU, where a stopped process keeps its memory, and with --turn 0, one follows the other. `se` is null then, and
 beside_step is there: the share of the job's own time, by its own clock, in which the engine did not compute.
