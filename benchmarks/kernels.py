@@ -1,5 +1,5 @@
 #!/usr/bin/env python
-"""The choices inside a training step, measured one by one: attention, token padding, memory, clipping, input."""
+"""The choices inside a training step, measured one by one: attention, token padding, memory, gradients, input."""
 
 import argparse
 import json
@@ -36,6 +36,8 @@ memory     one elementwise operation on activations as wide as the MLP, with its
            returned to the system, and in memory that it kept (CPU)
 subnormal  a matrix product of gradients of 1e-39, which a CPU multiplies in microcode, and with those taken for zero;
            on one thread (CPU)
+sums       gradients of four blocks in bf16 taken over into float32 sums: added to zeros and cleared twice, which is
+           DeepSpeed's way, and copied (bf16)
 clipping   norm, clipping and AdamW over the weights of four blocks: scaled in a pass of its own, and by the
            fused optimizer as it reads it
 input      uint8 pixels to normalised ones, as they are and compiled into one kernel
@@ -118,6 +120,28 @@ def subnormal(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.d
     return {"as they are": run(False), "taken for zero": run(True)}
 
 
+def sums(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
+    """bf16 gradients of four blocks into sums in float32: from the backward pass of a step to that of the next."""
+    if dtype == torch.float32:
+        return {}
+    gradients = [
+        torch.randn_like(p, dtype=dtype) for _ in range(4) for p in EncoderBlock(config).to(device).parameters()
+    ]
+    totals = [torch.zeros_like(gradient, dtype=torch.float32) for gradient in gradients]
+
+    def add_to_zeros() -> None:
+        for total, gradient in zip(totals, gradients, strict=True):
+            total.add_(gradient.float())
+        for total in (*totals, *totals):  # DeepSpeed clears them twice
+            total.zero_()
+
+    def copy() -> None:
+        for total, gradient in zip(totals, gradients, strict=True):
+            total.copy_(gradient)
+
+    return {"added to zeros": add_to_zeros, "copied": copy}
+
+
 def clipping(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
     def weights() -> list[Tensor]:
         blocks = [EncoderBlock(config).to(device) for _ in range(4)]
@@ -154,6 +178,7 @@ GROUPS = {
     "padding": padding,
     "memory": memory,
     "subnormal": subnormal,
+    "sums": sums,
     "clipping": clipping,
     "input": pixels,
 }
@@ -163,7 +188,9 @@ def used(group: str, choice: str, precision: str, device: torch.device) -> bool:
     """Whether this project's step makes that choice here."""
     if group == "attention" and device.type == "cpu":
         return choice == ("backward by products" if precision == "bf16" else "fused")
-    return choice.startswith(("PyTorch's choice", "as it is", "kept", "taken for zero", "by the optimizer", "eager"))
+    return choice.startswith(
+        ("PyTorch's choice", "as it is", "kept", "taken for zero", "copied", "by the optimizer", "eager")
+    )
 
 
 def seconds(run: Run, device: torch.device) -> float:

@@ -61,20 +61,28 @@ def normalise(images: Tensor, dtype: torch.dtype) -> Tensor:
     return images.float().div_(127.5).sub_(1.0).to(dtype)
 
 
+def fused_clips(parallel: Parallel) -> bool:
+    """Whether the fused optimizer clips, as it reads the gradients, and DeepSpeed does not.
+
+    These are the cases, too, in which gradients are reduced whole, after the backward pass.
+    """
+    return (parallel.precision, parallel.zero_stage) in [("float32", 0), ("bf16", 1)]
+
+
 def deepspeed_config(
     parallel: Parallel, *, micro_batch: int, micro_batches: int, grad_clip: float | None
 ) -> dict[str, Any]:
     """The DeepSpeed settings that a job's `parallel` section stands for.
 
     bf16 runs at stages 1 to 3 accumulate gradients in float32; stage 0 has no such accumulator in DeepSpeed and
-    accumulates in bf16. In float32 at stage 0 the engine clips by itself (`_clip_in_optimizer`).
+    accumulates in bf16. In float32 at stage 0 (`Engine._clip_in_optimizer`) and in bf16 at stage 1 (`spare_passes`)
+    it is the fused optimizer that clips.
     """
     bf16 = parallel.precision == "bf16"
-    plain = not bf16 and parallel.zero_stage == 0
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": 0.0 if plain else grad_clip or 0.0,
+        "gradient_clipping": 0.0 if fused_clips(parallel) else grad_clip or 0.0,
         # immediate: stage 1 adds each gradient to the accumulator as it is made, and frees it
         "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],
@@ -147,10 +155,13 @@ class Engine:
             ),
             dist_init_required=False,
         )
-        self._plain = parallel.zero_stage == 0 and parallel.precision == "float32"
+        self._plain = fused_clips(parallel) and parallel.precision == "float32"
         self._grad_clip = optimizer.grad_clip
-        reduces_whole = self._plain or (parallel.zero_stage == 1 and parallel.precision == "bf16")
-        if reduces_whole and self.world_size == 1:  # nothing to reduce: it would copy every gradient, there and back
+        if fused_clips(parallel) and parallel.precision == "bf16":
+            from orchestrator.bf16_optimizer import spare_passes
+
+            spare_passes(self._engine.optimizer, optimizer.grad_clip)
+        if fused_clips(parallel) and self.world_size == 1:  # nothing to reduce: it would copy whole gradients and back
             self._engine.enable_backward_allreduce = False
         self._forget_warm_up_step()
         if self._plain and isinstance(optimizer, SGD):

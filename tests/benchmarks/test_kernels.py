@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 def test_a_small_run() -> None:
     command = [sys.executable, "benchmarks/kernels.py", "--model", "Ti/16", "--batch", "1", "--repeats", "2"]
-    command += ["--groups", "attention", "padding", "memory", "subnormal", "clipping"]  # the others compile
+    command += ["--groups", "attention", "padding", "memory", "subnormal", "sums", "clipping"]  # the others compile
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     *table, last = run.stdout.splitlines()
@@ -30,9 +30,10 @@ def test_a_small_run() -> None:
         "attention": 2,
         "padding": 4,
         "subnormal": 2,
+        "sums": 2,
         "clipping": 2,
     }
-    assert sum(row["used"] for row in rows) == 5, "one of each group"
+    assert sum(row["used"] for row in rows) == 6, "one of each group"
 
 
 def test_an_unknown_model_is_one_line() -> None:
