@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 
 from model.cpu_bfloat16 import CPU_HAS_BFLOAT16_PRODUCTS
+from orchestrator.wording import count
 
 MEASURE_SECONDS = 0.3
 """Time that a measurement takes, about."""
@@ -112,4 +113,4 @@ def _cpu_name() -> str:
     cpuinfo = Path("/proc/cpuinfo")
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo.read_text(), re.MULTILINE) if cpuinfo.exists() else None
     model = found.group(1) if found else platform.machine()
-    return f"{model}, {torch.get_num_threads()} threads"
+    return f"{model}, {count(torch.get_num_threads(), 'thread')}"

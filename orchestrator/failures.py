@@ -35,6 +35,10 @@ _WORLD_WORDS = re.compile(
     re.IGNORECASE,
 )
 _NO_MEMORY = re.compile(r"node running low on memory")  # Ray's memory monitor killed the worker
+_NODE_MEMORY = re.compile(
+    r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit"
+)  # it means GiB
+_WORKER_MEMORY = re.compile(r"task name=RayTrainWorker[^)]*actual memory used=([\d.]+)GB")
 _DEATH = re.compile(r"because (its \w+(?: process)? has died|[^.]*preempt[^.]*)")
 
 
@@ -104,9 +108,22 @@ def root_cause(error: BaseException) -> str:
     cause = getattr(cause, "health_check_failure", cause)
     cause = getattr(cause, "_base_exc", cause)
     text = redact_text(" ".join(str(cause).split()))
+    if isinstance(cause, ray.exceptions.RayError) and _NO_MEMORY.search(text):
+        return _out_of_memory(text)
     if isinstance(cause, ray.exceptions.RayActorError):
         death = _DEATH.search(text)
         return death[1] if death else "it died"
     kind = type(cause)
     said_plainly = kind.__module__.startswith(("orchestrator", "data", "model")) and text
     return text if said_plainly else f"{kind.__name__}: {text}".rstrip(": ")
+
+
+def _out_of_memory(text: str) -> str:
+    """Of Ray's page about everybody's memory: how much there was, who had it, and what to do."""
+    node, worker = _NODE_MEMORY.search(text), _WORKER_MEMORY.search(text)
+    used = f" ({node[2]} of {node[3]} GiB in use on {node[1]})" if node else ""
+    held = f", of which a worker held {worker[1]} GiB" if worker else ""
+    return (
+        f"the node ran out of memory{used}{held}: use a smaller parallel.micro_batch, fewer workers a node, or a node"
+        " with more memory"
+    )

@@ -37,7 +37,7 @@ from orchestrator.job_sections import Augment as TrainAugment
 from orchestrator.job_sections import Duration, HeldOutAugment
 from orchestrator.job_sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
-from orchestrator.memory import device_memory
+from orchestrator.memory import free_memory, held_memory
 from orchestrator.notices import CutOff, Leave, Notices, Reason
 from orchestrator.phases import EVALUATION
 from orchestrator.quarantine import TooManyBadSamples
@@ -184,9 +184,10 @@ def _build_engine(job: PretrainJob) -> tuple[Engine, str]:
     def trial(checkpointing: CheckpointMode, micro_batch: int) -> dict[int, int]:
         dtype = PRECISIONS[job.parallel.precision]
         peaks = activation_peaks(vit, objective, checkpointing, micro_batch, dtype=dtype, device=device)
-        return {images: max(_on_all_ranks(peak)) for images, peak in peaks.items()}
+        held = {images: held_memory(peak, checkpointing, device) for images, peak in peaks.items()}
+        return {images: max(_on_all_ranks(size)) for images, size in held.items()}
 
-    memory = device_memory(device, ray.train.get_context().get_local_world_size())
+    memory = free_memory(device, ray.train.get_context().get_local_world_size())
     rank = Rank(
         parameters=sum(p.numel() for p in vit.parameters()),
         local_batch=math.ceil(job.batch_size / world),

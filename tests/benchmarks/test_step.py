@@ -82,7 +82,7 @@ def test_a_small_run(tmp_path: Path) -> None:
 
     *table, last = run.stdout.splitlines()
     found = json.loads(last)
-    assert "1 threads" in found["device"]
+    assert found["device"].endswith(", 1 thread")
     ours, broken = found["rows"]
     assert (ours["impl"], ours["model"], ours["precision"], ours["compiled"]) == ("ours", "ViT-B/16", "float32", False)
     assert (ours["checkpointing"], ours["zero_stage"], ours["error"]) == ("none", 0, None)

@@ -52,7 +52,7 @@ def test_relatives_and_strangers_are_measured_instead(name: str) -> None:
 def test_a_cpu_is_measured(dtype: torch.dtype) -> None:
     peak = device_peak("cpu", dtype)
     assert peak.source == "measured"
-    assert f"{torch.get_num_threads()} threads" in peak.name
+    assert f"{torch.get_num_threads()} thread" in peak.name
     # No core does more than AMX's 2,048 bf16 multiply-adds a cycle below 6 GHz, nor less than 0.1 GFLOP/s.
     assert 1e8 < peak.flops_per_second < torch.get_num_threads() * 2048 * 2 * 6e9
 

@@ -30,6 +30,16 @@ KILLED_FOR_MEMORY = ray.exceptions.RayActorError(
     error_msg="The actor died because of memory.\nTask was killed due to the node running low on memory."
 )
 
+FULL_NODE = ray.exceptions.OutOfMemoryError(
+    "3 worker(s) were killed due to the node running low on memory.\nMemory on the node (IP: 192.0.2.2, ID: 972a) was "
+    "22.47GB used / 23.54GB limit (0.954342) OOM kill reason: Memory usage 24121536512B exceeded threshold of "
+    "24012685312B (95.0% of 25276510208B limit)\nObject store memory usage: [- objects spillable: 1]\nRay killed 3 "
+    "worker(s) based on the killing policy\nConsidered workers: [ Selected to kill: (Actor(d070): job ID=01, lease "
+    "ID=06, task name=PreemptionWatcher.__init__, required resources={}, pid=19596, actual memory used=0.10GB, worker "
+    "ID=d070) Selected to kill: (Actor(c909): job ID=01, lease ID=05, task name=RayTrainWorker.__init__, required "
+    "resources={CPU_group_0_38: 2, CPU_group_38: 2}, pid=19472, actual memory used=19.74GB, worker ID=c909) ]"
+)
+
 
 def health(error: Exception) -> WorkerHealthCheckFailedError:
     return WorkerHealthCheckFailedError("A worker health check failed.\nWorker info: Worker(...)", error)
@@ -81,6 +91,16 @@ def test_a_process_killed_for_its_memory_before_the_first_step() -> None:
         (WorkerGroupError("long\ntext", {1: health(DIED)}), "its worker process has died"),
         (WorkerGroupError("long\ntext", {0: TypeError("a\nb")}), "TypeError: a b"),
         (ControllerError(MemoryError()), "MemoryError"),
+        (
+            WorkerGroupError("long\ntext", {0: health(FULL_NODE)}),
+            "the node ran out of memory (22.47 of 23.54 GiB in use on 192.0.2.2), of which a worker held 19.74 GiB: "
+            "use a smaller parallel.micro_batch, fewer workers a node, or a node with more memory",
+        ),
+        (
+            WorkerGroupError("long\ntext", {0: health(KILLED_FOR_MEMORY)}),
+            "the node ran out of memory: use a smaller parallel.micro_batch, fewer workers a node, or a node with more "
+            "memory",
+        ),
     ],
 )
 def test_the_cause_is_one_line(error: Exception, line: str) -> None:

@@ -191,7 +191,8 @@ def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
     beside, at_the_end = exchange_bytes(parameters, job.parallel, torch.device("cpu"))
     room = max(at_the_end, 5 * activation_bytes(config, "full", 4))
     memory = int((state_bytes(parameters, job.parallel, 2) + beside + room) / USABLE)
-    worker.device_memory = lambda device, workers_here: memory
+    worker.free_memory = lambda device, workers_here: memory
+    worker.held_memory = lambda activations, checkpointing, device: activations
 
     def weights(job: PretrainJob) -> tuple[str, Any, dict[str, torch.Tensor]]:
         engine, chosen = worker._build_engine(job)
