@@ -60,9 +60,8 @@ def spare_passes(optimizer: BF16_Optimizer, grad_clip: float | None) -> None:
     optimizer.__class__ = FewerPasses
     if grad_clip:
 
-        def clip(
-            fused: Any, *_: object
-        ) -> None:  # between the norm and the step; a norm that is not finite has no step
+        def clip(fused: Any, *_: object) -> None:
+            """Called between the norm and the step, of which a norm that is not finite has none."""
             norm = torch.as_tensor(optimizer._global_grad_norm, dtype=torch.float32)
             fused.grad_scale = (norm / grad_clip).clamp(min=1.0)
 

@@ -35,9 +35,8 @@ _WORLD_WORDS = re.compile(
     re.IGNORECASE,
 )
 _NO_MEMORY = re.compile(r"node running low on memory")  # Ray's memory monitor killed the worker
-_NODE_MEMORY = re.compile(
-    r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit"
-)  # it means GiB
+# What it calls GB is GiB.
+_NODE_MEMORY = re.compile(r"Memory on the node \(IP: ([^,)]+).*? was ([\d.]+)GB used / ([\d.]+)GB limit")
 _WORKER_MEMORY = re.compile(r"task name=RayTrainWorker[^)]*actual memory used=([\d.]+)GB")
 _DEATH = re.compile(r"because (its \w+(?: process)? has died|[^.]*preempt[^.]*)")
 
