@@ -35,7 +35,7 @@ FIXED_FLOPS = {"cuda": 1.2e11, "cpu": 1e9}
 # Norms, GELU and sums, once forward, as a share of a step: they move about 10 MB an image through each block of H/14,
 # which at the ratio of arithmetic to bandwidth of an A100 or H100 takes a twentieth of the time of the products.
 CHEAP = 0.05
-PLENTY = 4  # times what arithmetic says: room for this much makes a trial of seconds superfluous
+PLENTY = 6  # times what arithmetic says, more than `memory.HEAP`: room for this much makes a trial superfluous
 
 
 @dataclass(frozen=True)

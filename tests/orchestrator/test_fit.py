@@ -16,7 +16,7 @@ from orchestrator.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_fl
 from orchestrator.job import PretrainJob
 from orchestrator.job_file import load_job
 from orchestrator.job_sections import Parallel
-from orchestrator.memory import USABLE, exchange_bytes, state_bytes
+from orchestrator.memory import HEAP, USABLE, exchange_bytes, state_bytes
 from orchestrator.run_folder import recipe
 from orchestrator.trial import NEVER, trial_sizes
 from tests.orchestrator.ranks import run_ranks
@@ -126,6 +126,7 @@ def test_nothing_is_tried_where_nothing_is_to_choose() -> None:
 
 
 def test_nothing_is_tried_where_memory_is_plenty() -> None:
+    assert max(HEAP.values()) < PLENTY, "without a trial, the holes of a heap would not be counted"
     trial = Trial()
     assert choose(bytes_of("none", PLENTY * 64), trial) == Fit("none", 64, "")
     assert trial.tried == []
