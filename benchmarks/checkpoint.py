@@ -35,7 +35,7 @@ def build_engine(name: str, device: torch.device) -> Any:
     import model
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine import Engine
-    from orchestrator.job_sections import AdamW, Parallel
+    from orchestrator.job.sections import AdamW, Parallel
 
     vit = model.create_model(name, num_classes=1000, image_size=224)
     engine = Engine(

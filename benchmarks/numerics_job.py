@@ -24,7 +24,7 @@ from model.dropout import fold_in
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.cpu_threads import compute_with
 from orchestrator.engine import Engine, all_reduce_sums
-from orchestrator.job_sections import AdamW, Parallel
+from orchestrator.job.sections import AdamW, Parallel
 from orchestrator.optim import parameter_groups
 from orchestrator.schedule import learning_rate
 from orchestrator.worker import dropout_seeds

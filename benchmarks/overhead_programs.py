@@ -32,7 +32,7 @@ def bare_steps(options: argparse.Namespace) -> None:
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.cpu_threads import compute_with
     from orchestrator.engine import Engine
-    from orchestrator.job_sections import AdamW, Parallel
+    from orchestrator.job.sections import AdamW, Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

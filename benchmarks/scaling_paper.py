@@ -13,7 +13,7 @@ from model import ViTConfig, vit_config
 from model.flops import activation_bytes
 from model.summary import summarize
 from orchestrator.fit import FIXED_FLOPS
-from orchestrator.job_sections import Parallel
+from orchestrator.job.sections import Parallel
 from orchestrator.memory import USABLE, exchange_bytes, state_bytes
 
 SHOWS = 0.1  # a step's share of exposed communication from which on it shows

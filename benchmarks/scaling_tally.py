@@ -19,7 +19,7 @@ import orchestrator.engine
 from benchmarks.step_task import OPTIMIZER, synthetic
 from model.objectives import dense_targets, sigmoid_cross_entropy
 from orchestrator.engine import Engine
-from orchestrator.job_sections import Parallel
+from orchestrator.job.sections import Parallel
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
 KINDS: dict[str, Kind] = {

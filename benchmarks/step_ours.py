@@ -9,7 +9,7 @@ from torch import Tensor
 import model
 from benchmarks.step_task import OPTIMIZER, Batch, Task, objective
 from orchestrator.engine import Engine
-from orchestrator.job_sections import Parallel
+from orchestrator.job.sections import Parallel
 
 
 class Ours:

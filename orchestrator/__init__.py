@@ -4,13 +4,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.job import Job
-    from orchestrator.job_file import JobError, load_job
+    from orchestrator.job.kinds import Job
+    from orchestrator.job.load import JobError, load_job
 
 __all__ = ["Job", "JobError", "load_job"]
 
 # Job files need PyYAML; the training step alone (`orchestrator.engine`) runs with torch and DeepSpeed.
-_OF_JOBS = {"Job": "orchestrator.job", "JobError": "orchestrator.job_file", "load_job": "orchestrator.job_file"}
+_OF_JOBS = {"Job": "orchestrator.job.kinds", "JobError": "orchestrator.job.load", "load_job": "orchestrator.job.load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from orchestrator.job_file import JobError, load_job
+from orchestrator.job.load import JobError, load_job
 from orchestrator.redact import redact_logs, redact_text
 
 if TYPE_CHECKING:
     from orchestrator.check import Inputs
-    from orchestrator.job import PretrainJob
+    from orchestrator.job.kinds import PretrainJob
 
 EXAMPLES = """\
 examples:
@@ -127,7 +127,7 @@ def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, Inputs]":
             all of them become one line.
     """
     from orchestrator.check import check_inputs
-    from orchestrator.job import PretrainJob
+    from orchestrator.job.kinds import PretrainJob
     from orchestrator.run_folder import absolute, claim
 
     try:
@@ -145,7 +145,7 @@ def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, Inputs]":
 
 
 def _schema(options: argparse.Namespace) -> int:
-    from orchestrator.job_docs import KEYS_FILE, SCHEMA_FILE, json_schema, keys_page
+    from orchestrator.job.docs import KEYS_FILE, SCHEMA_FILE, json_schema, keys_page
 
     schema = json.dumps(json_schema(), indent=1) + "\n"
     if options.write:

@@ -14,9 +14,9 @@ from data.index import INDEX_NAME, Index, open_index
 from data.order import Order, SampleOrder
 from data.sources.digits import pack_digits
 from data.sources.shapes import pack_shapes
-from orchestrator.job import Run
-from orchestrator.job_file import JobError, problem
-from orchestrator.job_sections import Model, Pack
+from orchestrator.job.kinds import Run
+from orchestrator.job.load import JobError, problem
+from orchestrator.job.sections import Model, Pack
 from orchestrator.paths import PathError, resolve_url
 from orchestrator.schedule import steps_of
 from orchestrator.training_set import TrainingSet, compose, select

@@ -27,7 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.cpu_memory import keep_freed_memory
-from orchestrator.job import SGD, AdamW, Parallel
+from orchestrator.job.kinds import SGD, AdamW, Parallel
 from orchestrator.optim import create_optimizer
 from orchestrator.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 

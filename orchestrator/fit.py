@@ -22,7 +22,7 @@ import torch
 from model import ViTConfig, training_flops
 from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes, recomputed_flops
-from orchestrator.job import Parallel
+from orchestrator.job.kinds import Parallel
 from orchestrator.memory import USABLE, exchange_bytes, state_bytes
 from orchestrator.wording import count
 

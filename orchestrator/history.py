@@ -19,7 +19,7 @@ from data.loader import Batch
 from orchestrator.accounting import Totals
 from orchestrator.devices import device_peak
 from orchestrator.engine import Engine, StepResult, all_reduce_sums
-from orchestrator.job import PretrainJob
+from orchestrator.job.kinds import PretrainJob
 from orchestrator.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
 from orchestrator.profiling import Profiler
 from orchestrator.progress import Progress

@@ -24,9 +24,9 @@ from data.ray_session import CURRENT_CLUSTER, cluster_is_named
 from orchestrator.cpu_memory import ONE_HEAP
 from orchestrator.elastic import AskFirst, Fixed
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
-from orchestrator.job import PretrainJob
-from orchestrator.job_file import JobError, problem
-from orchestrator.job_sections import Cluster
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import JobError, problem
+from orchestrator.job.sections import Cluster
 from orchestrator.notices import AnswerSigterm, Leave
 from orchestrator.progress import Board, Display
 from orchestrator.run_folder import forget_rays_snapshot, run_url

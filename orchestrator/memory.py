@@ -8,7 +8,7 @@ import torch
 
 from model.checkpointing import CheckpointMode
 from orchestrator.engine import deepspeed_config
-from orchestrator.job import Parallel
+from orchestrator.job.kinds import Parallel
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation

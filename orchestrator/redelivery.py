@@ -3,7 +3,7 @@
 from typing import Any
 
 from orchestrator.check import Inputs
-from orchestrator.job import PretrainJob
+from orchestrator.job.kinds import PretrainJob
 from orchestrator.run_description import describe_run
 from orchestrator.run_folder import run_url, write_summary
 from orchestrator.tracking import Tracker

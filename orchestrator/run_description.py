@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from data.index import Index
-from orchestrator.job import PretrainJob
+from orchestrator.job.kinds import PretrainJob
 from orchestrator.redact import redact_fields, redact_text
 from orchestrator.training_set import TrainingSet
 

@@ -20,8 +20,8 @@ import yaml
 from pydantic import ValidationError
 
 from data import storage
-from orchestrator.job import PretrainJob
-from orchestrator.job_file import JobError
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import JobError
 from orchestrator.paths import resolve_url
 from orchestrator.redact import redact_fields
 from orchestrator.result import describe_result

@@ -7,7 +7,7 @@ Steps are counted from 0 before the first update; the update that takes the weig
 import math
 from typing import Literal
 
-from orchestrator.job_values import Duration
+from orchestrator.job.values import Duration
 
 
 def learning_rate(

@@ -13,7 +13,7 @@ from data.index import Index, concatenate, open_index
 from data.mixture import Mixture, shares
 from data.order import Order, SampleOrder
 from data.selection import Selection, everything, joined, subset, without
-from orchestrator.job_sections import Source, TrainSet
+from orchestrator.job.sections import Source, TrainSet
 
 
 @dataclass(frozen=True, eq=False)

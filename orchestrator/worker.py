@@ -32,10 +32,10 @@ from orchestrator.evaluate import evaluate
 from orchestrator.fit import Rank, fit
 from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
 from orchestrator.history import EVALUATED, History
-from orchestrator.job import PretrainJob
-from orchestrator.job_sections import Augment as TrainAugment
-from orchestrator.job_sections import Duration, HeldOutAugment
-from orchestrator.job_sections import Objective as ObjectiveSection
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.sections import Augment as TrainAugment
+from orchestrator.job.sections import Duration, HeldOutAugment
+from orchestrator.job.sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
 from orchestrator.memory import free_memory, held_memory
 from orchestrator.notices import CutOff, Leave, Notices, Reason

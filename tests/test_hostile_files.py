@@ -24,7 +24,7 @@ from data.exclude import open_exclusions
 from data.scan import index_shards
 from data.shards import scan_shard
 from orchestrator.__main__ import main
-from orchestrator.job_file import JobError, load_job
+from orchestrator.job.load import JobError, load_job
 from orchestrator.run_folder import absolute, claim, read_summary, run_url
 from tests.orchestrator.conftest import ROOT
 from tests.tars import uniform_index

@@ -14,7 +14,7 @@ from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.checkpoint import restore
 from orchestrator.engine import Engine, all_reduce_sums
-from orchestrator.job_sections import SGD, AdamW, Parallel
+from orchestrator.job.sections import SGD, AdamW, Parallel
 from orchestrator.saver import Saver
 from orchestrator.worker import dropout_seeds
 

@@ -8,7 +8,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from orchestrator.engine import Engine
-from orchestrator.job_sections import SGD, AdamW, Parallel
+from orchestrator.job.sections import SGD, AdamW, Parallel
 from tests.orchestrator.ranks import run_ranks
 
 IMAGES = 8

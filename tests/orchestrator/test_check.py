@@ -15,7 +15,7 @@ from data.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
 from orchestrator.check import Inputs, check_inputs
-from orchestrator.job import Run
+from orchestrator.job.kinds import Run
 
 ROOT = Path(__file__).resolve().parents[2]
 DIGITS = ROOT / "jobs/pretrain_digits.yaml"

@@ -13,9 +13,9 @@ from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes, recomputed_flops, training_flops
 from model.variants import ViTConfig, vit_config
 from orchestrator.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
-from orchestrator.job import PretrainJob
-from orchestrator.job_file import load_job
-from orchestrator.job_sections import Parallel
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import load_job
+from orchestrator.job.sections import Parallel
 from orchestrator.memory import HEAP, USABLE, exchange_bytes, state_bytes
 from orchestrator.run_folder import recipe
 from orchestrator.trial import NEVER, trial_sizes

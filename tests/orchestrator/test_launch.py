@@ -14,8 +14,8 @@ from ray.train import ScalingConfig
 
 from orchestrator import launch, progress
 from orchestrator.elastic import AskFirst, Fixed
-from orchestrator.job_file import JobError, load_job
-from orchestrator.job_sections import Cluster
+from orchestrator.job.load import JobError, load_job
+from orchestrator.job.sections import Cluster
 from orchestrator.launch import claim_board, missing_resources
 from orchestrator.progress import Display, Progress
 from tests.orchestrator.conftest import ROOT, RayHead

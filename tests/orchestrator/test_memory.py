@@ -16,7 +16,7 @@ import model
 from model.checkpointing import CheckpointMode
 from model.flops import activation_bytes
 from orchestrator import engine, memory
-from orchestrator.job_sections import AdamW, Parallel
+from orchestrator.job.sections import AdamW, Parallel
 from orchestrator.memory import USABLE, exchange_bytes, state_bytes
 from orchestrator.trial import activation_peaks
 from tests.orchestrator.ranks import run_ranks

@@ -15,8 +15,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from orchestrator.job import KINDS
-from orchestrator.job_file import JobError, load_job
+from orchestrator.job.kinds import KINDS
+from orchestrator.job.load import JobError, load_job
 from orchestrator.paths import PathError, resolve_url
 from orchestrator.redact import (
     REDACTED,
@@ -168,7 +168,7 @@ def test_names(name: str, secret: bool) -> None:
 
 def test_no_key_of_a_job_is_called_like_a_credential() -> None:
     def keys(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[str]:
-        from orchestrator.job_keys import sections
+        from orchestrator.job.keys import sections
 
         if model in seen:
             return set()

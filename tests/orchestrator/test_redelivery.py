@@ -14,8 +14,8 @@ from data import open_index, storage
 from orchestrator import redelivery, tracking
 from orchestrator.__main__ import main
 from orchestrator.accounting import Totals
-from orchestrator.job import PretrainJob
-from orchestrator.job_file import load_job
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import load_job
 from orchestrator.run_description import describe_run
 from orchestrator.run_folder import absolute, claim, run_url, write_summary
 from orchestrator.tracking import Tracker

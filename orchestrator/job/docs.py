@@ -9,16 +9,16 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from orchestrator.job import JOB, KINDS
-from orchestrator.job_keys import Key, keys_of
-from orchestrator.job_values import Duration, Section
+from orchestrator.job.keys import Key, keys_of
+from orchestrator.job.kinds import JOB, KINDS
+from orchestrator.job.values import Duration, Section
 
 SCHEMA_FILE = Path("jobs/schema.json")
 KEYS_FILE = Path("docs/job-keys.md")
 HEAD = """\
 # Keys of a job file
 
-Generated from `orchestrator/job_sections.py` and `job.py` by `python -m orchestrator schema --write`.
+Generated from `orchestrator/job/sections.py` and `kinds.py` by `python -m orchestrator schema --write`.
 
 A job file is YAML; `--set a.b=c` changes a key for one run, with a YAML value: `--set data.eval=null`,
 `--set cluster.resources_per_worker.GPU=0`.

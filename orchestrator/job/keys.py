@@ -13,7 +13,7 @@ import annotated_types
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
-from orchestrator.job_values import Duration, Section, size_in_bytes
+from orchestrator.job.values import Duration, Section, size_in_bytes
 
 PLACEHOLDER = "NAME"  # stands for a name that the user chooses, as in data.eval.NAME.url
 PLAIN_TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or false", Any: "anything"}

@@ -1,14 +1,14 @@
-"""The job: one class for each kind, made of the sections in `job_sections.py`, and the checks between sections.
+"""The job: one class for each kind, made of the sections in `job/sections.py`, and the checks between sections.
 
-The same classes give the error lines (`job_file.py`), the JSON Schema that editors complete from and the page of keys
-(`job_docs.py`).
+The same classes give the error lines (`job/load.py`), the JSON Schema that editors complete from and the page of keys
+(`job/docs.py`).
 """
 
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from orchestrator.job_sections import (
+from orchestrator.job.sections import (
     SGD,
     AdamW,
     Arithmetic,
@@ -29,7 +29,7 @@ from orchestrator.job_sections import (
     Training,
     VtabData,
 )
-from orchestrator.job_values import Count, ImpossibleValue, Section, Text
+from orchestrator.job.values import Count, ImpossibleValue, Section, Text
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 AnyOptimizer = Annotated[AdamW | SGD, Field(discriminator="name")]

@@ -11,8 +11,8 @@ import yaml
 
 import data.augment
 from orchestrator import JobError, load_job
-from orchestrator.job import FinetuneJob, PretrainJob, SweepJob
-from orchestrator.job_sections import SGD, AdamW, Augment
+from orchestrator.job.kinds import FinetuneJob, PretrainJob, SweepJob
+from orchestrator.job.sections import SGD, AdamW, Augment
 
 VALID = """\
 kind: pretrain
@@ -407,7 +407,7 @@ except JobError as error:
     print(error)
 print(sorted({"torch", "ray", "deepspeed", "mlflow", "cv2"} & sys.modules.keys()))
 """
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[3]
     run = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)}
     )

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from orchestrator.job import JOB, KINDS, Job, SweepJob
-from orchestrator.job_keys import any_of, at, child, choices, sections, split_key, suggestion, tagged, type_text
-from orchestrator.job_values import Duration, ImpossibleValue, Section
+from orchestrator.job.keys import any_of, at, child, choices, sections, split_key, suggestion, tagged, type_text
+from orchestrator.job.kinds import JOB, KINDS, Job, SweepJob
+from orchestrator.job.values import Duration, ImpossibleValue, Section
 from orchestrator.redact import REDACTED, holds_credential, redact_text
 
 MOST_KEYS = 10_000

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, Strict, model_validator
 
-from orchestrator.job_values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Size, Text
+from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Size, Text
 
 if TYPE_CHECKING:
     from model.variants import ViTConfig
