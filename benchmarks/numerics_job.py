@@ -26,7 +26,7 @@ from orchestrator.cpu_threads import compute_with
 from orchestrator.engine import Engine, all_reduce_sums
 from orchestrator.job.sections import AdamW, Parallel
 from orchestrator.optim import parameter_groups
-from orchestrator.schedule import learning_rate
+from orchestrator.run.schedule import learning_rate
 from orchestrator.worker import dropout_seeds
 
 BATCH, IMAGE_SIZE, CLASSES = 32, 8, 10

@@ -10,8 +10,8 @@ from orchestrator.job.load import JobError, load_job
 from orchestrator.redact import redact_logs, redact_text
 
 if TYPE_CHECKING:
-    from orchestrator.check import Inputs
     from orchestrator.job.kinds import PretrainJob
+    from orchestrator.run.inputs import Inputs
 
 EXAMPLES = """\
 examples:
@@ -79,7 +79,7 @@ def _complain(text: str) -> None:
 def _run(options: argparse.Namespace) -> int:
     redact_logs()
     job, run_id, inputs = _prepare(options)
-    from orchestrator.run_folder import read_summary, run_url
+    from orchestrator.run.folder import read_summary, run_url
 
     summary = read_summary(job)
     if summary is None or summary["step"] < inputs.total_steps:
@@ -111,7 +111,7 @@ def _run(options: argparse.Namespace) -> int:
                 if done
                 else "MLflow does not have all of the run and is away; the same command tries again"
             )
-    from orchestrator.result import describe_result
+    from orchestrator.run.result import describe_result
 
     print(describe_result(summary, run_url(job)))
     if options.json:
@@ -126,9 +126,9 @@ def _prepare(options: argparse.Namespace) -> "tuple[PretrainJob, str, Inputs]":
         JobError: whatever is wrong. File systems, clouds and parsers each have errors of their own, and this is where
             all of them become one line.
     """
-    from orchestrator.check import check_inputs
     from orchestrator.job.kinds import PretrainJob
-    from orchestrator.run_folder import absolute, claim
+    from orchestrator.run.folder import absolute, claim
+    from orchestrator.run.inputs import check_inputs
 
     try:
         job = load_job(options.job, options.overrides)

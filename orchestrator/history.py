@@ -16,7 +16,6 @@ import torch.distributed as dist
 import model
 from data import Loader, open_index
 from data.loader import Batch
-from orchestrator.accounting import Totals
 from orchestrator.devices import device_peak
 from orchestrator.engine import Engine, StepResult, all_reduce_sums
 from orchestrator.job.kinds import PretrainJob
@@ -24,11 +23,12 @@ from orchestrator.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
 from orchestrator.profiling import Profiler
 from orchestrator.progress import Progress
 from orchestrator.quarantine import Quarantine
+from orchestrator.run.folder import write_summary
+from orchestrator.run.totals import Totals
+from orchestrator.run.training_set import TrainingSet
 from orchestrator.run_description import describe_run
-from orchestrator.run_folder import write_summary
 from orchestrator.spikes import Spikes
 from orchestrator.tracking import Tracker
-from orchestrator.training_set import TrainingSet
 from orchestrator.wording import count
 
 COUNTS = ("images", "bad_samples")  # metrics of a held-out set that are not worth a word each time

@@ -29,7 +29,7 @@ from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Cluster
 from orchestrator.notices import AnswerSigterm, Leave
 from orchestrator.progress import Board, Display
-from orchestrator.run_folder import forget_rays_snapshot, run_url
+from orchestrator.run.folder import forget_rays_snapshot, run_url
 from orchestrator.watchdog import Watchdog
 from orchestrator.wording import count
 from orchestrator.worker import train

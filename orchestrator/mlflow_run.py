@@ -19,8 +19,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run,
 from mlflow.exceptions import MlflowException
 
 from data import storage
-from orchestrator.provenance import provenance, requirements_text
 from orchestrator.redact import redact_text
+from orchestrator.run.provenance import provenance, requirements_text
 from orchestrator.run_description import RunDescription, TrackedDataset
 from orchestrator.tracking import Point, Status
 

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from orchestrator.check import Inputs
 from orchestrator.job.kinds import PretrainJob
+from orchestrator.run.folder import run_url, write_summary
+from orchestrator.run.inputs import Inputs
 from orchestrator.run_description import describe_run
-from orchestrator.run_folder import run_url, write_summary
 from orchestrator.tracking import Tracker
 
 REACH_SECONDS = 30.0

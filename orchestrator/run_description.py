@@ -11,7 +11,7 @@ import yaml
 from data.index import Index
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.redact import redact_fields, redact_text
-from orchestrator.training_set import TrainingSet
+from orchestrator.run.training_set import TrainingSet
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,6 @@ from data.loader import Batch
 from data.splitmix import key, stream
 from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
-from orchestrator.accounting import Totals
 from orchestrator.checkpoint import restore
 from orchestrator.cpu_threads import compute_with
 from orchestrator.engine import PRECISIONS, Engine, Objective
@@ -42,9 +41,10 @@ from orchestrator.notices import CutOff, Leave, Notices, Reason
 from orchestrator.phases import EVALUATION
 from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.redact import redact_error, redact_logs
+from orchestrator.run.schedule import is_time, learning_rate, steps_of
+from orchestrator.run.totals import Totals
+from orchestrator.run.training_set import open_training_set
 from orchestrator.saver import Saver
-from orchestrator.schedule import is_time, learning_rate, steps_of
-from orchestrator.training_set import open_training_set
 from orchestrator.trial import activation_peaks
 from orchestrator.watchdog import Pulse
 

@@ -25,7 +25,7 @@ from data.scan import index_shards
 from data.shards import scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError, load_job
-from orchestrator.run_folder import absolute, claim, read_summary, run_url
+from orchestrator.run.folder import absolute, claim, read_summary, run_url
 from tests.orchestrator.conftest import ROOT
 from tests.tars import uniform_index
 
@@ -301,7 +301,7 @@ def test_an_identity_that_is_none(record: object, tmp_path: Path) -> None:
     ids=str,
 )
 def test_a_summary_of_something_else(changes: dict[str, object], tmp_path: Path) -> None:
-    from orchestrator.accounting import Totals
+    from orchestrator.run.totals import Totals
 
     job = absolute(load_job(DIGITS, [f"checkpoint.url={tmp_path}"]))
     claim(job, "digest")

@@ -17,7 +17,7 @@ from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Parallel
 from orchestrator.memory import HEAP, USABLE, exchange_bytes, state_bytes
-from orchestrator.run_folder import recipe
+from orchestrator.run.folder import recipe
 from orchestrator.trial import NEVER, trial_sizes
 from tests.orchestrator.ranks import run_ranks
 

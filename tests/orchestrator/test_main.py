@@ -80,7 +80,7 @@ def test_a_job_file_is_a_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["job.yaml", "run.json"])
 def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run_folder import absolute, claim, read_summary, run_url
+    from orchestrator.run.folder import absolute, claim, read_summary, run_url
 
     job = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"]))
     identity = claim(job, "digest")
@@ -103,7 +103,7 @@ def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
 )
 def test_what_decides_the_result_may_not_change(override: str, digest: str, key: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run_folder import absolute, claim
+    from orchestrator.run.folder import absolute, claim
 
     claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
     with pytest.raises(JobError, match=rf"{key}.* was started with"):
@@ -113,7 +113,7 @@ def test_what_decides_the_result_may_not_change(override: str, digest: str, key:
 @pytest.mark.parametrize("override", ["cluster.workers=3", "parallel.zero_stage=3", "checkpoint.keep=9"])
 def test_what_does_not_may(override: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run_folder import absolute, claim
+    from orchestrator.run.folder import absolute, claim
 
     first = claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
     assert claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), "digest") == first

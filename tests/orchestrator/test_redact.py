@@ -17,7 +17,6 @@ from pydantic import BaseModel
 
 from orchestrator.job.kinds import KINDS
 from orchestrator.job.load import JobError, load_job
-from orchestrator.paths import PathError, resolve_url
 from orchestrator.redact import (
     REDACTED,
     holds_credential,
@@ -26,7 +25,8 @@ from orchestrator.redact import (
     redact_fields,
     redact_text,
 )
-from orchestrator.run_folder import absolute, claim
+from orchestrator.run.folder import absolute, claim
+from orchestrator.run.paths import PathError, resolve_url
 from tests.orchestrator.conftest import ROOT
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"

@@ -13,13 +13,13 @@ from mlflow import MlflowClient
 from data import open_index, storage
 from orchestrator import redelivery, tracking
 from orchestrator.__main__ import main
-from orchestrator.accounting import Totals
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
+from orchestrator.run.folder import absolute, claim, run_url, write_summary
+from orchestrator.run.totals import Totals
+from orchestrator.run.training_set import open_training_set
 from orchestrator.run_description import describe_run
-from orchestrator.run_folder import absolute, claim, run_url, write_summary
 from orchestrator.tracking import Tracker
-from orchestrator.training_set import open_training_set
 from tests.emulators import reached_by, s3_server
 from tests.orchestrator.conftest import ROOT
 from tests.orchestrator.stores import PATIENCE, Server, description, free_port, history, only_run, sqlite, until

@@ -6,7 +6,7 @@ import random
 import pytest
 
 from model import training_flops, vit_config
-from orchestrator.accounting import L16_CORE_DAY_WORK, TPUV3_CORE_PEAK, Totals
+from orchestrator.run.totals import L16_CORE_DAY_WORK, TPUV3_CORE_PEAK, Totals
 
 JFT_IMAGES = 303_000_000
 JFT_CLASSES = 18_291

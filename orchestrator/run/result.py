@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.accounting import Totals
+from orchestrator.run.totals import Totals
 from orchestrator.wording import rate
 
 

@@ -9,7 +9,7 @@ import pytest
 from data import DataError, open_index
 from data.exclude import Excluded, write_exclusions
 from orchestrator.job.sections import TrainSet
-from orchestrator.training_set import TrainingSet, open_training_set
+from orchestrator.run.training_set import TrainingSet, open_training_set
 
 
 def train_set(**keys: object) -> TrainingSet:

@@ -22,9 +22,9 @@ from pydantic import ValidationError
 from data import storage
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError
-from orchestrator.paths import resolve_url
 from orchestrator.redact import redact_fields
-from orchestrator.result import describe_result
+from orchestrator.run.paths import resolve_url
+from orchestrator.run.result import describe_result
 
 RUN, JOB, SUMMARY = "run.json", "job.yaml", "summary.json"
 RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -67,7 +67,7 @@ def claim(job: PretrainJob, digest: str) -> str:
 
     Args:
         job: with absolute URLs.
-        digest: of the training set (`training_set.py`).
+        digest: of the training set (`run/training_set.py`).
 
     Raises:
         JobError: the folder holds a run of another recipe or other training data, which this job must not continue, or

@@ -8,7 +8,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 """The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
 
 CODE = ("orchestrator", "model", "data")

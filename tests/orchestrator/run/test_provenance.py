@@ -10,7 +10,7 @@ import pytest
 import torch
 from packaging.requirements import Requirement
 
-from orchestrator.provenance import code_digest, provenance, requirements_text
+from orchestrator.run.provenance import code_digest, provenance, requirements_text
 
 
 def git(folder: Path, *words: str) -> str:

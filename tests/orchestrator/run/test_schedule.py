@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.job.values import Duration
-from orchestrator.schedule import is_time, learning_rate, steps_of
+from orchestrator.run.schedule import is_time, learning_rate, steps_of
 
 JFT_STEPS = 1_035_650  # 14 epochs of ceil(303e6 / 4096) = 73,975 steps
 

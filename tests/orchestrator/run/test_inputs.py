@@ -14,10 +14,10 @@ from data import open_index
 from data.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
-from orchestrator.check import Inputs, check_inputs
 from orchestrator.job.kinds import Run
+from orchestrator.run.inputs import Inputs, check_inputs
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 DIGITS = ROOT / "jobs/pretrain_digits.yaml"
 IMAGES = len(load_digits().target)
 

@@ -17,9 +17,9 @@ from data.sources.shapes import pack_shapes
 from orchestrator.job.kinds import Run
 from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Model, Pack
-from orchestrator.paths import PathError, resolve_url
-from orchestrator.schedule import steps_of
-from orchestrator.training_set import TrainingSet, compose, select
+from orchestrator.run.paths import PathError, resolve_url
+from orchestrator.run.schedule import steps_of
+from orchestrator.run.training_set import TrainingSet, compose, select
 
 PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
 TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")

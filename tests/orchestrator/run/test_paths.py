@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.paths import PathError, relative_paths_begin_at, resolve_url
+from orchestrator.run.paths import PathError, relative_paths_begin_at, resolve_url
 
 
 @pytest.fixture(autouse=True)
