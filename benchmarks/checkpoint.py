@@ -34,7 +34,7 @@ def build_engine(name: str, device: torch.device) -> Any:
     """The model after one step, so that the optimizer has its state."""
     import model
     from model.objectives import dense_targets, softmax_cross_entropy
-    from orchestrator.engine import Engine
+    from orchestrator.engine.step import Engine
     from orchestrator.job.sections import AdamW, Parallel
 
     vit = model.create_model(name, num_classes=1000, image_size=224)

@@ -20,9 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from model import ViTConfig, vit_config  # noqa: E402
 from model.attention import BackwardByProducts  # noqa: E402
 from model.vit import EncoderBlock  # noqa: E402
-from orchestrator.cpu_memory import keep_freed_memory  # noqa: E402
-from orchestrator.devices import device_name  # noqa: E402
-from orchestrator.engine import PRECISIONS, normalise  # noqa: E402
+from orchestrator.engine.cpu_memory import keep_freed_memory  # noqa: E402
+from orchestrator.engine.devices import device_name  # noqa: E402
+from orchestrator.engine.step import PRECISIONS, normalise  # noqa: E402
 
 EPILOG = """
 Contenders of a group take turns, --repeats times each; the figure is the median, with the least and the most. What this

@@ -22,10 +22,10 @@ from data.loader import Batch
 from model.checkpointing import CheckpointMode
 from model.dropout import fold_in
 from model.objectives import dense_targets, softmax_cross_entropy
-from orchestrator.cpu_threads import compute_with
-from orchestrator.engine import Engine, all_reduce_sums
+from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.optimizer import parameter_groups
+from orchestrator.engine.step import Engine, all_reduce_sums
 from orchestrator.job.sections import AdamW, Parallel
-from orchestrator.optim import parameter_groups
 from orchestrator.run.schedule import learning_rate
 from orchestrator.worker import dropout_seeds
 
@@ -133,7 +133,7 @@ def whole_forward(vit: model.VisionTransformer, pixels: Tensor, seeds: Tensor) -
 
 
 def train_variant(shards: str, recipe: Recipe, seed: int, variant: Variant) -> list[float]:
-    """The loss of each step over all ranks, through `orchestrator.engine.Engine`."""
+    """The loss of each step over all ranks, through `orchestrator.engine.step.Engine`."""
     warnings.simplefilter("ignore", FutureWarning)  # new names in torch for what DeepSpeed calls
     compute_with(1)
     vit = new_model(seed)

@@ -30,8 +30,8 @@ def bare_steps(options: argparse.Namespace) -> None:
     from benchmarks.step_ours import join_alone
     from data import Augment, Loader, SampleOrder, open_index
     from model.objectives import dense_targets, softmax_cross_entropy
-    from orchestrator.cpu_threads import compute_with
-    from orchestrator.engine import Engine
+    from orchestrator.engine.cpu import compute_with
+    from orchestrator.engine.step import Engine
     from orchestrator.job.sections import AdamW, Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

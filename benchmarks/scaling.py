@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[0] = str(ROOT)
 
-from orchestrator.engine import REDUCE_BUCKET  # noqa: E402
+from orchestrator.engine.step import REDUCE_BUCKET  # noqa: E402
 
 EPILOG = """
 Without --tally or --check nothing is run: the table is arithmetic (benchmarks/scaling_model.py) on a single

@@ -18,8 +18,8 @@ over bandwidth, and a constant for each hop. Once round are W - 1 hops, nodes - 
 Of an all-reduce the shorter one counts, as NCCL chooses. For the other two NCCL has a tree (PAT) only where every node
 has one accelerator.
 
-**Computation.** A micro-batch of m images takes  (m * FLOPs + depth * fixed) / rate  (`orchestrator/fit.py`), a third
-of it forward. So few images run slowly, and a global batch leaves few images to each of many accelerators.
+**Computation.** A micro-batch of m images takes  (m * FLOPs + depth * fixed) / rate
+(`orchestrator/engine/memory/fit.py`), a third of it forward. So few images run slowly, and a global batch leaves few images to each of many accelerators.
 
 **Hiding.** What runs beside computation costs what sticks out of it:
 

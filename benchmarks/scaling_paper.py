@@ -12,9 +12,9 @@ from benchmarks.scaling_model import Device, Links, Work, measured_device, step_
 from model import ViTConfig, vit_config
 from model.flops import activation_bytes
 from model.summary import summarize
-from orchestrator.fit import FIXED_FLOPS
+from orchestrator.engine.memory.fit import FIXED_FLOPS
+from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.sections import Parallel
-from orchestrator.memory import USABLE, exchange_bytes, state_bytes
 
 SHOWS = 0.1  # a step's share of exposed communication from which on it shows
 MICRO = 1e-6

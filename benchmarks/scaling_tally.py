@@ -2,7 +2,7 @@
 
 DeepSpeed's stages do not send what the ZeRO paper says (Rajbhandari et al. 2020, section 7). The paper has stages 1 and
 2 reduce-scatter gradients; DeepSpeed's all-reduce them, and every rank throws away what is not its own. `tally` runs
-the real `orchestrator.engine.Engine` and records every collective below torch.distributed, with its bytes and the phase
+the real `orchestrator.engine.step.Engine` and records every collective below torch.distributed, with its bytes and the phase
 of the step. The arithmetic of `scaling_model.py` uses `TRAFFIC`, which a test compares with a fresh count.
 """
 
@@ -15,10 +15,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import model
-import orchestrator.engine
+import orchestrator.engine.step
 from benchmarks.step_task import OPTIMIZER, synthetic
 from model.objectives import dense_targets, sigmoid_cross_entropy
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.job.sections import Parallel
 
 Kind = Literal["all_reduce", "all_gather", "reduce_scatter"]
@@ -143,10 +143,10 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 def tally(stage: int, micro_batches: int) -> list[Counted]:
     """Count one bf16 step of this rank, of the shrunk H/14; every rank of the process group calls it.
 
-    It is `orchestrator.engine.deepspeed_config`'s setting but for the sizes and for `overlap_comm`, which is on as on
+    It is `orchestrator.engine.step.deepspeed_config`'s setting but for the sizes and for `overlap_comm`, which is on as on
     a GPU. The first two steps, in which stage 3 learns the order of the weights, are not counted.
     """
-    settings = orchestrator.engine.deepspeed_config
+    settings = orchestrator.engine.step.deepspeed_config
 
     def shrunk(*args: Any, **kwargs: Any) -> dict[str, Any]:
         config = settings(*args, **kwargs)
@@ -154,7 +154,7 @@ def tally(stage: int, micro_batches: int) -> list[Counted]:
         shrunk_sizes = {name: size // SHRUNK for name, size in sizes.items()}
         return {**config, "zero_optimization": {**config["zero_optimization"], **shrunk_sizes, "overlap_comm": True}}
 
-    orchestrator.engine.deepspeed_config = shrunk
+    orchestrator.engine.step.deepspeed_config = shrunk
     try:
         config = model.vit_config("H/14", **SIZES, **PIXELS)
         engine, parameters = small_engine(config, stage, micro_batch=1, local_batch=micro_batches)
@@ -166,7 +166,7 @@ def tally(stage: int, micro_batches: int) -> list[Counted]:
         with recorder:
             engine.train_step(*batch, None, lr=OPTIMIZER.lr)
     finally:
-        orchestrator.engine.deepspeed_config = settings
+        orchestrator.engine.step.deepspeed_config = settings
     return summed(recorder.seen, parameters)
 
 

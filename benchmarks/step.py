@@ -25,8 +25,8 @@ from benchmarks.step_report import GB, Measured, pairs, print_tables, report  # 
 from benchmarks.step_search import Remembered  # noqa: E402
 from benchmarks.step_task import IMPLS, LOSSES, MATMUL, PEERS, Task  # noqa: E402
 from model import vit_config  # noqa: E402
-from orchestrator.devices import device_name, without_bf16  # noqa: E402
-from orchestrator.memory import device_memory  # noqa: E402
+from orchestrator.engine.devices import device_name, without_bf16  # noqa: E402
+from orchestrator.engine.memory.needed import device_memory  # noqa: E402
 
 EPILOG = """
 A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 images that are on the device already.

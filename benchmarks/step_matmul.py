@@ -7,8 +7,8 @@ from torch import Tensor
 
 from benchmarks.step_task import Batch, Task
 from model import ViTConfig
-from orchestrator.devices import without_bf16
-from orchestrator.engine import PRECISIONS
+from orchestrator.engine.devices import without_bf16
+from orchestrator.engine.step import PRECISIONS
 
 
 def layers(config: ViTConfig) -> dict[str, tuple[int, int]]:

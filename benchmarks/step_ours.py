@@ -1,4 +1,4 @@
-"""This project's training step: the model under `orchestrator.engine.Engine`, as a run's only worker."""
+"""This project's training step: the model under `orchestrator.engine.step.Engine`, as a run's only worker."""
 
 import os
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 import model
 from benchmarks.step_task import OPTIMIZER, Batch, Task, objective
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.job.sections import Parallel
 
 

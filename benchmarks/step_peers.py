@@ -20,9 +20,9 @@ from torch.profiler import record_function
 
 from benchmarks.step_task import GRAD_CLIP, OPTIMIZER, Batch, Task, objective
 from model import decay_mask
-from orchestrator.engine import normalise
-from orchestrator.optim import create_optimizer
-from orchestrator.phases import OPTIMIZER as OPTIMIZER_PHASE
+from orchestrator.engine.optimizer import create_optimizer
+from orchestrator.engine.phases import OPTIMIZER as OPTIMIZER_PHASE
+from orchestrator.engine.step import normalise
 
 TIMM_NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"}
 

@@ -15,7 +15,7 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from orchestrator.phases import OPTIMIZER
+from orchestrator.engine.phases import OPTIMIZER
 
 CATEGORIES = (
     "matmul",

@@ -13,7 +13,7 @@ from benchmarks.step_profile import CATEGORIES
 from benchmarks.step_search import Trial
 from benchmarks.step_task import IMPLS, Task
 from model import ViTConfig
-from orchestrator.devices import datasheet_peak
+from orchestrator.engine.devices import datasheet_peak
 
 GB = 1e9
 

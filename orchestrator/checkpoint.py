@@ -20,7 +20,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from data import storage
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.fragments import (
     WEIGHT,
     allocate_optimizer_state,

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import Batch
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.wording import count
 
 SHOWN = 5  # samples that are named

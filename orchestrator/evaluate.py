@@ -7,7 +7,7 @@ from torch import Tensor
 
 from data.loader import Bad, Batch
 from model.objectives import correct_top_k, dense_targets
-from orchestrator.engine import Engine, all_reduce_sums
+from orchestrator.engine.step import Engine, all_reduce_sums
 
 
 def evaluate(

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 
 WEIGHT = (
     "weight"  # the key of the float32 weights beside the optimizer's own keys (exp_avg, exp_avg_sq, momentum_buffer)

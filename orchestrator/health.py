@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data.loader import Batch
 from orchestrator.diagnosis import diagnose
-from orchestrator.engine import Engine, StepResult
+from orchestrator.engine.step import Engine, StepResult
 from orchestrator.wording import count
 
 SKIPPED = "train/skipped_steps"  # of the metrics

@@ -21,8 +21,8 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
-from orchestrator.cpu_memory import ONE_HEAP
 from orchestrator.elastic import AskFirst, Fixed
+from orchestrator.engine.cpu_memory import ONE_HEAP
 from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError, problem

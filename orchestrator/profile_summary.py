@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from orchestrator.phases import BACKWARD, CHECKPOINT_STALL, DATA_WAIT, FORWARD, OPTIMIZER, OTHER, STEP
+from orchestrator.engine.phases import BACKWARD, CHECKPOINT_STALL, DATA_WAIT, FORWARD, OPTIMIZER, OTHER, STEP
 from orchestrator.profile_trace import Findings, Window, examine
 from orchestrator.wording import count
 

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from orchestrator.phases import EVALUATION, PHASES, per_step
+from orchestrator.engine.phases import EVALUATION, PHASES, per_step
 
 STEP_LABEL = "ProfilerStep#"  # and the number of steps done with it; trace viewers know the name
 DEVICE_WORK = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of events

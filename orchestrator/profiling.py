@@ -20,7 +20,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from data import storage
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.profile_summary import summarise
 from orchestrator.profile_trace import STEP_LABEL, Window
 

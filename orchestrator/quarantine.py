@@ -19,7 +19,7 @@ import torch.distributed as dist
 from data import storage
 from data.errors import Cause
 from data.loader import Bad
-from orchestrator.engine import all_reduce_sums
+from orchestrator.engine.step import all_reduce_sums
 from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from data import storage
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.manifest import CheckpointError, File, new_name, prune, remove_unfinished
 from orchestrator.snapshot import FULL, Files, HostBuffer, owned_files, part_of, staging_folder, write_file
 from orchestrator.upload import Abandoned, Outlast, publish, remove_parts

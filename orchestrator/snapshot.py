@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from data import storage
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.fragments import WEIGHT, optimizer_state, owned_fragments
 from orchestrator.manifest import CheckpointError, File, Part
 

@@ -25,10 +25,13 @@ from data.splitmix import key, stream
 from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.checkpoint import restore
-from orchestrator.cpu_threads import compute_with
-from orchestrator.engine import PRECISIONS, Engine, Objective
+from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.memory.fit import Rank, fit
+from orchestrator.engine.memory.measured import activation_peaks
+from orchestrator.engine.memory.needed import free_memory, held_memory
+from orchestrator.engine.phases import EVALUATION
+from orchestrator.engine.step import PRECISIONS, Engine, Objective
 from orchestrator.evaluate import evaluate
-from orchestrator.fit import Rank, fit
 from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
 from orchestrator.history import EVALUATED, History
 from orchestrator.job.kinds import PretrainJob
@@ -36,16 +39,13 @@ from orchestrator.job.sections import Augment as TrainAugment
 from orchestrator.job.sections import Duration, HeldOutAugment
 from orchestrator.job.sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
-from orchestrator.memory import free_memory, held_memory
 from orchestrator.notices import CutOff, Leave, Notices, Reason
-from orchestrator.phases import EVALUATION
 from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
 from orchestrator.saver import Saver
-from orchestrator.trial import activation_peaks
 from orchestrator.watchdog import Pulse
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers

@@ -25,7 +25,7 @@ from benchmarks.scaling_model import (
 )
 from benchmarks.scaling_tally import TRAFFIC, expected, tally
 from model import training_flops, vit_config
-from orchestrator.engine import REDUCE_BUCKET
+from orchestrator.engine.step import REDUCE_BUCKET
 from tests.orchestrator.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]

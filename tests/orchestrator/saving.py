@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from orchestrator.checkpoint import restore
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from tests.emulators import Server
 
 SIZES = (700, 300, 1100, 5)

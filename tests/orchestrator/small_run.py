@@ -13,7 +13,7 @@ import model
 from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.checkpoint import restore
-from orchestrator.engine import Engine, all_reduce_sums
+from orchestrator.engine.step import Engine, all_reduce_sums
 from orchestrator.job.sections import SGD, AdamW, Parallel
 from orchestrator.saver import Saver
 from orchestrator.worker import dropout_seeds

@@ -18,7 +18,7 @@ from torch import Tensor
 from data.loader import Batch
 from orchestrator.checkpoint import restore
 from orchestrator.diagnosis import Diagnosis, diagnose
-from orchestrator.engine import Engine, StepResult
+from orchestrator.engine.step import Engine, StepResult
 from orchestrator.fragments import held_fragments, optimizer_state
 from orchestrator.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
 from orchestrator.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
@@ -107,7 +107,7 @@ def unchanged(before: dict[tuple[str, str], Tensor], after: dict[tuple[str, str]
 def plain_norms(sgd: bool) -> list[float]:
     """Gradient norms of the good steps in plain PyTorch, float32, one process, whole batches."""
     import model
-    from orchestrator.optim import parameter_groups
+    from orchestrator.engine.optimizer import parameter_groups
 
     torch.manual_seed(0)
     vit = model.create_model(

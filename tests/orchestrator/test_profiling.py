@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from orchestrator.phases import Phases
+from orchestrator.engine.phases import Phases
 from orchestrator.profiling import Profiler
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine

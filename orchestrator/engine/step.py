@@ -26,10 +26,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from orchestrator.cpu_memory import keep_freed_memory
+from orchestrator.engine.cpu_memory import keep_freed_memory
+from orchestrator.engine.optimizer import create_optimizer
+from orchestrator.engine.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 from orchestrator.job.kinds import SGD, AdamW, Parallel
-from orchestrator.optim import create_optimizer
-from orchestrator.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 
 # (logits (B, K), labels (B, L), weights (B, L)) -> loss of each sample (B,), float32
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -158,7 +158,7 @@ class Engine:
         self._plain = fused_clips(parallel) and parallel.precision == "float32"
         self._grad_clip = optimizer.grad_clip
         if fused_clips(parallel) and parallel.precision == "bf16":
-            from orchestrator.bf16_optimizer import spare_passes
+            from orchestrator.engine.bf16_optimizer import spare_passes
 
             spare_passes(self._engine.optimizer, optimizer.grad_clip)
         if fused_clips(parallel) and self.world_size == 1:  # nothing to reduce: it would copy whole gradients and back

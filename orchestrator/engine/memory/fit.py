@@ -8,9 +8,9 @@ by arithmetic, in FLOPs that take as long. A step of A micro-batches of m images
 The fixed cost makes small micro-batches slow: with t tokens, a pass runs at t / (t + t_half) of its best speed, where
 t_half is the number of tokens whose arithmetic takes as long as the fixed cost.
 
-The fastest candidate is tried (`trial.py`), unless there is room for several times as much. Of arithmetic and trial the
-larger counts from then on; if that leaves room for fewer images, all candidates are compared again. So there are at
-most as many trials as modes.
+The fastest candidate is tried (`measured.py`), unless there is room for several times as much. Of arithmetic and trial
+the larger counts from then on; if that leaves room for fewer images, all candidates are compared again. So there are
+at most as many trials as modes.
 """
 
 import math
@@ -22,8 +22,8 @@ import torch
 from model import ViTConfig, training_flops
 from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes, recomputed_flops
+from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.kinds import Parallel
-from orchestrator.memory import USABLE, exchange_bytes, state_bytes
 from orchestrator.wording import count
 
 # The fixed cost of a pass through a block, forward and backward, in FLOPs. GPU: each product ends with a wave of tiles

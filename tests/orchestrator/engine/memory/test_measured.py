@@ -10,7 +10,7 @@ from model import VisionTransformer, checkpoint_blocks, create_model
 from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes
 from model.objectives import dense_targets, sigmoid_cross_entropy
-from orchestrator.trial import activation_peaks, trial_sizes
+from orchestrator.engine.memory.measured import activation_peaks, trial_sizes
 
 CPU = torch.device("cpu")
 

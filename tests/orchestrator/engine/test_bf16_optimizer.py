@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from orchestrator.engine import Engine
+from orchestrator.engine.step import Engine
 from orchestrator.job.sections import SGD, AdamW, Parallel
 from tests.orchestrator.ranks import run_ranks
 

@@ -22,7 +22,7 @@ def plain_loop(shards: str, steps: int) -> tuple[list[float], list[float]]:
     """The same training in plain PyTorch: one process, whole batches, torch's own AdamW and clipping."""
     import model
     from data import Augment, Loader
-    from orchestrator.optim import parameter_groups
+    from orchestrator.engine.optimizer import parameter_groups
     from orchestrator.worker import dropout_seeds
 
     torch.manual_seed(0)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orchestrator.devices import datasheet_peak, device_peak, measure_peak
+from orchestrator.engine.devices import datasheet_peak, device_peak, measure_peak
 
 # As torch.cuda.get_device_name spells them. Peaks: the vendors' datasheets, dense, TFLOP/s.
 NAMES = [

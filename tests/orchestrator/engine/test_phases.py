@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from orchestrator import phases
-from orchestrator.phases import PHASES, Phases, per_step
+from orchestrator.engine import phases
+from orchestrator.engine.phases import PHASES, Phases, per_step
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 

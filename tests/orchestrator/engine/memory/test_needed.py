@@ -15,10 +15,9 @@ from torch.utils._pytree import tree_leaves
 import model
 from model.checkpointing import CheckpointMode
 from model.flops import activation_bytes
-from orchestrator import engine, memory
+from orchestrator.engine.memory.measured import activation_peaks
+from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.sections import AdamW, Parallel
-from orchestrator.memory import USABLE, exchange_bytes, state_bytes
-from orchestrator.trial import activation_peaks
 from tests.orchestrator.ranks import run_ranks
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -46,7 +45,7 @@ def test_state(stage: int, precision: str, world: int, bytes_a_parameter: float)
 def test_a_gpu_allocates_whole_buckets_and_a_cpu_what_is_filled() -> None:
     parallel = Parallel(zero_stage=2)
     assert exchange_bytes(1000, parallel, CPU)[0] == 2 * 1000
-    assert exchange_bytes(1000, parallel, GPU)[0] >= 2 * engine.REDUCE_BUCKET
+    assert exchange_bytes(1000, parallel, GPU)[0] >= 2 * step.REDUCE_BUCKET
 
 
 class Alive(TorchDispatchMode):
@@ -81,7 +80,7 @@ def predicted_and_alive(stage: int, precision: str, reduction: str | None) -> tu
     with Alive() as alive:
         vit = model.create_model("ViT-Ti/16", num_classes=10, image_size=32, depth=1)
         parameters = sum(p.numel() for p in vit.parameters())
-        trained = engine.Engine(
+        trained = step.Engine(
             vit,
             lambda logits, labels, weights: logits.float().square().sum(1),
             model.decay_mask(vit),
@@ -101,7 +100,7 @@ def predicted_and_alive(stage: int, precision: str, reduction: str | None) -> tu
 
 
 def every_setting() -> dict[tuple[int, str, str | None], tuple[float, float]]:
-    engine.REDUCE_BUCKET = 300_000  # of 595,978
+    step.REDUCE_BUCKET = 300_000  # of 595,978
     tried: list[tuple[int, str, str | None]] = [(stage, "bf16", None) for stage in range(4)]
     tried += [(1, "float32", None), (3, "float32", None), *((stage, "bf16", "float32") for stage in (1, 2, 3))]
     return {setting: predicted_and_alive(*setting) for setting in tried}
@@ -111,7 +110,7 @@ def test_a_step_holds_what_the_arithmetic_says() -> None:
     """DeepSpeed itself, on two ranks: what the arithmetic leaves out must find room in what `USABLE` leaves free."""
     for counted in run_ranks(2, every_setting):
         for setting, (predicted, alive) in counted.items():
-            assert memory.USABLE * alive < predicted < 1.15 * alive, (setting, counted)
+            assert needed.USABLE * alive < predicted < 1.15 * alive, (setting, counted)
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
@@ -122,7 +121,7 @@ def test_a_cpu_worker_holds_no_more_than_what_is_counted_on(mode: CheckpointMode
     vit = model.create_model("ViT-S/16", num_classes=10)
     peaks = activation_peaks(vit, cross_entropy, mode, many, dtype=torch.float32, device=CPU)
     (fewer, low), (more, high) = peaks.items()
-    counted = memory.held_memory((high - low) // (more - fewer), mode, CPU) * (many - few)
+    counted = needed.held_memory((high - low) // (more - fewer), mode, CPU) * (many - few)
     state = state_bytes(sum(p.numel() for p in vit.parameters()), PLAIN, 1)
     # Of the memory, USABLE is shared out by arithmetic; the rest is for what the arithmetic does not know.
     assert 0.5 * counted < held[1] - held[0] < (state + counted) / USABLE - state
@@ -133,7 +132,7 @@ def largest_size(mode: CheckpointMode, images: int) -> int:
     torch.manual_seed(0)
     vit = model.create_model("ViT-S/16", num_classes=10)
     model.checkpoint_blocks(vit, mode)
-    trained = engine.Engine(
+    trained = step.Engine(
         vit,
         cross_entropy,
         model.decay_mask(vit),
@@ -157,8 +156,8 @@ def cross_entropy(logits: torch.Tensor, labels: torch.Tensor, weights: torch.Ten
 def test_what_others_have_taken_is_not_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the system's count set: the tests that run beside this one take memory and give it back."""
     mine = psutil.Process().memory_info().rss
-    whole = memory.device_memory(CPU, 2)
+    whole = needed.device_memory(CPU, 2)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * whole, available=2**30))
-    assert memory.free_memory(CPU, 2) == pytest.approx(min(whole, 2**29 + mine), rel=0.05)
+    assert needed.free_memory(CPU, 2) == pytest.approx(min(whole, 2**29 + mine), rel=0.05)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(total=2 * whole, available=2 * whole))
-    assert memory.free_memory(CPU, 2) == whole
+    assert needed.free_memory(CPU, 2) == whole

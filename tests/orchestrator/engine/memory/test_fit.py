@@ -12,13 +12,13 @@ import torch
 from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes, recomputed_flops, training_flops
 from model.variants import ViTConfig, vit_config
-from orchestrator.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
+from orchestrator.engine.memory.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
+from orchestrator.engine.memory.measured import NEVER, trial_sizes
+from orchestrator.engine.memory.needed import HEAP, USABLE, exchange_bytes, state_bytes
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Parallel
-from orchestrator.memory import HEAP, USABLE, exchange_bytes, state_bytes
 from orchestrator.run.folder import recipe
-from orchestrator.trial import NEVER, trial_sizes
 from tests.orchestrator.ranks import run_ranks
 
 GPU = torch.device("cuda")

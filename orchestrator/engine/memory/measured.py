@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 
 from model import VisionTransformer, checkpoint_blocks
 from model.checkpointing import CheckpointMode
-from orchestrator.engine import Objective, normalise
+from orchestrator.engine.step import Objective, normalise
 
 NEVER = 2**62  # bytes: what did not fit
 
