@@ -55,7 +55,7 @@ def build_engine(name: str, device: torch.device) -> Any:
 
 def measure(engine: Any, url: str, repeats: int) -> tuple[list[float], list[float]]:
     """Seconds that training stood still: asynchronous, synchronous."""
-    from orchestrator.saver import Saver
+    from orchestrator.checkpoint.saver import Saver
 
     saver = Saver(engine, url, 1, say, report=in_thread)
     stalls, syncs = [], []

@@ -19,7 +19,8 @@ Of an all-reduce the shorter one counts, as NCCL chooses. For the other two NCCL
 has one accelerator.
 
 **Computation.** A micro-batch of m images takes  (m * FLOPs + depth * fixed) / rate
-(`orchestrator/engine/memory/fit.py`), a third of it forward. So few images run slowly, and a global batch leaves few images to each of many accelerators.
+(`orchestrator/engine/memory/fit.py`), a third of it forward. So few images run slowly, and a global batch leaves few
+images to each of many accelerators.
 
 **Hiding.** What runs beside computation costs what sticks out of it:
 

@@ -2,8 +2,8 @@
 
 DeepSpeed's stages do not send what the ZeRO paper says (Rajbhandari et al. 2020, section 7). The paper has stages 1 and
 2 reduce-scatter gradients; DeepSpeed's all-reduce them, and every rank throws away what is not its own. `tally` runs
-the real `orchestrator.engine.step.Engine` and records every collective below torch.distributed, with its bytes and the phase
-of the step. The arithmetic of `scaling_model.py` uses `TRAFFIC`, which a test compares with a fresh count.
+the real `orchestrator.engine.step.Engine` and records every collective below torch.distributed, with its bytes and the
+phase of the step. The arithmetic of `scaling_model.py` uses `TRAFFIC`, which a test compares with a fresh count.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -143,8 +143,8 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 def tally(stage: int, micro_batches: int) -> list[Counted]:
     """Count one bf16 step of this rank, of the shrunk H/14; every rank of the process group calls it.
 
-    It is `orchestrator.engine.step.deepspeed_config`'s setting but for the sizes and for `overlap_comm`, which is on as on
-    a GPU. The first two steps, in which stage 3 learns the order of the weights, are not counted.
+    It is `orchestrator.engine.step.deepspeed_config`'s setting but for the sizes and for `overlap_comm`, which is on as
+    on a GPU. The first two steps, in which stage 3 learns the order of the weights, are not counted.
     """
     settings = orchestrator.engine.step.deepspeed_config
 

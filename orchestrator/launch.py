@@ -145,7 +145,7 @@ def launch(job: PretrainJob, run_id: str) -> None:
             storage_path=parent,
             storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `saver.py`
+            checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `checkpoint/saver.py`
             callbacks=[
                 SayFailures(board),
                 Watchdog(board, job.cluster.hang_timeout),

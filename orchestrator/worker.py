@@ -24,7 +24,8 @@ from data.loader import Batch
 from data.splitmix import key, stream
 from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
-from orchestrator.checkpoint import restore
+from orchestrator.checkpoint.restore import restore
+from orchestrator.checkpoint.saver import Saver
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.memory.fit import Rank, fit
 from orchestrator.engine.memory.measured import activation_peaks
@@ -45,7 +46,6 @@ from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
-from orchestrator.saver import Saver
 from orchestrator.watchdog import Pulse
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers

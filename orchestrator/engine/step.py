@@ -169,7 +169,7 @@ class Engine:
 
     @property
     def deepspeed(self) -> Any:
-        """The DeepSpeed engine, for what reads or restores its state (`orchestrator.fragments`)."""
+        """The DeepSpeed engine, for what reads or restores its state (`orchestrator.checkpoint.fragments`)."""
         return self._engine
 
     def train_step(

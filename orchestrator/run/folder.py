@@ -2,7 +2,7 @@
 
     run.json        the run's identity and the digest of its training set
     job.yaml        the resolved job as it was last started, without credentials
-    step-*/         checkpoints (`checkpoint.py`)
+    step-*/         checkpoints (`checkpoint/restore.py`)
     samples/        sample ids by step, if the job asks for them (`ledger.py`)
     profile/        traced steps, if the job asks for them (`profiling.py`)
     summary.json    the result, once the run is complete

@@ -12,10 +12,10 @@ import torch.distributed as dist
 import model
 from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
-from orchestrator.checkpoint import restore
+from orchestrator.checkpoint.restore import restore
+from orchestrator.checkpoint.saver import Saver
 from orchestrator.engine.step import Engine, all_reduce_sums
 from orchestrator.job.sections import SGD, AdamW, Parallel
-from orchestrator.saver import Saver
 from orchestrator.worker import dropout_seeds
 
 BATCH, MICRO = 24, 5  # neither divides among 1 to 4 workers evenly

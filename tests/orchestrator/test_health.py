@@ -16,10 +16,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loader import Batch
-from orchestrator.checkpoint import restore
+from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
+from orchestrator.checkpoint.restore import restore
 from orchestrator.diagnosis import Diagnosis, diagnose
 from orchestrator.engine.step import Engine, StepResult
-from orchestrator.fragments import held_fragments, optimizer_state
 from orchestrator.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
 from orchestrator.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
 from tests.orchestrator.ranks import run_ranks

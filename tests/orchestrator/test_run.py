@@ -19,11 +19,11 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from data import SampleOrder, open_index, storage
+from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.ledger import trained_samples
-from orchestrator.manifest import MANIFEST
 from tests.emulators import FaultyProxy, gcs_server, reached_by
+from tests.orchestrator.checkpoint.test_restore import weights
 from tests.orchestrator.conftest import ROOT, RayHead
-from tests.orchestrator.test_checkpoint import weights
 
 STEPS, EVERY, BATCH = 60, 15, 64
 PROFILE = "profile/steps-000010-000012"

@@ -14,8 +14,8 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
 HEAP: dict[CheckpointMode, float] = {"none": 1.5, "selective": 1.5, "full": 5.5}
 """By how many times its activations a CPU worker grows. Large blocks of many sizes leave holes in a heap that is not
-given back (`engine/cpu_memory.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without checkpointing,
-1.3 with selective, and with full checkpointing 2.0 (B/16 in bf16) to 5.3 (S/16 in float32)."""
+given back (`engine/cpu_memory.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without
+checkpointing, 1.3 with selective, and with full checkpointing 2.0 (B/16 in bf16) to 5.3 (S/16 in float32)."""
 
 # DeepSpeed's defaults, in elements
 ALL_REDUCED = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, the same of stage 1 in bf16

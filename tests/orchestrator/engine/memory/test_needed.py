@@ -15,6 +15,8 @@ from torch.utils._pytree import tree_leaves
 import model
 from model.checkpointing import CheckpointMode
 from model.flops import activation_bytes
+from orchestrator.engine import step
+from orchestrator.engine.memory import needed
 from orchestrator.engine.memory.measured import activation_peaks
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.sections import AdamW, Parallel

@@ -25,10 +25,10 @@ import torch.distributed as dist
 from ray.train import Checkpoint, CheckpointUploadMode
 
 from data import storage
+from orchestrator.checkpoint.manifest import CheckpointError, File, new_name, prune, remove_unfinished
+from orchestrator.checkpoint.snapshot import FULL, Files, HostBuffer, owned_files, part_of, staging_folder, write_file
+from orchestrator.checkpoint.upload import Abandoned, Outlast, publish, remove_parts
 from orchestrator.engine.step import Engine
-from orchestrator.manifest import CheckpointError, File, new_name, prune, remove_unfinished
-from orchestrator.snapshot import FULL, Files, HostBuffer, owned_files, part_of, staging_folder, write_file
-from orchestrator.upload import Abandoned, Outlast, publish, remove_parts
 
 MAX_FAILED = 3  # failed saves in a row that end the run
 ALLOWANCE = 5.0  # seconds that a save waits for the upload before it to end, unless its store is away

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.checkpoint import restore
+from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine
 from tests.emulators import Server
 
@@ -15,7 +15,7 @@ SIZES = (700, 300, 1100, 5)
 
 
 class Unsharded:
-    """Parameters and one optimizer state each, as `orchestrator.fragments` finds them at ZeRO stage 0."""
+    """Parameters and one optimizer state each, as `orchestrator.checkpoint.fragments` finds them at ZeRO stage 0."""
 
     def __init__(self) -> None:
         self.module = torch.nn.ParameterDict({f"p{i}": torch.zeros(size) for i, size in enumerate(SIZES)})
@@ -73,10 +73,10 @@ def restored_step(run: str) -> int | None:
 
 def be_impatient(server: Server | None = None) -> None:
     """In a process of a test's own: small files and short waits; gs:// and s3:// lead to `server`."""
-    import orchestrator.snapshot
+    import orchestrator.checkpoint.snapshot
     from data import patience
 
-    orchestrator.snapshot.FILE_BYTES = 4000
+    orchestrator.checkpoint.snapshot.FILE_BYTES = 4000
     patience.REQUEST_SECONDS, patience.PATIENCE, patience.ATTEMPTS = 2.0, 1.0, 3
     patience.FIRST_WAIT, patience.LONGEST_WAIT = 0.02, 0.2
     if server is not None:

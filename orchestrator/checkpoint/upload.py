@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from data import patience, storage
-from orchestrator.manifest import MANIFEST, CheckpointError, File, Manifest, Part
+from orchestrator.checkpoint.manifest import MANIFEST, CheckpointError, File, Manifest, Part
 
 OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails
 

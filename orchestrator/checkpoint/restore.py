@@ -20,18 +20,18 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from data import storage
-from orchestrator.engine.step import Engine
-from orchestrator.fragments import (
+from orchestrator.checkpoint.fragments import (
     WEIGHT,
     allocate_optimizer_state,
     held_fragments,
     optimizer_state,
     publish_weights,
 )
+from orchestrator.checkpoint.manifest import CheckpointError, Manifest, complete_checkpoints
+from orchestrator.checkpoint.snapshot import FULL, disk_full, parameter_sizes, piece_key, staging_folder
+from orchestrator.checkpoint.upload import Outlast
+from orchestrator.engine.step import Engine
 from orchestrator.health import SKIPPED
-from orchestrator.manifest import CheckpointError, Manifest, complete_checkpoints
-from orchestrator.snapshot import FULL, disk_full, parameter_sizes, piece_key, staging_folder
-from orchestrator.upload import Outlast
 
 log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data import storage
-from orchestrator.fragments import WEIGHT
+from orchestrator.checkpoint.fragments import WEIGHT
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 512 * 2**20  # bytes; a thousand ranks at ZeRO 3 need a fifth of that

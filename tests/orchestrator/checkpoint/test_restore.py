@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from orchestrator.checkpoint import restore
-from orchestrator.manifest import MANIFEST, Manifest, complete_checkpoints, prune
+from orchestrator.checkpoint.manifest import MANIFEST, Manifest, complete_checkpoints, prune
+from orchestrator.checkpoint.restore import restore
 from tests.emulators import FaultyProxy, Server, s3_server
-from tests.orchestrator import saving
+from tests.orchestrator.checkpoint import saving
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import Curve, build_engine, in_thread, train_digits
 
@@ -273,7 +273,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def save_two(run: str) -> None:
-    from orchestrator.saver import Saver
+    from orchestrator.checkpoint.saver import Saver
 
     saving.be_impatient()
     engine = saving.stand_in()

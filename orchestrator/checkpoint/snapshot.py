@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from data import storage
+from orchestrator.checkpoint.fragments import WEIGHT, optimizer_state, owned_fragments
+from orchestrator.checkpoint.manifest import CheckpointError, File, Part
 from orchestrator.engine.step import Engine
-from orchestrator.fragments import WEIGHT, optimizer_state, owned_fragments
-from orchestrator.manifest import CheckpointError, File, Part
 
 FILE_BYTES = 512 * 2**20  # a file ends when it has so many
 USABLE = 0.7  # of the memory that is free on the node: the data plane goes on reading ahead

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator import snapshot
+from orchestrator.checkpoint import snapshot
+from orchestrator.checkpoint.manifest import CheckpointError, complete_checkpoints
+from orchestrator.checkpoint.saver import Saver
 from orchestrator.ledger import Ledger, trained_samples
-from orchestrator.manifest import CheckpointError, complete_checkpoints
-from orchestrator.saver import Saver
 from tests.emulators import FaultyProxy, Server, gcs_server, reached_by
+from tests.orchestrator.checkpoint.saving import be_impatient, restored_step, set_state, stand_in
 from tests.orchestrator.ranks import run_ranks
-from tests.orchestrator.saving import be_impatient, restored_step, set_state, stand_in
 from tests.orchestrator.small_run import in_thread
 
 

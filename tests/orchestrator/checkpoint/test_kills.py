@@ -13,7 +13,7 @@ import pytest
 from data import storage
 from tests.emulators import Server, gcs_server, reached_by
 from tests.orchestrator import ranks
-from tests.orchestrator.saving import be_impatient, has_state, set_state, stand_in
+from tests.orchestrator.checkpoint.saving import be_impatient, has_state, set_state, stand_in
 from tests.orchestrator.small_run import in_thread
 
 RANKS = 2
@@ -23,8 +23,8 @@ def save_until_killed(rank: int, rendezvous: str, run: str, server: Server | Non
     """Restore, say which step came back, and save one step after the other."""
     import torch.distributed as dist
 
-    from orchestrator.checkpoint import restore
-    from orchestrator.saver import Saver
+    from orchestrator.checkpoint.restore import restore
+    from orchestrator.checkpoint.saver import Saver
 
     os.environ.update(LOCAL_RANK=str(rank), LOCAL_WORLD_SIZE=str(RANKS))
     be_impatient(server)
@@ -85,8 +85,8 @@ def test_kills_at_any_moment(tmp_path: Path, store: str, kills: int) -> None:
 
 
 def save_once(run: str, server: Server | None) -> int:
-    from orchestrator.checkpoint import restore
-    from orchestrator.saver import Saver
+    from orchestrator.checkpoint.restore import restore
+    from orchestrator.checkpoint.saver import Saver
 
     be_impatient(server)
     engine = stand_in()
