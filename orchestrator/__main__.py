@@ -86,7 +86,7 @@ def _run(options: argparse.Namespace) -> int:
         from data.ray_session import settle_authentication
 
         settle_authentication()
-        from orchestrator.launch import RunFailed, launch
+        from orchestrator.cluster.launch import RunFailed, launch
 
         try:
             launch(job, run_id)

@@ -16,12 +16,12 @@ import torch.distributed as dist
 import model
 from data import Loader, open_index
 from data.loader import Batch
+from orchestrator.cluster.display import Progress
 from orchestrator.engine.devices import device_peak
 from orchestrator.engine.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
 from orchestrator.engine.step import Engine, StepResult, all_reduce_sums
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.profiling import Profiler
-from orchestrator.progress import Progress
 from orchestrator.quarantine import Quarantine
 from orchestrator.run.folder import write_summary
 from orchestrator.run.totals import Totals

@@ -26,6 +26,8 @@ from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
+from orchestrator.cluster.notices import CutOff, Leave, Notices, Reason
+from orchestrator.cluster.watchdog import Pulse
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.memory.fit import Rank, fit
 from orchestrator.engine.memory.measured import activation_peaks
@@ -40,13 +42,11 @@ from orchestrator.job.sections import Augment as TrainAugment
 from orchestrator.job.sections import Duration, HeldOutAugment
 from orchestrator.job.sections import Objective as ObjectiveSection
 from orchestrator.ledger import Ledger
-from orchestrator.notices import CutOff, Leave, Notices, Reason
 from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
-from orchestrator.watchdog import Pulse
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
 

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from orchestrator.launch import worker_environment
+from orchestrator.cluster.launch import worker_environment
 
 SCRIPT = """
 import resource, sys, threading

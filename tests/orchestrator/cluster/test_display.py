@@ -1,6 +1,6 @@
 """What the terminal and the log show."""
 
-from orchestrator.progress import Progress, describe
+from orchestrator.cluster.display import Progress, describe
 
 
 def test_a_log_line() -> None:

@@ -1,8 +1,8 @@
 """Changes of the number of workers, with a checkpoint before each.
 
 Ray Train's elastic policy restarts the group as soon as other resources are there, and what was trained since the last
-checkpoint is done again. This one asks first: the workers save at a common step and leave (`notices.py`), and only
-then is the new number worked out. A node that is being drained counts as gone.
+checkpoint is done again. This one asks first: the workers save at a common step and leave (`cluster/notices.py`), and
+only then is the new number worked out. A node that is being drained counts as gone.
 """
 
 import copy

@@ -21,16 +21,16 @@ from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
-from orchestrator.elastic import AskFirst, Fixed
+from orchestrator.cluster.display import Board, Display
+from orchestrator.cluster.elastic import AskFirst, Fixed
+from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
+from orchestrator.cluster.notices import AnswerSigterm, Leave
+from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.engine.cpu_memory import ONE_HEAP
-from orchestrator.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Cluster
-from orchestrator.notices import AnswerSigterm, Leave
-from orchestrator.progress import Board, Display
 from orchestrator.run.folder import forget_rays_snapshot, run_url
-from orchestrator.watchdog import Watchdog
 from orchestrator.wording import count
 from orchestrator.worker import train
 
@@ -51,7 +51,7 @@ CONTROLLER_GONE = (
 STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
 LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunFailed(RuntimeError):

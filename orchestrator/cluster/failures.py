@@ -1,6 +1,6 @@
 """What a failure of the workers means: a planned leave, the world's fault, or the job's own.
 
-    planned     every worker saved and left (`notices.py`): start again, at no cost
+    planned     every worker saved and left (`cluster/notices.py`): start again, at no cost
     the world   a process or node is gone, a connection broke, a worker hung, a store does not answer: start again,
                 `cluster.max_failures` times
     the job     a bug, bad data, no memory. It is a function of the step, so it comes again: give up with the cause, at
@@ -22,7 +22,7 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from data.reads import Unreadable
-from orchestrator.notices import Leave
+from orchestrator.cluster.notices import Leave
 from orchestrator.redact import redact_text
 
 BOARD_SECONDS = 10.0  # to answer

@@ -12,12 +12,12 @@ import ray
 from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import ScalingConfig
 
-from orchestrator import launch, progress
-from orchestrator.elastic import AskFirst, Fixed
+from orchestrator.cluster import display, launch
+from orchestrator.cluster.display import Display, Progress
+from orchestrator.cluster.elastic import AskFirst, Fixed
+from orchestrator.cluster.launch import claim_board, missing_resources
 from orchestrator.job.load import JobError, load_job
 from orchestrator.job.sections import Cluster
-from orchestrator.launch import claim_board, missing_resources
-from orchestrator.progress import Display, Progress
 from tests.orchestrator.conftest import ROOT, RayHead
 from tests.orchestrator.stores import until
 
@@ -47,15 +47,15 @@ def test_a_cluster_trains_a_run_only_once(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.usefixtures("connected")
 def test_what_the_workers_wait_for_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first workers, and when those that there were have gone; not while they train."""
-    monkeypatch.setattr(progress, "PATIENT_SECONDS", 0.0)
-    monkeypatch.setattr(progress, "LOG_SECONDS", 0.0)
+    monkeypatch.setattr(display, "PATIENT_SECONDS", 0.0)
+    monkeypatch.setattr(display, "LOG_SECONDS", 0.0)
     enough, more = (Cluster(workers=workers, resources_per_worker={"CPU": 2}) for workers in (CPUS // 2, CPUS))
     assert missing_resources(enough) == ""
     missing = f"needed for {CPUS} workers: {2 * CPUS} CPU (there are {CPUS})"
     assert missing_resources(more) == missing
     assert missing_resources(Cluster(workers=(1, CPUS), resources_per_worker={"CPU": 2})) == ""
 
-    board = progress.Board.remote()  # type: ignore[attr-defined]
+    board = display.Board.remote()  # type: ignore[attr-defined]
     shown = io.StringIO()
     with Display(board, "a", lambda: missing_resources(more), shown):
         until(lambda: f"a: starting workers: {missing}\n" in shown.getvalue())

@@ -13,8 +13,8 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data.errors import DataError
 from data.reads import Unreadable
-from orchestrator.failures import FailurePolicy, own_fault, root_cause
-from orchestrator.notices import Leave
+from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
+from orchestrator.cluster.notices import Leave
 
 GLOO = RuntimeError(
     "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:53902: Connection "

@@ -2,7 +2,8 @@
 
 Rank 0 tells a small Ray actor where training stands, without waiting for it; the driver reads the actor and draws. The
 actor outlives restarts of the workers, so the bar does too. Whoever decides about the workers asks it, too: whether
-they live (`watchdog.py`), whether they got on (`failures.py`), whether they should save and leave (`elastic.py`).
+they live (`cluster/watchdog.py`), whether they got on (`cluster/failures.py`), whether they should save and leave
+(`cluster/elastic.py`).
 """
 
 import math
