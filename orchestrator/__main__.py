@@ -102,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
             return 1
     else:
         print(f"{job.name} is complete; its folder is {run_url(job)}")
-        from orchestrator.redelivery import deliver, is_owed
+        from orchestrator.tracking.catch_up import deliver, is_owed
 
         if is_owed(summary):
             done = deliver(job, run_id, inputs, summary)

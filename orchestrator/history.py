@@ -26,9 +26,9 @@ from orchestrator.quarantine import Quarantine
 from orchestrator.run.folder import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
-from orchestrator.run_description import describe_run
 from orchestrator.spikes import Spikes
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.description import describe_run
+from orchestrator.tracking.tracker import Tracker
 from orchestrator.wording import count
 
 COUNTS = ("images", "bad_samples")  # metrics of a held-out set that are not worth a word each time

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.run_description import TrackedDataset, resolve_uri
-from orchestrator.tracking import Tracker
-from tests.orchestrator.stores import PATIENCE, description, history, only_run, sqlite, until
+from orchestrator.tracking.description import TrackedDataset, resolve_uri
+from orchestrator.tracking.tracker import Tracker
+from tests.orchestrator.tracking.stores import PATIENCE, description, history, only_run, sqlite, until
 
 
 @pytest.fixture(autouse=True)

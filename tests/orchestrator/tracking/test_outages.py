@@ -14,8 +14,18 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
-from orchestrator.tracking import Tracker
-from tests.orchestrator.stores import PATIENCE, Proxy, Server, description, free_port, history, only_run, sqlite, until
+from orchestrator.tracking.tracker import Tracker
+from tests.orchestrator.tracking.stores import (
+    PATIENCE,
+    Proxy,
+    Server,
+    description,
+    free_port,
+    history,
+    only_run,
+    sqlite,
+    until,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -154,8 +164,8 @@ def test_a_training_process_killed_while_the_server_is_away(tmp_path: Path) -> N
     """kill -9 loses no point that was logged a moment before; the process that resumes the run delivers them."""
     program = (
         "import sys, time\n"
-        "from orchestrator.run_description import RunDescription\n"
-        "from orchestrator.tracking import Tracker\n"
+        "from orchestrator.tracking.description import RunDescription\n"
+        "from orchestrator.tracking.tracker import Tracker\n"
         "uri, spool = sys.argv[1:]\n"
         "tracker = Tracker(RunDescription(uri, 'vit', 'digits', '/runs/digits', {}, ''), spool_dir=spool)\n"
         "[tracker.log(step, {'loss': step + 0.5}) for step in range(200)]\n"

@@ -4,11 +4,11 @@
                             ^
     system sampler ─────────┘
 
-`log` costs microseconds whatever the store does. One thread speaks to MLflow (`mlflow_run.py`), and imports it, since
-that takes seconds. While the store is away that thread tries again, ever less often, and points wait in the queue,
-whose file also survives the process: the next tracker of the same run delivers them first. Where the file lies on one
-node only, what waits is copied to the run's folder at each checkpoint (`spool_copies.py`): what a lost node had not
-copied is trained again from there. Points arrive in order, and once each.
+`log` costs microseconds whatever the store does. One thread speaks to MLflow (`tracking/mlflow_run.py`), and imports
+it, since that takes seconds. While the store is away that thread tries again, ever less often, and points wait in the
+queue, whose file also survives the process: the next tracker of the same run delivers them first. Where the file lies
+on one node only, what waits is copied to the run's folder at each checkpoint (`tracking/spool_copies.py`): what a lost
+node had not copied is trained again from there. Points arrive in order, and once each.
 
 Files take the same way: the queue holds their folder's name, and the files are read from the run's folder when MLflow
 is there to take them.
@@ -31,9 +31,9 @@ from typing import Literal, NamedTuple, Self
 
 from data import storage
 from orchestrator.redact import redact_text
-from orchestrator.run_description import RunDescription, as_told
-from orchestrator.spool import Record, SpooledQueue
-from orchestrator.spool_copies import SpoolCopies
+from orchestrator.tracking.description import RunDescription, as_told
+from orchestrator.tracking.spool import Record, SpooledQueue
+from orchestrator.tracking.spool_copies import SpoolCopies
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 
@@ -225,7 +225,7 @@ class Tracker:
         while True:
             try:
                 if run is None:
-                    from orchestrator.mlflow_run import MlflowRun  # imports mlflow, which takes seconds
+                    from orchestrator.tracking.mlflow_run import MlflowRun  # imports mlflow, which takes seconds
 
                     run = MlflowRun(self._description)
                 run.connect()
@@ -269,7 +269,7 @@ class Tracker:
         Their step is the time since the run began in units of the interval, which rises across restarts by itself.
         """
         try:
-            from orchestrator.system_metrics import SystemCollector
+            from orchestrator.tracking.system_metrics import SystemCollector
 
             collector = SystemCollector()
             while not self._closing.wait(seconds):

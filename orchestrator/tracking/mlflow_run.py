@@ -21,8 +21,8 @@ from mlflow.exceptions import MlflowException
 from data import storage
 from orchestrator.redact import redact_text
 from orchestrator.run.provenance import provenance, requirements_text
-from orchestrator.run_description import RunDescription, TrackedDataset
-from orchestrator.tracking import Point, Status
+from orchestrator.tracking.description import RunDescription, TrackedDataset
+from orchestrator.tracking.tracker import Point, Status
 
 RUN_KEY_TAG = "vit.run_key"
 ATTEMPT_TAG = "vit.attempt"

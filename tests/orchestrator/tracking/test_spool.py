@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.spool import SpooledQueue
+from orchestrator.tracking.spool import SpooledQueue
 
 
 def records(count: int, first: int = 0) -> list[dict[str, int]]:
@@ -74,7 +74,7 @@ def test_a_killed_producer_loses_nothing(tmp_path: Path) -> None:
     """A real process puts 500 records that nobody takes, and is killed."""
     path = tmp_path / "q.jsonl"
     program = (
-        "import sys, time; from pathlib import Path; from orchestrator.spool import SpooledQueue\n"
+        "import sys, time; from pathlib import Path; from orchestrator.tracking.spool import SpooledQueue\n"
         "queue = SpooledQueue(Path(sys.argv[1]))\n"
         "[queue.put({'n': n}) for n in range(500)]\n"
         "while len(queue.peek(1000)) < 500: time.sleep(0.01)\n"
@@ -119,7 +119,7 @@ def test_without_a_disk_the_queue_goes_on_in_memory(tmp_path: Path, caplog: pyte
 def test_a_full_disk_is_given_up_in_mid_run(tmp_path: Path) -> None:
     """A real process that may write files of 1,000 bytes only."""
     program = (
-        "import resource, signal, sys; from pathlib import Path; from orchestrator.spool import SpooledQueue\n"
+        "import resource, signal, sys; from pathlib import Path; from orchestrator.tracking.spool import SpooledQueue\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
         "queue = SpooledQueue(Path(sys.argv[1])); [queue.put({'n': n}) for n in range(500)]; queue.finish()\n"

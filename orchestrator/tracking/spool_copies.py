@@ -9,7 +9,7 @@ tracker of the run, on whatever node, takes the copies over and removes them onc
 import secrets
 
 from data import storage
-from orchestrator.spool import Record, SpooledQueue, format_records, parse_records
+from orchestrator.tracking.spool import Record, SpooledQueue, format_records, parse_records
 
 
 class SpoolCopies:

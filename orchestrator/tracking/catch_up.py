@@ -5,8 +5,8 @@ from typing import Any
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.run.folder import run_url, write_summary
 from orchestrator.run.inputs import Inputs
-from orchestrator.run_description import describe_run
-from orchestrator.tracking import Tracker
+from orchestrator.tracking.description import describe_run
+from orchestrator.tracking.tracker import Tracker
 
 REACH_SECONDS = 30.0
 """How long a tracking server is waited for."""

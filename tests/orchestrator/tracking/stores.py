@@ -15,7 +15,7 @@ from typing import Any
 from mlflow import MlflowClient
 from mlflow.entities import Run
 
-from orchestrator.run_description import RunDescription
+from orchestrator.tracking.description import RunDescription
 
 PATIENCE = 120.0  # seconds that a loaded machine may need; nothing waits this long on a healthy one
 

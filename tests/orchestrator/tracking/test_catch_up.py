@@ -11,18 +11,27 @@ import pytest
 from mlflow import MlflowClient
 
 from data import open_index, storage
-from orchestrator import redelivery, tracking
 from orchestrator.__main__ import main
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.run.folder import absolute, claim, run_url, write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
-from orchestrator.run_description import describe_run
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import catch_up, tracker
+from orchestrator.tracking.description import describe_run
+from orchestrator.tracking.tracker import Tracker
 from tests.emulators import reached_by, s3_server
 from tests.orchestrator.conftest import ROOT
-from tests.orchestrator.stores import PATIENCE, Server, description, free_port, history, only_run, sqlite, until
+from tests.orchestrator.tracking.stores import (
+    PATIENCE,
+    Server,
+    description,
+    free_port,
+    history,
+    only_run,
+    sqlite,
+    until,
+)
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"
 STEPS = 6000
@@ -53,7 +62,9 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     command = ["run", str(DIGITS), *(word for override in overrides for word in ("--set", override))]
 
     first, second = range(STEPS // 2), range(STEPS // 2 - 100, STEPS)
-    program = "import sys; from tests.orchestrator.test_redelivery import rank_0; rank_0(sys.argv[1:], %r, end=False)"
+    program = (
+        "import sys; from tests.orchestrator.tracking.test_catch_up import rank_0; rank_0(sys.argv[1:], %r, end=False)"
+    )
     with subprocess.Popen(
         [sys.executable, "-c", program % first, *overrides], cwd=ROOT, stdout=subprocess.PIPE
     ) as child:
@@ -62,14 +73,14 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
         child.send_signal(signal.SIGKILL)
     rank_0(overrides, second, end=True)
     summary = tmp_path / "away" / "summary.json"
-    monkeypatch.setattr(redelivery, "REACH_SECONDS", 0.2)
+    monkeypatch.setattr(catch_up, "REACH_SECONDS", 0.2)
     assert main(command) == 0
     assert "the same command tries again" in capsys.readouterr().out
     assert json.loads(summary.read_text())["mlflow_run_id"] is None
 
     server.start()
     client = MlflowClient(server.uri)
-    monkeypatch.setattr(redelivery, "REACH_SECONDS", PATIENCE)
+    monkeypatch.setattr(catch_up, "REACH_SECONDS", PATIENCE)
     with subprocess.Popen([sys.executable, "-m", "orchestrator", *command], cwd=ROOT) as killed:
         until(lambda: client.get_experiment_by_name("vit") and steps_there(client))
         killed.send_signal(signal.SIGKILL)
@@ -137,7 +148,7 @@ def steps_there(client: MlflowClient) -> int:
 
 def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in a bucket: the first node is lost behind its checkpoint at step 50, the second ends without MLflow."""
-    monkeypatch.setattr(tracking, "SOON", 0.1)
+    monkeypatch.setattr(tracker, "SOON", 0.1)
     nowhere = f"http://127.0.0.1:{free_port()}"
 
     def node(name: str, uri: str, steps: range) -> Tracker:
