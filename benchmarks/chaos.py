@@ -114,7 +114,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """Print the table; returns the fields of the JSON line."""
     from data import SampleOrder, open_index
-    from orchestrator.ledger import trained_samples
+    from orchestrator.history.ledger import trained_samples
 
     curve, losses = report.read_curve(world.tracker.database, "chaos")
     quiet_curve, quiet_losses = report.read_curve(world.tracker.database, "quiet")

@@ -36,13 +36,13 @@ from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import PRECISIONS, Engine, Objective
 from orchestrator.evaluate import evaluate
 from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
-from orchestrator.history import EVALUATED, History
+from orchestrator.history.history import EVALUATED, History
+from orchestrator.history.ledger import Ledger
+from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.sections import Augment as TrainAugment
 from orchestrator.job.sections import Duration, HeldOutAugment
 from orchestrator.job.sections import Objective as ObjectiveSection
-from orchestrator.ledger import Ledger
-from orchestrator.quarantine import TooManyBadSamples
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals

@@ -11,7 +11,7 @@ Events are read once the device has passed them, without waiting, and used again
 ahead, so there are a few for each phase of a step, however long the run. A wait that the device did not notice, since
 it still had work, takes no time between its two events: what counts is the time for which the device stood idle.
 
-Phases carry their names in a profiler's trace (`profiling.py`).
+Phases carry their names in a profiler's trace (`profile/profiler.py`).
 """
 
 import time

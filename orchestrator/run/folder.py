@@ -3,8 +3,8 @@
     run.json        the run's identity and the digest of its training set
     job.yaml        the resolved job as it was last started, without credentials
     step-*/         checkpoints (`checkpoint/restore.py`)
-    samples/        sample ids by step, if the job asks for them (`ledger.py`)
-    profile/        traced steps, if the job asks for them (`profiling.py`)
+    samples/        sample ids by step, if the job asks for them (`history/ledger.py`)
+    profile/        traced steps, if the job asks for them (`profile/profiler.py`)
     summary.json    the result, once the run is complete
 
 Ray Train keeps its own state of the run beside these, in files that nothing of ours reads.

@@ -11,7 +11,7 @@ import pytest
 from benchmarks import chaos_report as report
 from benchmarks.chaos_kills import KINDS, RESIZE, SIZES, START_SIZE, Event, schedule
 from benchmarks.chaos_world import Attempt, Job
-from orchestrator.ledger import trained_samples
+from orchestrator.history.ledger import trained_samples
 
 
 class TwoEpochs:
@@ -25,7 +25,7 @@ class TwoEpochs:
 
 
 def write(folder: Path, attempt: int, rank: int, steps: dict[int, list[int]]) -> None:
-    """A file of a ledger, as `orchestrator/ledger.py` describes it."""
+    """A file of a ledger, as `orchestrator/history/ledger.py` describes it."""
     (folder / "samples").mkdir(exist_ok=True)
     path = folder / "samples" / f"{min(steps):09d}-{max(steps) + 1:09d}-rank-{rank:05d}-{attempt}.json"
     path.write_text(json.dumps({"attempt": attempt, "steps": steps}))

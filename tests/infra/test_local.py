@@ -21,7 +21,7 @@ import pytest
 from data import SampleOrder, open_index
 from infra.local import ClusterError, LocalCluster
 from infra.local.__main__ import main
-from orchestrator.ledger import trained_samples
+from orchestrator.history.ledger import trained_samples
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 300

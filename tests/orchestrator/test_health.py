@@ -21,7 +21,7 @@ from orchestrator.checkpoint.restore import restore
 from orchestrator.diagnosis import Diagnosis, diagnose
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
-from orchestrator.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
+from orchestrator.history.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
 

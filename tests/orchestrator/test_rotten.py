@@ -14,8 +14,8 @@ from sklearn.datasets import load_digits
 
 from data.errors import Cause
 from data.scan import index_shards
-from orchestrator.ledger import trained_samples
-from orchestrator.quarantine import metric, read_quarantine
+from orchestrator.history.ledger import trained_samples
+from orchestrator.history.quarantine import metric, read_quarantine
 from tests.orchestrator.conftest import RayHead
 from tests.orchestrator.test_run import command, history
 

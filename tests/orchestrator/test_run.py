@@ -20,7 +20,7 @@ from mlflow.tracking import MlflowClient
 
 from data import SampleOrder, open_index, storage
 from orchestrator.checkpoint.manifest import MANIFEST
-from orchestrator.ledger import trained_samples
+from orchestrator.history.ledger import trained_samples
 from tests.emulators import FaultyProxy, gcs_server, reached_by
 from tests.orchestrator.checkpoint.test_restore import weights
 from tests.orchestrator.conftest import ROOT, RayHead

@@ -13,7 +13,7 @@ import torch
 from orchestrator.checkpoint import snapshot
 from orchestrator.checkpoint.manifest import CheckpointError, complete_checkpoints
 from orchestrator.checkpoint.saver import Saver
-from orchestrator.ledger import Ledger, trained_samples
+from orchestrator.history.ledger import Ledger, trained_samples
 from tests.emulators import FaultyProxy, Server, gcs_server, reached_by
 from tests.orchestrator.checkpoint.saving import be_impatient, restored_step, set_state, stand_in
 from tests.orchestrator.ranks import run_ranks

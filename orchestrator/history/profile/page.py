@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from orchestrator.engine.phases import BACKWARD, CHECKPOINT_STALL, DATA_WAIT, FORWARD, OPTIMIZER, OTHER, STEP
-from orchestrator.profile_trace import Findings, Window, examine
+from orchestrator.history.profile.trace import Findings, Window, examine
 from orchestrator.wording import count
 
 LARGEST = 15  # kernels or operations on the page

@@ -21,8 +21,8 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from data import storage
 from orchestrator.engine.step import Engine
-from orchestrator.profile_summary import summarise
-from orchestrator.profile_trace import STEP_LABEL, Window
+from orchestrator.history.profile.page import summarise
+from orchestrator.history.profile.trace import STEP_LABEL, Window
 
 TRACE, SUMMARY = "trace.json.gz", "summary.md"
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from orchestrator.engine.phases import Phases
-from orchestrator.profiling import Profiler
+from orchestrator.history.profile.profiler import Profiler
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 

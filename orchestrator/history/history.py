@@ -20,13 +20,13 @@ from orchestrator.cluster.display import Progress
 from orchestrator.engine.devices import device_peak
 from orchestrator.engine.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
 from orchestrator.engine.step import Engine, StepResult, all_reduce_sums
+from orchestrator.history.profile.profiler import Profiler
+from orchestrator.history.quarantine import Quarantine
+from orchestrator.history.spikes import Spikes
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.profiling import Profiler
-from orchestrator.quarantine import Quarantine
 from orchestrator.run.folder import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
-from orchestrator.spikes import Spikes
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.wording import count

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
-from orchestrator.profile_summary import advise, summarise
-from orchestrator.profile_trace import (
+from orchestrator.history.profile.page import advise, summarise
+from orchestrator.history.profile.trace import (
     DEVICE_WORK,
     STEP_LABEL,
     Event,

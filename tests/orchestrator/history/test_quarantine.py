@@ -8,7 +8,7 @@ import torch.distributed as dist
 
 from data.errors import Cause
 from data.loader import Bad
-from orchestrator.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
+from orchestrator.history.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
 from tests.orchestrator.ranks import run_ranks
 
 
