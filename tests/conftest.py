@@ -3,8 +3,12 @@
 import os
 import secrets
 import signal
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+
+from tests.cluster import RayHead, start_head
 
 # Ray reads its authentication once, when it is first imported, and test modules import it.
 os.environ["RAY_AUTH_MODE"] = "token"
@@ -18,3 +22,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whole runs first, so that processes that share the suite end together."""
     clusters = {"ray_head", "local_cluster"}
     items.sort(key=lambda item: clusters.isdisjoint(getattr(item, "fixturenames", ())))
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed digits: folders train/ and test/. Not to be written to."""
+    from data.sources.digits import pack_digits
+
+    folder = tmp_path_factory.mktemp("digits")
+    pack_digits(str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
+    """A head node of this test session's own, with a job server; it ends with the session."""
+    with start_head(tmp_path_factory.mktemp("home")) as head:
+        yield head

@@ -31,8 +31,8 @@ from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Cluster
 from orchestrator.run.folder import forget_rays_snapshot, run_url
+from orchestrator.training.loop import train
 from orchestrator.wording import count
-from orchestrator.worker import train
 
 STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
     *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),

@@ -14,14 +14,6 @@ from data.sources.digits import pack_digits
 
 
 @pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the packed digits in train/ and test/. Not to be written to."""
-    folder = tmp_path_factory.mktemp("digits")
-    pack_digits(str(folder))
-    return folder
-
-
-@pytest.fixture(scope="session")
 def train_index(digits: Path) -> Index:
     return open_index(str(digits / "train"))
 

@@ -8,4 +8,4 @@ import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
 import torch._inductor.compile_fx  # noqa: F401
 
 import data.loader  # noqa: F401
-import orchestrator.worker  # noqa: F401
+import orchestrator.training.loop  # noqa: F401

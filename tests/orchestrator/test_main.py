@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError
-from tests.orchestrator.conftest import ROOT
+from tests.cluster import ROOT
 
 DIGITS = "jobs/pretrain_digits.yaml"
 

@@ -18,7 +18,7 @@ from orchestrator.cluster.elastic import AskFirst, Fixed
 from orchestrator.cluster.launch import claim_board, missing_resources
 from orchestrator.job.load import JobError, load_job
 from orchestrator.job.sections import Cluster
-from tests.orchestrator.conftest import ROOT, RayHead
+from tests.cluster import ROOT, RayHead
 from tests.orchestrator.tracking.stores import until
 
 CPUS = 8  # of the cluster

@@ -17,9 +17,9 @@ def train():
     elif "worker" in sys.argv:
         from types import SimpleNamespace
         import ray.train.torch
-        from orchestrator import worker
+        from orchestrator.training import loop
         ray.train.torch.get_device = lambda: torch.device("cpu")  # asks Ray's own session, which is not there
-        worker._device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
+        loop._device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
     else:
         torch.set_num_threads(2)
     normal = torch.full((2**22,), 1e-30)  # so many that both threads have a share

@@ -20,8 +20,8 @@ from orchestrator.run.training_set import open_training_set
 from orchestrator.tracking import catch_up, tracker
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
+from tests.cluster import ROOT
 from tests.emulators import reached_by, s3_server
-from tests.orchestrator.conftest import ROOT
 from tests.orchestrator.tracking.stores import (
     PATIENCE,
     Server,

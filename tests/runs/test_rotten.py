@@ -16,8 +16,8 @@ from data.errors import Cause
 from data.scan import index_shards
 from orchestrator.history.ledger import trained_samples
 from orchestrator.history.quarantine import metric, read_quarantine
-from tests.orchestrator.conftest import RayHead
-from tests.orchestrator.test_run import command, history
+from tests.cluster import RayHead
+from tests.runs.test_run import command, history
 
 SHARD, SHARDS, BATCH, EPOCHS = 100, 10, 64, 2
 GONE = 5  # samples of a last, small shard that disappears after indexing

@@ -18,10 +18,10 @@ from torch import Tensor
 from data.loader import Batch
 from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
-from orchestrator.diagnosis import Diagnosis, diagnose
 from orchestrator.engine.step import Engine, StepResult
-from orchestrator.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
 from orchestrator.history.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
+from orchestrator.training.diagnosis import Diagnosis, diagnose
+from orchestrator.training.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
 

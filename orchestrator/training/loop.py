@@ -34,8 +34,6 @@ from orchestrator.engine.memory.measured import activation_peaks
 from orchestrator.engine.memory.needed import free_memory, held_memory
 from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import PRECISIONS, Engine, Objective
-from orchestrator.evaluate import evaluate
-from orchestrator.health import IN_A_ROW, Diverged, GoBack, Health
 from orchestrator.history.history import EVALUATED, History
 from orchestrator.history.ledger import Ledger
 from orchestrator.history.quarantine import TooManyBadSamples
@@ -47,6 +45,8 @@ from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
+from orchestrator.training.evaluators.accuracy import evaluate
+from orchestrator.training.health import IN_A_ROW, Diverged, GoBack, Health
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
 

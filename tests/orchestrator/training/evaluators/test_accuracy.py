@@ -13,7 +13,7 @@ import webdataset
 
 from data import Augment, Loader, SampleOrder, open_index
 from data.scan import index_shards
-from orchestrator.evaluate import evaluate
+from orchestrator.training.evaluators.accuracy import evaluate
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 

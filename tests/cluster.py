@@ -1,4 +1,4 @@
-"""Shared by the orchestrator's tests: the digits as shards, and one Ray cluster for all tests that need one."""
+"""A Ray head node that a whole test session shares."""
 
 import os
 import socket
@@ -6,24 +6,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
-from data.sources.digits import pack_digits
 from tests.emulators import GCS_ENVIRONMENT, S3_ENVIRONMENT
 
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="session")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The packed digits: folders train/ and test/."""
-    folder = tmp_path_factory.mktemp("digits")
-    pack_digits(str(folder))
-    return folder
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True)
@@ -49,10 +38,9 @@ class RayHead:
         return output
 
 
-@pytest.fixture(scope="session")
-def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RayHead]:
-    """A head node of this test session's own, with a job server; it ends with the session."""
-    home = tmp_path_factory.mktemp("home")
+@contextmanager
+def start_head(home: Path) -> Iterator[RayHead]:
+    """Start a head node with a job server and end it. The process and what it starts get `home` as their HOME."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     os.environ.update(HOME=str(home), PATH=path)
     os.environ.update({**S3_ENVIRONMENT, **GCS_ENVIRONMENT})  # a cluster's nodes have their rights to buckets

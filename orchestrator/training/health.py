@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from data.loader import Batch
-from orchestrator.diagnosis import diagnose
 from orchestrator.engine.step import Engine, StepResult
+from orchestrator.training.diagnosis import diagnose
 from orchestrator.wording import count
 
 SKIPPED = "train/skipped_steps"  # of the metrics
