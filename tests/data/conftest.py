@@ -10,7 +10,6 @@ from sklearn.datasets import load_sample_images
 
 from data.index import Index, Shard, open_index
 from data.order import Order
-from data.sources.digits import pack_digits
 
 
 @pytest.fixture(scope="session")
