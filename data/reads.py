@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import patience, storage, tar
+from data import storage, tar
 from data.cache import ChecksumError
 from data.errors import Cause, DataError
 from data.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from data.index import Index
+from data.storage import patience
 
 READ_BYTES = 16 << 20  # longer needs are split, so that several threads share them and little waits unparsed
 GAP_BYTES = 1 << 20  # an unused stretch shorter than this is read through: cheaper than another request

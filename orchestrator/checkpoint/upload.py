@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from data import patience, storage
+from data import storage
+from data.storage import patience
 from orchestrator.checkpoint.manifest import MANIFEST, CheckpointError, File, Manifest, Part
 
 OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails

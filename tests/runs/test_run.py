@@ -269,7 +269,7 @@ def test_numbers_that_stay_wrong_stop_it(ray_head: RayHead, folder: Path, quiet:
 
 def test_images_from_a_store_in_bad_weather(quiet: Path, ray_head: RayHead, folder: Path) -> None:
     """A tenth of the requests fail, some stall, some are cut short: the weights are those of the run from disk."""
-    with gcs_server() as server:  # others: tests/data/test_stores.py
+    with gcs_server() as server:  # others: tests/data/storage/test_stores.py
         with reached_by(server) as bucket:
             for path in sorted((folder / "digits").glob("*/*")):
                 storage.write_atomic(f"{bucket}/digits/{path.parent.name}/{path.name}", path.read_bytes())

@@ -74,7 +74,7 @@ def restored_step(run: str) -> int | None:
 def be_impatient(server: Server | None = None) -> None:
     """In a process of a test's own: small files and short waits; gs:// and s3:// lead to `server`."""
     import orchestrator.checkpoint.snapshot
-    from data import patience
+    from data.storage import patience
 
     orchestrator.checkpoint.snapshot.FILE_BYTES = 4000
     patience.REQUEST_SECONDS, patience.PATIENCE, patience.ATTEMPTS = 2.0, 1.0, 3

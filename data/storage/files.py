@@ -3,7 +3,7 @@
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
 
-Every request is made patiently (`patience.py`).
+Every request is made patiently (`storage/patience.py`).
 
 Variables that lead to an emulator, or to a store that speaks the same language: `STORAGE_EMULATOR_HOST` for gs://,
 `AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` spares gcsfs its search for credentials.
@@ -25,9 +25,9 @@ os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data import web
 from data.errors import DataError
-from data.patience import ShortRead, limit, limited, may_pass, patiently
+from data.storage import web
+from data.storage.patience import ShortRead, limit, limited, may_pass, patiently
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer

@@ -10,7 +10,7 @@ import pytest
 from data import storage
 from data.errors import DataError
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.mark.parametrize(("variable", "url"), [("STORAGE_EMULATOR_HOST", "gs://b/x"), ("AWS_ENDPOINT_URL", "s3://b/x")])
@@ -40,9 +40,9 @@ def test_other_urls_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_s3_without_its_package_says_what_to_install() -> None:
     program = (
         "import sys; sys.modules['s3fs'] = None\n"
-        "from data import storage\n"
+        "from data import DataError, storage\n"
         "try: storage.read('s3://bucket/x')\n"
-        "except storage.DataError as error: print(error)"
+        "except DataError as error: print(error)"
     )
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout == "s3://bucket/x: s3fs is not installed; run `pip install -r requirements-s3.txt`\n"

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from data import patience
 from data.errors import DataError
+from data.storage import patience
 
 
 class Answers:

@@ -14,15 +14,16 @@ from pathlib import Path
 import pytest
 from fsspec.asyn import get_loop
 
-from data import patience, reader, storage
+from data import reader, storage
 from data.index import Index, open_index
 from data.order import MASKED, SampleOrder
 from data.reader import Reader, Statistics, schedule
 from data.reads import Sample, Unreadable
+from data.storage import patience
 from tests.emulators import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
 from tests.tars import Fields, write_set
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 COUNTS = [150, 0, 200, 64, 90]
 KINDS = ["gs", "s3", "http"]
 ORDER = {"batch_size": 16, "lanes": 4, "block": 64}

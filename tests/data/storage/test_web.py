@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from data import patience, storage
+from data import storage
+from data.storage import patience
 from tests.emulators import FaultyProxy, file_server
 
 CONTENT = random.Random(0).randbytes(3_000_000)
