@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from data.augment import Augment
-from data.index import Index, open_index
 from data.order import SampleOrder
+from data.shards.index import Index, open_index
 from data.splitmix import Draws, Purpose, key
 
 if TYPE_CHECKING:  # needs torch

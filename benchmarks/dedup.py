@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import dedup
 from data.decode import decode
-from data.index import Index, Shard, write_index
 from data.parallel import usable_cpus
-from data.shards import ShardWriter
+from data.shards.index import Index, Shard, write_index
+from data.shards.writer import ShardWriter
 from data.sources.shapes import shape_image
 
 SAMPLES_PER_SHARD = 128

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from data.augment import Augment
 from data.errors import DataError
-from data.index import Index, Shard, open_index
 from data.mixture import Mixture
 from data.order import Order, SampleOrder
+from data.shards.index import Index, Shard, open_index
 
 if TYPE_CHECKING:
     from data.loader import Batch, Loader

@@ -1,8 +1,8 @@
 """How much memory one worker's images need, encoded and decoded."""
 
-from data.index import Index
 from data.order import Order
 from data.reader import window_bytes
+from data.shards.index import Index
 
 
 def decoded_bytes(slots: int, image_size: int, prefetch: int) -> int:

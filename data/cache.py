@@ -30,7 +30,7 @@ from pathlib import Path
 
 from data import storage
 from data.errors import DataError
-from data.index import Shard
+from data.shards.index import Shard
 
 STREAMS = 4  # requests of one download under way at a time
 PIECE_BYTES = 4 << 20

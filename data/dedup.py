@@ -20,13 +20,14 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from data import phash, storage, tar
+from data import phash, storage
 from data.errors import BadSample, DataError
 from data.exclude import Excluded
-from data.fields import image_bytes
-from data.index import Index
 from data.likeness import SIDE, likeness, thumbnail
 from data.parallel import spread
+from data.shards import tar
+from data.shards.fields import image_bytes
+from data.shards.index import Index
 
 DISTANCE = 10
 LIKENESS = 0.6

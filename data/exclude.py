@@ -13,7 +13,7 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
-from data.index import Index
+from data.shards.index import Index
 
 FORMAT = "vit-at-scale/exclusions"
 VERSION = 1

@@ -17,15 +17,15 @@ import cv2
 import numpy as np
 import torch
 
-from data import fields
 from data.augment import Augment
 from data.budget import decoded_bytes
 from data.cache import Cache
 from data.errors import BadSample, Cause
-from data.index import Index
 from data.order import MASKED, Order
 from data.parallel import usable_cpus
 from data.reader import Lost, Reader, Sample, Statistics
+from data.shards import fields
+from data.shards.index import Index
 
 TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
 

@@ -38,7 +38,7 @@ import numpy as np
 
 from data import selection
 from data.errors import DataError
-from data.index import Index
+from data.shards.index import Index
 from data.splitmix import Draws, Purpose, key, permutation
 
 MAX_DEFAULT_LANES = 64

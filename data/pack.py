@@ -16,14 +16,15 @@ from typing import Any
 
 import numpy as np
 
-from data import packing, storage, tar
+from data import packing, storage
 from data.errors import BadSample, Cause, DataError
-from data.fields import IMAGE_EXTENSIONS, labels
-from data.index import INDEX_NAME, Index, Shard, write_index
 from data.packing import Entry
 from data.progress import Progress
 from data.ray_session import Runner, in_process
-from data.shards import Contents, ShardWriter, contents_index
+from data.shards import tar
+from data.shards.fields import IMAGE_EXTENSIONS, labels
+from data.shards.index import INDEX_NAME, Index, Shard, write_index
+from data.shards.writer import Contents, ShardWriter, contents_index
 from data.source import Item, Reading, Skipped, Source
 from data.splitmix import key, permutation
 from data.transcode import Transcode

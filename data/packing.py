@@ -14,8 +14,8 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
-from data.index import INDEX_NAME, Index, Shard, open_index
-from data.shards import Contents
+from data.shards.index import INDEX_NAME, Index, Shard, open_index
+from data.shards.writer import Contents
 from data.source import Skipped, ahead
 
 FOLDER = "packing"

@@ -30,9 +30,9 @@ import numpy as np
 from data import storage
 from data.cache import DOWNLOAD_BYTES, Cache, ChecksumError
 from data.errors import Cause, DataError
-from data.index import Index
 from data.order import MASKED, Order, SampleOrder
 from data.reads import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
+from data.shards.index import Index
 
 FETCH_THREADS = 4
 AHEAD_BYTES = 256 << 20  # beyond the order's window, where nobody says how much memory there is

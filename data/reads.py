@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from data import storage, tar
+from data import storage
 from data.cache import ChecksumError
 from data.errors import Cause, DataError
-from data.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
-from data.index import Index
+from data.shards import tar
+from data.shards.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
+from data.shards.index import Index
 from data.storage import patience
 
 READ_BYTES = 16 << 20  # longer needs are split, so that several threads share them and little waits unparsed

@@ -7,10 +7,10 @@ from braceexpand import braceexpand
 
 from data import storage
 from data.errors import DataError
-from data.fields import IMAGE_EXTENSIONS
-from data.index import INDEX_NAME, Index, Shard, write_index
 from data.ray_session import session
-from data.shards import Contents, contents_index, scan_shard
+from data.shards.fields import IMAGE_EXTENSIONS
+from data.shards.index import INDEX_NAME, Index, Shard, write_index
+from data.shards.writer import Contents, contents_index, scan_shard
 
 
 def index_shards(

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data.errors import DataError
-from data.index import Index
+from data.shards.index import Index
 from data.splitmix import Purpose, key, stream
 
 

@@ -8,11 +8,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data import storage, tar
+from data import storage
 from data.decode import decode, read_header, reduction
 from data.errors import BadSample, Cause, DataError
-from data.fields import image_bytes, labels
-from data.index import Index
+from data.shards import tar
+from data.shards.fields import image_bytes, labels
+from data.shards.index import Index
 
 TILE = 160  # pixels a side
 CAPTION = 22

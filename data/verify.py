@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
 
-from data import storage, tar
+from data import storage
 from data.decode import decode
 from data.errors import BadSample, Cause, DataError
-from data.fields import image_bytes, labels
-from data.index import Index, Shard
 from data.parallel import spread
-from data.shards import Hashed
+from data.shards import tar
+from data.shards.fields import image_bytes, labels
+from data.shards.index import Index, Shard
+from data.shards.writer import Hashed
 
 SCAN_BYTES = 8 << 20
 NAMED_SAMPLES = 10  # of each kind of fault in a shard; the rest are counted

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data import storage
-from data.index import Index, Shard, open_index, write_index
+from data.shards.index import Index, Shard, open_index, write_index
 
 STRIDE = 64
 

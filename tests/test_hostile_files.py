@@ -22,7 +22,7 @@ from data import Augment, DataError, Loader, SampleOrder, open_index
 from data.errors import Cause
 from data.exclude import open_exclusions
 from data.scan import index_shards
-from data.shards import scan_shard
+from data.shards.writer import scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError, load_job
 from orchestrator.run.folder import absolute, claim, read_summary, run_url

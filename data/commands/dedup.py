@@ -8,9 +8,9 @@ from data import dedup, storage
 from data.commands.parsing import Commands, Outcome
 from data.errors import DataError
 from data.exclude import Excluded, write_exclusions
-from data.index import Index, open_index
 from data.parallel import usable_cpus
 from data.progress import Progress
+from data.shards.index import Index, open_index
 from data.sheet import Tile, contact_sheet, find, write_picture
 
 EXAMPLES = 5

@@ -4,7 +4,7 @@ import argparse
 from typing import Any, NoReturn
 
 from data import storage
-from data.index import Index
+from data.shards.index import Index
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 Outcome = tuple[dict[str, Any], int]

@@ -10,7 +10,7 @@ import numpy as np
 
 from data import storage
 from data.commands.parsing import Commands, Outcome, facts
-from data.index import Index, open_index
+from data.shards.index import Index, open_index
 from data.sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
 
 COLUMNS, ROWS = 8, 6

@@ -7,9 +7,9 @@ from collections import Counter
 from tqdm import tqdm
 
 from data.commands.parsing import Commands, Outcome, facts, summary
-from data.index import open_index
 from data.parallel import usable_cpus
 from data.progress import Progress
+from data.shards.index import open_index
 from data.verify import Fault, faults_of_the_whole, verify
 
 HELP = """\

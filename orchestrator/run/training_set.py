@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from data.exclude import open_exclusions
-from data.index import Index, concatenate, open_index
 from data.mixture import Mixture, shares
 from data.order import Order, SampleOrder
 from data.selection import Selection, everything, joined, subset, without
+from data.shards.index import Index, concatenate, open_index
 from orchestrator.job.sections import Source, TrainSet
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data.index import Index
+from data.shards.index import Index
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.redact import redact_fields, redact_text
 from orchestrator.run.training_set import TrainingSet

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data.index import Index, Shard, open_index
 from data.order import Order
+from data.shards.index import Index, Shard, open_index
 
 
 @pytest.fixture(scope="session")

@@ -18,7 +18,7 @@ import pytest
 from data import cache as cache_module
 from data.cache import Cache, ChecksumError
 from data.errors import DataError
-from data.index import Shard
+from data.shards.index import Shard
 
 ROOT = Path(__file__).parents[2]
 LENGTH = 300_000

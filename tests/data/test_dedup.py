@@ -12,8 +12,8 @@ import pytest
 from data import SampleOrder, dedup, open_index
 from data.__main__ import main
 from data.exclude import open_exclusions
-from data.index import Index, write_index
-from data.shards import ShardWriter
+from data.shards.index import Index, write_index
+from data.shards.writer import ShardWriter
 
 TILE = 106
 

@@ -17,8 +17,8 @@ from sklearn.datasets import load_digits
 
 from data import Augment, DataError, Index, Loader, Mixture, SampleOrder, open_index
 from data.errors import Cause
-from data.index import concatenate
 from data.scan import index_shards
+from data.shards.index import concatenate
 from data.sources.digits import pack_digits
 
 PLAIN = Augment("resize")

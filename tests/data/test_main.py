@@ -12,7 +12,7 @@ import pytest
 
 from data import Index, Shard
 from data.__main__ import COMMANDS, main
-from data.index import write_index
+from data.shards.index import write_index
 
 
 def run(*words: str) -> subprocess.CompletedProcess[str]:

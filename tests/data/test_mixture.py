@@ -8,8 +8,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import DataError, Index, SampleOrder, Shard
-from data.index import concatenate
 from data.mixture import Mixture, shares
+from data.shards.index import concatenate
 
 source_strategy = st.tuples(
     st.lists(st.integers(0, 30), min_size=1, max_size=5).filter(lambda counts: sum(counts) > 0),  # shards

@@ -13,11 +13,11 @@ from fsspec.implementations.memory import MemoryFileSystem
 from data import reader, storage
 from data.cache import Cache
 from data.errors import Cause, DataError
-from data.index import Index, concatenate, open_index
 from data.mixture import Mixture
 from data.order import MASKED, Order, SampleOrder
 from data.reader import Reader, ReaderClosed, schedule, window_bytes
 from data.reads import Lost, Sample
+from data.shards.index import Index, concatenate, open_index
 from data.sources.digits import pack_digits
 from data.storage import patience
 from tests.tars import uniform_index, write_set

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from data import reads, storage
 from data.errors import Cause
-from data.index import Index, Shard
 from data.reads import Lost, Read, Sample, Unreadable, fetch, plan_reads
+from data.shards.index import Index, Shard
 from tests.tars import STRIDE, tar_of_random_samples, uniform_index, write_set
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from data import DataError, open_index
 from data.scan import find_shards, index_shards
-from data.shards import ShardWriter
+from data.shards.writer import ShardWriter
 
 
 def test_index_of_existing_shards_equals_the_packers(digits, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from data import open_index
 from data.__main__ import main
 from data.errors import DataError
-from data.index import Index, write_index
-from data.shards import ShardWriter
+from data.shards.index import Index, write_index
+from data.shards.writer import ShardWriter
 from data.sheet import ALARM, CAPTION, FRAME, GAP, PAPER, TILE, Tile, contact_sheet, find, spread_ids, write_picture
 
 

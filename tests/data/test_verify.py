@@ -14,8 +14,8 @@ import pytest
 
 from data import Index, Shard, open_index
 from data.__main__ import main
-from data.index import write_index
-from data.shards import ShardWriter
+from data.shards.index import write_index
+from data.shards.writer import ShardWriter
 
 SAMPLES = 70  # a shard: two of the index's offsets
 

@@ -15,10 +15,10 @@ import pytest
 from fsspec.asyn import get_loop
 
 from data import reader, storage
-from data.index import Index, open_index
 from data.order import MASKED, SampleOrder
 from data.reader import Reader, Statistics, schedule
 from data.reads import Sample, Unreadable
+from data.shards.index import Index, open_index
 from data.storage import patience
 from tests.emulators import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
 from tests.tars import Fields, write_set

@@ -11,7 +11,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from data import open_index
-from data.index import write_index
+from data.shards.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
 from orchestrator.job.kinds import Run

@@ -1,7 +1,7 @@
 import tarfile
 
 from data.scan import index_shards
-from data.shards import ShardWriter
+from data.shards.writer import ShardWriter
 
 
 def test_writer_with_long_names(tmp_path):

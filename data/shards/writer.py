@@ -10,10 +10,11 @@ from typing import IO, Self
 
 import numpy as np
 
-from data import storage, tar
+from data import storage
 from data.errors import BadSample, DataError
-from data.fields import IMAGE_EXTENSIONS, Labels, labels
-from data.index import STRIDE, Index, Shard
+from data.shards import tar
+from data.shards.fields import IMAGE_EXTENSIONS, Labels, labels
+from data.shards.index import STRIDE, Index, Shard
 
 SCAN_BYTES = 8 << 20
 HEADER_BYTES = 64 << 10  # more than a header and the long-name records before it

@@ -1,7 +1,7 @@
 import pytest
 
 from data.errors import BadSample
-from data.fields import image_bytes, labels
+from data.shards.fields import image_bytes, labels
 
 
 @pytest.mark.parametrize(

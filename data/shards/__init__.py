@@ -1,0 +1,1 @@
+"""The format on disk: tar files, their index and the fields of a sample. Imports `storage`."""
