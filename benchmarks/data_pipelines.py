@@ -21,7 +21,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.augment import Augment
+from data.images.augment import Augment
 from data.order import SampleOrder
 from data.shards.index import Index, open_index
 from data.splitmix import Draws, Purpose, key

@@ -23,7 +23,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data import dedup
-from data.decode import decode
+from data.images.decode import decode
 from data.parallel import usable_cpus
 from data.shards.index import Index, Shard, write_index
 from data.shards.writer import ShardWriter

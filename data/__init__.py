@@ -5,8 +5,8 @@ Which samples make up step t, and what augmentation does to them, are pure funct
 
 from typing import TYPE_CHECKING, Any
 
-from data.augment import Augment
 from data.errors import DataError
+from data.images.augment import Augment
 from data.mixture import Mixture
 from data.order import Order, SampleOrder
 from data.shards.index import Index, Shard, open_index

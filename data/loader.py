@@ -17,10 +17,10 @@ import cv2
 import numpy as np
 import torch
 
-from data.augment import Augment
 from data.budget import decoded_bytes
 from data.cache import Cache
 from data.errors import BadSample, Cause
+from data.images.augment import Augment
 from data.order import MASKED, Order
 from data.parallel import usable_cpus
 from data.reader import Lost, Reader, Sample, Statistics

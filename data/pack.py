@@ -18,6 +18,7 @@ import numpy as np
 
 from data import packing, storage
 from data.errors import BadSample, Cause, DataError
+from data.images.transcode import Transcode
 from data.packing import Entry
 from data.progress import Progress
 from data.ray_session import Runner, in_process
@@ -27,7 +28,6 @@ from data.shards.index import INDEX_NAME, Index, Shard, write_index
 from data.shards.writer import Contents, ShardWriter, contents_index
 from data.source import Item, Reading, Skipped, Source
 from data.splitmix import key, permutation
-from data.transcode import Transcode
 
 SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
 FEWEST_SHARDS = 16  # so that small sets are packed in parallel too,

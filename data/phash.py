@@ -16,7 +16,7 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from data.decode import decode, read_header, reduction
+from data.images.decode import decode, read_header, reduction
 
 SHORT_SIZE, LONG_SIZE = 8, 16  # bits a side
 BITS, LONG_BITS = SHORT_SIZE**2, LONG_SIZE**2

@@ -9,8 +9,8 @@ import cv2
 import numpy as np
 
 from data import storage
-from data.decode import decode, read_header, reduction
 from data.errors import BadSample, Cause, DataError
+from data.images.decode import decode, read_header, reduction
 from data.shards import tar
 from data.shards.fields import image_bytes, labels
 from data.shards.index import Index

@@ -13,8 +13,8 @@ from functools import partial
 from typing import IO
 
 from data import storage
-from data.decode import decode
 from data.errors import BadSample, Cause, DataError
+from data.images.decode import decode
 from data.parallel import spread
 from data.shards import tar
 from data.shards.fields import image_bytes, labels

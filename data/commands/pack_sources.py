@@ -6,10 +6,10 @@ import textwrap
 from collections.abc import Callable, Iterator
 
 from data.commands.parsing import Commands
+from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.pack import Options
 from data.source import Source
 from data.sources.vtab import TASKS
-from data.transcode import FORMATS, QUALITY, Transcode
 
 Splits = Iterator[tuple[str, Source, Options]]
 """(folder under DEST, or "" for DEST itself; what goes there; how)."""

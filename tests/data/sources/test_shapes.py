@@ -6,7 +6,7 @@ import pytest
 import webdataset
 
 from data import DataError, open_index
-from data.decode import decode
+from data.images.decode import decode
 from data.sources.shapes import COLOURS, FORMS, TEXTURES, Shapes, class_names, look, pack_shapes, shape_image
 
 

@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from data.decode import MAX_PIXELS, decode, decode_window, read_header, reduction
 from data.errors import BadSample, Cause
+from data.images.decode import MAX_PIXELS, decode, decode_window, read_header, reduction
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 FORMATS = ["JPEG", "PNG", "WEBP"]
 
 

@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import turbojpeg
-from data.decode import decode, decode_window, read_header
 from data.errors import BadSample, Cause
+from data.images import turbojpeg
+from data.images.decode import decode, decode_window, read_header
 
 needs_library = pytest.mark.skipif(not turbojpeg.available(), reason="no TurboJPEG 3 library")
 

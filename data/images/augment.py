@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, get_args
 import cv2
 import numpy as np
 
-from data.decode import decode_window, read_header, reduction
+from data.images.decode import decode_window, read_header, reduction
 from data.splitmix import Draws, Purpose, key
 
 Crop = Literal["inception", "resize", "resize_crop", "center"]

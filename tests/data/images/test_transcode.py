@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from data.errors import BadSample
-from data.transcode import Transcode
+from data.images.transcode import Transcode
 
 
 def opened(content: bytes) -> Image.Image:

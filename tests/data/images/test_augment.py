@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.stats import chisquare, ks_2samp
 
 from data import Augment
-from data.augment import Geometry, averaged, draw, inception_window, reduced_window
-from data.decode import decode, reduction
 from data.errors import BadSample
+from data.images.augment import Geometry, averaged, draw, inception_window, reduced_window
+from data.images.decode import decode, reduction
 from data.splitmix import Draws, Purpose, key
 
 

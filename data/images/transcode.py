@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import cv2
 
-from data.decode import decode
+from data.images.decode import decode
 
 FORMATS = ("jpg", "png", "webp")
 QUALITY = 90

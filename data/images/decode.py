@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
-from data import turbojpeg
 from data.errors import BadSample, Cause
+from data.images import turbojpeg
 
 MAX_PIXELS = 89_478_485  # Pillow's limit: 256 MiB of RGB. A few hundred bytes can claim to be more.
 
