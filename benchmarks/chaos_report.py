@@ -16,7 +16,7 @@ import numpy as np
 from benchmarks.chaos_kills import RESIZE, Event
 from benchmarks.chaos_world import Attempt
 from data import storage
-from data.order import Order
+from data.order.sample_order import Order
 
 START_SECONDS = 3.0
 """New workers take longer than this from their first line to their first step, the old ones are gone before it."""

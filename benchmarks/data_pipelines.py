@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from data.images.augment import Augment
-from data.order import SampleOrder
+from data.order.sample_order import SampleOrder
 from data.shards.index import Index, open_index
 from data.splitmix import Draws, Purpose, key
 

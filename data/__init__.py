@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from data.errors import DataError
 from data.images.augment import Augment
-from data.mixture import Mixture
-from data.order import Order, SampleOrder
+from data.order.mixture import Mixture
+from data.order.sample_order import Order, SampleOrder
 from data.shards.index import Index, Shard, open_index
 
 if TYPE_CHECKING:

@@ -1,6 +1,6 @@
 """How much memory one worker's images need, encoded and decoded."""
 
-from data.order import Order
+from data.order.sample_order import Order
 from data.reader import window_bytes
 from data.shards.index import Index
 

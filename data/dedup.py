@@ -22,8 +22,8 @@ from PIL import Image
 
 from data import phash, storage
 from data.errors import BadSample, DataError
-from data.exclude import Excluded
 from data.likeness import SIDE, likeness, thumbnail
+from data.order.exclude import Excluded
 from data.parallel import spread
 from data.shards import tar
 from data.shards.fields import image_bytes

@@ -21,7 +21,7 @@ from data.budget import decoded_bytes
 from data.cache import Cache
 from data.errors import BadSample, Cause
 from data.images.augment import Augment
-from data.order import MASKED, Order
+from data.order.sample_order import MASKED, Order
 from data.parallel import usable_cpus
 from data.reader import Lost, Reader, Sample, Statistics
 from data.shards import fields

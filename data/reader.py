@@ -30,7 +30,7 @@ import numpy as np
 from data import storage
 from data.cache import DOWNLOAD_BYTES, Cache, ChecksumError
 from data.errors import Cause, DataError
-from data.order import MASKED, Order, SampleOrder
+from data.order.sample_order import MASKED, Order, SampleOrder
 from data.reads import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
 from data.shards.index import Index
 

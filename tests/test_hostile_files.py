@@ -20,7 +20,7 @@ import pytest
 
 from data import Augment, DataError, Loader, SampleOrder, open_index
 from data.errors import Cause
-from data.exclude import open_exclusions
+from data.order.exclude import open_exclusions
 from data.scan import index_shards
 from data.shards.writer import scan_shard
 from orchestrator.__main__ import main

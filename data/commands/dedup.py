@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from data import dedup, storage
 from data.commands.parsing import Commands, Outcome
 from data.errors import DataError
-from data.exclude import Excluded, write_exclusions
+from data.order.exclude import Excluded, write_exclusions
 from data.parallel import usable_cpus
 from data.progress import Progress
 from data.shards.index import Index, open_index

@@ -10,7 +10,7 @@ from pathlib import Path
 from data import storage
 from data.budget import needed_bytes
 from data.errors import DataError
-from data.order import Order, SampleOrder
+from data.order.sample_order import Order, SampleOrder
 from data.shards.index import INDEX_NAME, Index, open_index
 from data.sources.digits import pack_digits
 from data.sources.shapes import pack_shapes

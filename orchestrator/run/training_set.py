@@ -8,10 +8,10 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data.exclude import open_exclusions
-from data.mixture import Mixture, shares
-from data.order import Order, SampleOrder
-from data.selection import Selection, everything, joined, subset, without
+from data.order.exclude import open_exclusions
+from data.order.mixture import Mixture, shares
+from data.order.sample_order import Order, SampleOrder
+from data.order.selection import Selection, everything, joined, subset, without
 from data.shards.index import Index, concatenate, open_index
 from orchestrator.job.sections import Source, TrainSet
 

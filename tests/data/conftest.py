@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data.order import Order
+from data.order.sample_order import Order
 from data.shards.index import Index, Shard, open_index
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from data import SampleOrder, dedup, open_index
 from data.__main__ import main
-from data.exclude import open_exclusions
+from data.order.exclude import open_exclusions
 from data.shards.index import Index, write_index
 from data.shards.writer import ShardWriter
 

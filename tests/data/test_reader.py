@@ -13,8 +13,8 @@ from fsspec.implementations.memory import MemoryFileSystem
 from data import reader, storage
 from data.cache import Cache
 from data.errors import Cause, DataError
-from data.mixture import Mixture
-from data.order import MASKED, Order, SampleOrder
+from data.order.mixture import Mixture
+from data.order.sample_order import MASKED, Order, SampleOrder
 from data.reader import Reader, ReaderClosed, schedule, window_bytes
 from data.reads import Lost, Sample
 from data.shards.index import Index, concatenate, open_index

@@ -54,7 +54,7 @@ def test_only_what_a_run_needs_is_sent_to_the_builder() -> None:
     sent = {name for name in tracked.stdout.splitlines() if not ignored(name)}
     folders = {name.partition("/")[0] for name in sent if "/" in name}
     assert folders <= {"data", "infra", "jobs", "model", "orchestrator"}
-    assert {"jobs/pretrain_h14.yaml", "orchestrator/__main__.py", "data/order.py", "model/vit.py"} <= sent
+    assert {"jobs/pretrain_h14.yaml", "orchestrator/__main__.py", "data/order/sample_order.py", "model/vit.py"} <= sent
     for secret in (".git/config", ".venv/bin/python", "runs/gcp.yaml", ".env", "key.json", "data/__pycache__/x.pyc"):
         assert ignored(secret), secret
 

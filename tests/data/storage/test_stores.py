@@ -15,7 +15,7 @@ import pytest
 from fsspec.asyn import get_loop
 
 from data import reader, storage
-from data.order import MASKED, SampleOrder
+from data.order.sample_order import MASKED, SampleOrder
 from data.reader import Reader, Statistics, schedule
 from data.reads import Sample, Unreadable
 from data.shards.index import Index, open_index

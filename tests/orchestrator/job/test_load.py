@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 import yaml
 
-import data.augment
+import data.images.augment
 from orchestrator import JobError, load_job
 from orchestrator.job.kinds import FinetuneJob, PretrainJob, SweepJob
 from orchestrator.job.sections import SGD, AdamW, Augment
@@ -94,10 +94,14 @@ def test_words_that_old_yaml_takes_for_truth_values_are_names_where_names_are_ex
 
 
 def test_the_augmentation_is_the_one_that_the_data_plane_knows() -> None:
-    assert set(get_args(Augment.model_fields["crop"].annotation)) == set(get_args(data.augment.Crop))
+    assert set(get_args(Augment.model_fields["crop"].annotation)) == set(get_args(data.images.augment.Crop))
     job = load_pretrain()
-    assert data.augment.Augment(**job.data.train.augment.model_dump()) == data.augment.Augment("inception", flip=True)
-    assert data.augment.Augment(**job.data.eval["val"].augment.model_dump()) == data.augment.Augment("center")
+    assert data.images.augment.Augment(**job.data.train.augment.model_dump()) == data.images.augment.Augment(
+        "inception", flip=True
+    )
+    assert data.images.augment.Augment(**job.data.eval["val"].augment.model_dump()) == data.images.augment.Augment(
+        "center"
+    )
 
 
 def test_an_end_of_the_learning_rate_belongs_to_a_linear_decay() -> None:

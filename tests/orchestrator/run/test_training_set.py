@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data import DataError, open_index
-from data.exclude import Excluded, write_exclusions
+from data.order.exclude import Excluded, write_exclusions
 from orchestrator.job.sections import TrainSet
 from orchestrator.run.training_set import TrainingSet, open_training_set
 

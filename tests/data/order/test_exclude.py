@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import DataError, SampleOrder
-from data.exclude import Excluded, open_exclusions, write_exclusions
+from data.order.exclude import Excluded, open_exclusions, write_exclusions
 
 
 def excluded(sample_id: int, against: int = 0) -> Excluded:

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DataError, SampleOrder
-from data.order import block_permutation
-from data.selection import subset
+from data.order.sample_order import block_permutation
+from data.order.selection import subset
 
 MASK = 2**64 - 1
 

@@ -8,7 +8,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from data import DataError, Index, SampleOrder, Shard
-from data.mixture import Mixture, shares
+from data.order.mixture import Mixture, shares
 from data.shards.index import concatenate
 
 source_strategy = st.tuples(

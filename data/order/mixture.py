@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from data.errors import DataError
-from data.order import MASKED, Order
+from data.order.sample_order import MASKED, Order
 
 
 class Mixture:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import DataError
-from data.selection import Selection, everything, subset, without
+from data.order.selection import Selection, everything, subset, without
 
 MASK = 2**64 - 1
 

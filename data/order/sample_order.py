@@ -36,8 +36,8 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from data import selection
 from data.errors import DataError
+from data.order import selection
 from data.shards.index import Index
 from data.splitmix import Draws, Purpose, key, permutation
 
