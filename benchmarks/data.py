@@ -28,7 +28,7 @@ Libraries that are not installed (see requirements-bench.txt) are left out, and 
 PERCENTS = (0, 50, 90)
 SOAK_SAMPLES = 60
 SOAK_WARM_UP = 0.1  # of the samples
-PRELOAD = ("torch", "torch.utils.data", "PIL.Image", "webdataset", "data.loader")
+PRELOAD = ("torch", "torch.utils.data", "PIL.Image", "webdataset", "data.loading.loader")
 
 
 class Contender(NamedTuple):

@@ -27,7 +27,7 @@ from data.shards.index import Index, open_index
 from data.splitmix import Draws, Purpose, key
 
 if TYPE_CHECKING:  # needs torch
-    from data.loader import Loader
+    from data.loading.loader import Loader
 
 AUGMENT = Augment("inception")
 SHUFFLED = 1000  # samples in the shuffle buffer of each of WebDataset's workers: the number in its documentation

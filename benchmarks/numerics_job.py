@@ -18,7 +18,7 @@ from torch import Tensor
 
 import model
 from data import Augment, Loader, SampleOrder, open_index
-from data.loader import Batch
+from data.loading.loader import Batch
 from model.checkpointing import CheckpointMode
 from model.dropout import fold_in
 from model.objectives import dense_targets, softmax_cross_entropy

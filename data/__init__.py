@@ -12,7 +12,7 @@ from data.order.sample_order import Order, SampleOrder
 from data.shards.index import Index, Shard, open_index
 
 if TYPE_CHECKING:
-    from data.loader import Batch, Loader
+    from data.loading.loader import Batch, Loader
 
 __all__ = ["Augment", "Batch", "DataError", "Index", "Loader", "Mixture", "Order", "SampleOrder", "Shard", "open_index"]
 
@@ -20,7 +20,7 @@ __all__ = ["Augment", "Batch", "DataError", "Index", "Loader", "Mixture", "Order
 def __getattr__(name: str) -> Any:
     """Import the loader when it is first used: it needs torch, seconds that `python -m data` need not spend."""
     if name in ("Batch", "Loader"):
-        from data import loader
+        from data.loading import loader
 
         return getattr(loader, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

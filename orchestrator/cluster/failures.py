@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from data.reads import Unreadable
+from data.loading.ranges import Unreadable
 from orchestrator.cluster.notices import Leave
 from orchestrator.redact import redact_text
 

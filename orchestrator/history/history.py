@@ -15,7 +15,7 @@ import torch.distributed as dist
 
 import model
 from data import Loader, open_index
-from data.loader import Batch
+from data.loading.loader import Batch
 from orchestrator.cluster.display import Progress
 from orchestrator.engine.devices import device_peak
 from orchestrator.engine.phases import CHECKPOINT_STALL, DATA_WAIT, per_step

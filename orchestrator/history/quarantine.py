@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from data import storage
 from data.errors import Cause
-from data.loader import Bad
+from data.loading.loader import Bad
 from orchestrator.engine.step import all_reduce_sums
 from orchestrator.redact import redact_text
 

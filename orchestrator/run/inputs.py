@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data import storage
-from data.budget import needed_bytes
 from data.errors import DataError
+from data.loading.budget import needed_bytes
 from data.order.sample_order import Order, SampleOrder
 from data.shards.index import INDEX_NAME, Index, open_index
 from data.sources.digits import pack_digits

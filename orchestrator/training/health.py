@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from data.loader import Batch
+from data.loading.loader import Batch
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.training.diagnosis import diagnose
 from orchestrator.wording import count

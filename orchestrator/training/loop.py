@@ -19,8 +19,8 @@ from torch.profiler import record_function
 
 import model
 from data import Augment, Index, Loader, Order, SampleOrder, open_index
-from data.cache import Cache
-from data.loader import Batch
+from data.loading.cache import Cache
+from data.loading.loader import Batch
 from data.splitmix import key, stream
 from model.checkpointing import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from data.loader import Bad, Batch
+from data.loading.loader import Bad, Batch
 from model.objectives import correct_top_k, dense_targets
 from orchestrator.engine.step import Engine, all_reduce_sums
 

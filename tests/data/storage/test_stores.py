@@ -14,10 +14,11 @@ from pathlib import Path
 import pytest
 from fsspec.asyn import get_loop
 
-from data import reader, storage
+from data import storage
+from data.loading import reader
+from data.loading.ranges import Sample, Unreadable
+from data.loading.reader import Reader, Statistics, schedule
 from data.order.sample_order import MASKED, SampleOrder
-from data.reader import Reader, Statistics, schedule
-from data.reads import Sample, Unreadable
 from data.shards.index import Index, open_index
 from data.storage import patience
 from tests.emulators import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import Cause
-from data.loader import Bad
+from data.loading.loader import Bad
 from orchestrator.history.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
 from tests.orchestrator.ranks import run_ranks
 

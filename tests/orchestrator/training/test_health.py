@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.loader import Batch
+from data.loading.loader import Batch
 from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine, StepResult

@@ -1,7 +1,7 @@
 """How much memory one worker's images need, encoded and decoded."""
 
+from data.loading.reader import window_bytes
 from data.order.sample_order import Order
-from data.reader import window_bytes
 from data.shards.index import Index
 
 

@@ -17,13 +17,13 @@ import cv2
 import numpy as np
 import torch
 
-from data.budget import decoded_bytes
-from data.cache import Cache
 from data.errors import BadSample, Cause
 from data.images.augment import Augment
+from data.loading.budget import decoded_bytes
+from data.loading.cache import Cache
+from data.loading.reader import Lost, Reader, Sample, Statistics
 from data.order.sample_order import MASKED, Order
 from data.parallel import usable_cpus
-from data.reader import Lost, Reader, Sample, Statistics
 from data.shards import fields
 from data.shards.index import Index
 

@@ -11,9 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data import reads, storage
+from data import storage
 from data.errors import Cause
-from data.reads import Lost, Read, Sample, Unreadable, fetch, plan_reads
+from data.loading import ranges
+from data.loading.ranges import Lost, Read, Sample, Unreadable, fetch, plan_reads
 from data.shards.index import Index, Shard
 from tests.tars import STRIDE, tar_of_random_samples, uniform_index, write_set
 
@@ -38,12 +39,14 @@ def test_plan_covers_what_is_wanted_and_little_else(data, counts, stride, sample
         assert read.end == (last * sample_bytes if last < shard.samples else shard.bytes)
         assert read.first_id <= read.wanted[0] <= read.wanted[-1] < read.first_id + read.count
         # Not longer than said, unless one stride group is; and no stretch is read through that is long and unused.
-        assert read.count <= stride or read.end - read.begin <= reads.READ_BYTES
+        assert read.count <= stride or read.end - read.begin <= ranges.READ_BYTES
         used_groups = np.unique((read.wanted - start) // stride)
-        assert (np.diff(used_groups) - 1).max(initial=0) * stride * sample_bytes <= reads.GAP_BYTES
+        assert (np.diff(used_groups) - 1).max(initial=0) * stride * sample_bytes <= ranges.GAP_BYTES
     for one, two in itertools.pairwise(planned):  # neighbours are not left apart without a reason
         if one.shard == two.shard:
-            assert two.begin - one.end > reads.GAP_BYTES or two.end - one.begin > reads.READ_BYTES or two.count > stride
+            assert (
+                two.begin - one.end > ranges.GAP_BYTES or two.end - one.begin > ranges.READ_BYTES or two.count > stride
+            )
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import cache as cache_module
-from data.cache import Cache, ChecksumError
 from data.errors import DataError
+from data.loading import cache as cache_module
+from data.loading.cache import Cache, ChecksumError
 from data.shards.index import Shard
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 LENGTH = 300_000
 
 

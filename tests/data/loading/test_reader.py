@@ -10,13 +10,14 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from data import reader, storage
-from data.cache import Cache
+from data import storage
 from data.errors import Cause, DataError
+from data.loading import reader
+from data.loading.cache import Cache
+from data.loading.ranges import Lost, Sample
+from data.loading.reader import Reader, ReaderClosed, schedule, window_bytes
 from data.order.mixture import Mixture
 from data.order.sample_order import MASKED, Order, SampleOrder
-from data.reader import Reader, ReaderClosed, schedule, window_bytes
-from data.reads import Lost, Sample
 from data.shards.index import Index, concatenate, open_index
 from data.sources.digits import pack_digits
 from data.storage import patience

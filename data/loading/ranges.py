@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import storage
-from data.cache import ChecksumError
 from data.errors import Cause, DataError
+from data.loading.cache import ChecksumError
 from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from data.shards.index import Index

@@ -28,10 +28,10 @@ from typing import Self
 import numpy as np
 
 from data import storage
-from data.cache import DOWNLOAD_BYTES, Cache, ChecksumError
 from data.errors import Cause, DataError
+from data.loading.cache import DOWNLOAD_BYTES, Cache, ChecksumError
+from data.loading.ranges import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
 from data.order.sample_order import MASKED, Order, SampleOrder
-from data.reads import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
 from data.shards.index import Index
 
 FETCH_THREADS = 4
