@@ -43,7 +43,7 @@ def write_tars(folder: Path, *, images: int, samples: int, seed: int) -> None:
     """
     import webdataset
 
-    from data.scan import index_shards
+    from data.packing.scan import index_shards
 
     encoded = photographs(images, seed)
     length = min(SHARD_SAMPLES, -(-samples // MIN_SHARDS))

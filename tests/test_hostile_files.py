@@ -21,7 +21,7 @@ import pytest
 from data import Augment, DataError, Loader, SampleOrder, open_index
 from data.errors import Cause
 from data.order.exclude import open_exclusions
-from data.scan import index_shards
+from data.packing.scan import index_shards
 from data.shards.writer import scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError, load_job

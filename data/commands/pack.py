@@ -7,10 +7,10 @@ import time
 from data import storage
 from data.commands.pack_sources import add_sources, positive
 from data.commands.parsing import Commands, Outcome, facts, summary
-from data.pack import Packed, pack
+from data.packing.pack import Packed, pack
+from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
-from data.scan import find_shards, index_shards
 
 PACK_HELP = """\
 Make WebDataset shards with an index.json beside them, or only the index for shards that exist.

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 
 from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
-from data.pack import Options
-from data.source import Source
+from data.packing.pack import Options
+from data.packing.source import Source
 from data.sources.vtab import TASKS
 
 Splits = Iterator[tuple[str, Source, Options]]

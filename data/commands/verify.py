@@ -7,10 +7,10 @@ from collections import Counter
 from tqdm import tqdm
 
 from data.commands.parsing import Commands, Outcome, facts, summary
+from data.packing.verify import Fault, faults_of_the_whole, verify
 from data.parallel import usable_cpus
 from data.progress import Progress
 from data.shards.index import open_index
-from data.verify import Fault, faults_of_the_whole, verify
 
 HELP = """\
 Read every shard and compare it with the index: length, SHA-256, tar structure, number of samples, byte offsets, keys,

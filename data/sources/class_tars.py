@@ -13,7 +13,7 @@ import pyarrow.compute
 
 from data import storage
 from data.errors import BadSample, DataError
-from data.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, read_file
+from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, read_file
 
 HEADER_CHUNK = 1 << 20  # read from an object store at one time while looking for headers
 

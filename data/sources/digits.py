@@ -11,8 +11,8 @@ import cv2
 import numpy as np
 
 from data import storage
-from data.pack import Options, pack
-from data.source import Item, Reading, Source
+from data.packing.pack import Options, pack
+from data.packing.source import Item, Reading, Source
 
 LEVELS = 16  # the brightest value
 SAMPLES_PER_SHARD = 400  # makes four training shards, so that even this small set has an order to shuffle

@@ -9,7 +9,7 @@ import numpy as np
 
 from data import storage
 from data.errors import BadSample, DataError
-from data.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
+from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.sources.table import check_columns, read_table, words
 
 EXTENSIONS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}  # by which an image is known

@@ -19,9 +19,9 @@ import numpy as np
 
 from data import storage
 from data.errors import BadSample, Cause, DataError
+from data.packing.source import UNSEEN, Item, Reading, Skipped, Source, ahead, fingerprint, image_field
 from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, image_bytes
-from data.source import UNSEEN, Item, Reading, Skipped, Source, ahead, fingerprint, image_field
 from data.sources.label_table import Found, LabelTable
 from data.sources.table import check_columns, read_table, words
 

@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from data import storage
 from data.errors import DataError
-from data.source import fingerprint
+from data.packing.source import fingerprint
 from data.sources.table import check_columns, read_table, words
 
 Found = tuple[Sequence[object], Sequence[object]]

@@ -25,9 +25,9 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
-from data.pack import DEFAULTS, Options, Packed, pack
+from data.packing.pack import DEFAULTS, Options, Packed, pack
+from data.packing.source import Item, Reading, Source, fingerprint, label_field
 from data.ray_session import Runner, in_process
-from data.source import Item, Reading, Source, fingerprint, label_field
 from data.splitmix import Draws, key, stream
 
 FORMS = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "bar")

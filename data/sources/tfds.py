@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from data.errors import BadSample, DataError
-from data.source import Item, Reading, Skipped, Source, fingerprint, image_field, label_field
+from data.packing.source import Item, Reading, Skipped, Source, fingerprint, image_field, label_field
 from data.sources.vtab import TASKS
 
 

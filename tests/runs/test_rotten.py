@@ -13,7 +13,7 @@ import webdataset
 from sklearn.datasets import load_digits
 
 from data.errors import Cause
-from data.scan import index_shards
+from data.packing.scan import index_shards
 from orchestrator.history.ledger import trained_samples
 from orchestrator.history.quarantine import metric, read_quarantine
 from tests.cluster import RayHead

@@ -17,7 +17,7 @@ from sklearn.datasets import load_digits
 
 from data import Augment, DataError, Index, Loader, Mixture, SampleOrder, open_index
 from data.errors import Cause
-from data.scan import index_shards
+from data.packing.scan import index_shards
 from data.shards.index import concatenate
 from data.sources.digits import pack_digits
 

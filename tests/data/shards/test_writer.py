@@ -1,6 +1,6 @@
 import tarfile
 
-from data.scan import index_shards
+from data.packing.scan import index_shards
 from data.shards.writer import ShardWriter
 
 

@@ -10,8 +10,8 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from data import DataError, open_index
-from data.pack import _plan
-from data.scan import index_shards
+from data.packing.pack import _plan
+from data.packing.scan import index_shards
 from data.sources.digits import OPTIONS, Digits, pack_digits
 
 

@@ -10,7 +10,7 @@ import webdataset
 from PIL import Image
 
 from data import DataError, open_index
-from data.pack import Options, pack
+from data.packing.pack import Options, pack
 from data.sources.folder import Folder, unique_keys
 
 

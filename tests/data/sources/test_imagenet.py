@@ -13,7 +13,7 @@ from PIL import Image
 
 from data import DataError, open_index
 from data.__main__ import main
-from data.pack import pack
+from data.packing.pack import pack
 from data.sources.class_tars import class_tars
 from data.sources.imagenet import imagenet21k, read_devkit
 

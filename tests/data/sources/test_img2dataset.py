@@ -14,7 +14,7 @@ from PIL import Image
 
 from data import DataError
 from data.__main__ import main
-from data.pack import Options, pack
+from data.packing.pack import Options, pack
 from data.sources.img2dataset import Columns, Img2dataset
 from data.sources.label_table import LabelTable
 

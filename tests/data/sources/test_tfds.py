@@ -11,7 +11,7 @@ from PIL import Image
 
 from data import DataError
 from data.__main__ import main
-from data.pack import pack
+from data.packing.pack import pack
 from data.sources.tfds import Tfds
 
 tfds = pytest.importorskip("tensorflow_datasets", reason="the optional requirements-tfds.txt is not installed")

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import webdataset
 
 from data import Augment, Loader, SampleOrder, open_index
-from data.scan import index_shards
+from data.packing.scan import index_shards
 from orchestrator.training.evaluators.accuracy import evaluate
 from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine

@@ -14,9 +14,9 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
+from data.packing.source import Skipped, ahead
 from data.shards.index import INDEX_NAME, Index, Shard, open_index
 from data.shards.writer import Contents
-from data.source import Skipped, ahead
 
 FOLDER = "packing"
 PLAN = f"{FOLDER}/plan.json"

@@ -5,7 +5,7 @@ import pytest
 
 from data import DataError
 from data.errors import BadSample
-from data.source import READ_THREADS, ahead, fingerprint, image_field, read_file
+from data.packing.source import READ_THREADS, ahead, fingerprint, image_field, read_file
 
 
 def test_ahead_keeps_the_order_and_bounds_what_is_under_way():

@@ -16,17 +16,18 @@ from typing import Any
 
 import numpy as np
 
-from data import packing, storage
+from data import storage
 from data.errors import BadSample, Cause, DataError
 from data.images.transcode import Transcode
-from data.packing import Entry
+from data.packing import notes
+from data.packing.notes import Entry
+from data.packing.source import Item, Reading, Skipped, Source
 from data.progress import Progress
 from data.ray_session import Runner, in_process
 from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, labels
 from data.shards.index import INDEX_NAME, Index, Shard, write_index
 from data.shards.writer import Contents, ShardWriter, contents_index
-from data.source import Item, Reading, Skipped, Source
 from data.splitmix import key, permutation
 
 SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
@@ -91,7 +92,7 @@ def pack(
     if not len(source):
         raise _nothing(folder, source, source.skipped)
     plan = _plan(source, options)
-    if not force and (index := packing.complete(folder, plan["source"])) is not None:
+    if not force and (index := notes.complete(folder, plan["source"])) is not None:
         return Packed(index, False, _skipped_before(folder))
     order = None if plan["shuffle_seed"] is None else permutation(key(SHUFFLE, plan["shuffle_seed"]), len(source))
     edges = _edges(plan)
@@ -103,10 +104,10 @@ def pack(
         shards[entry.number], skipped[entry.number] = entry.shard, entry.skipped
         contents.update(entry.contents)
 
-    for entry in () if force else packing.resume(folder, plan):
+    for entry in () if force else notes.resume(folder, plan):
         take(entry)
     if not shards:
-        packing.start(folder, plan)
+        notes.start(folder, plan)
     lengths = np.diff(edges)
     todo = [number for number in range(plan["shards"]) if number not in shards]
     calls = (
@@ -133,7 +134,7 @@ def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, tra
         DataError: an item cannot be read, or the shard cannot be written.
     """
     contents, skipped = Contents(), []
-    name = packing.tar_name(number)
+    name = notes.tar_name(number)
     with ShardWriter(folder, name) as writer:
         for one in reading():
             item = _prepared(one, num_classes, transcode)
@@ -144,7 +145,7 @@ def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, tra
                 contents.add(item.fields)
         shard = writer.close()
     entry = Entry(number, shard, contents, skipped)
-    packing.finish(folder, entry)
+    notes.finish(folder, entry)
     return entry
 
 
@@ -215,23 +216,23 @@ def _conclude(
     """Write what describes the whole, the index last, and remove the notes of the work."""
     kept = [shards[number] for number in sorted(shards) if shards[number].samples]
     if not kept:
-        packing.clear(folder)
+        notes.clear(folder)
         for number in shards:
-            storage.remove(storage.join(folder, packing.tar_name(number)))
+            storage.remove(storage.join(folder, notes.tar_name(number)))
         raise _nothing(folder, source, left_out)
     for number in shards:
         if not shards[number].samples:
-            storage.remove(storage.join(folder, packing.tar_name(number)))
+            storage.remove(storage.join(folder, notes.tar_name(number)))
     for name, lines in (
-        (packing.SKIPPED, [json.dumps(one._asdict()) for one in left_out]),
-        (packing.CLASSES, source.class_names),
+        (notes.SKIPPED, [json.dumps(one._asdict()) for one in left_out]),
+        (notes.CLASSES, source.class_names),
     ):
         if len(lines):
             storage.write_atomic(storage.join(folder, name), "".join(f"{line}\n" for line in lines).encode())
     index_url = storage.join(folder, INDEX_NAME)
     index = contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes)
     write_index(index)
-    packing.clear(folder)
+    notes.clear(folder)
     return index
 
 
@@ -242,7 +243,7 @@ def _nothing(folder: str, source: Source, left_out: Sequence[Skipped]) -> DataEr
 
 
 def _skipped_before(folder: str) -> dict[str, int]:
-    url = storage.join(folder, packing.SKIPPED)
+    url = storage.join(folder, notes.SKIPPED)
     lines = storage.read(url).splitlines() if storage.exists(url) else []
     return _by_reason(json.loads(line)["reason"] for line in lines)
 

@@ -18,8 +18,8 @@ import webdataset
 from data import DataError, open_index, storage
 from data.__main__ import main
 from data.images.transcode import Transcode
-from data.pack import Options, pack
-from data.source import Item, Reading, Skipped, Source
+from data.packing.pack import Options, pack
+from data.packing.source import Item, Reading, Skipped, Source
 from tests.emulators import gcs_server, reached_by, s3_server
 
 ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # whatever clusters there are on this machine

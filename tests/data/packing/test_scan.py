@@ -5,7 +5,7 @@ import tarfile
 import pytest
 
 from data import DataError, open_index
-from data.scan import find_shards, index_shards
+from data.packing.scan import find_shards, index_shards
 from data.shards.writer import ShardWriter
 
 

@@ -1,0 +1,1 @@
+"""Making, indexing and checking shards. Imports `shards`, `images` and `storage`."""
