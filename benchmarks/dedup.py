@@ -22,7 +22,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from data import dedup
+from data.dedup import search
 from data.images.decode import decode
 from data.parallel import usable_cpus
 from data.shards.index import Index, Shard, write_index
@@ -104,11 +104,11 @@ def packed(folder: Path, images: Iterable[bytes]) -> Index:
     return index
 
 
-def matches(index: Index, images: dedup.TestImages, workers: int) -> list[tuple[int, int]]:
+def matches(index: Index, images: search.TestImages, workers: int) -> list[tuple[int, int]]:
     """(training image, test image) of every match, by place."""
     return [
         (int(index.starts[number]) + match.position, int(images.sample[match.test]))
-        for number, compared in enumerate(dedup.compare(index, images, workers))
+        for number, compared in enumerate(search.compare(index, images, workers))
         for match in compared.matches
     ]
 
@@ -117,7 +117,7 @@ def recall(images: list[Image], workers: int) -> dict[str, float]:
     """Share of the copies of each kind that are matched with the image that they are of, and of the reverse: the
     test image is a crop of the training image."""
     with TemporaryDirectory() as folder:
-        tests, _ = dedup.hash_test_sets([packed(Path(folder, "test"), map(jpeg, images))], workers)
+        tests, _ = search.hash_test_sets([packed(Path(folder, "test"), map(jpeg, images))], workers)
         random = np.random.default_rng(0)
         index = packed(Path(folder, "copies"), (copy(image, random) for copy in COPIES.values() for image in images))
         hits = np.zeros((len(COPIES), len(images)), bool)
@@ -129,7 +129,7 @@ def recall(images: list[Image], workers: int) -> dict[str, float]:
         for share in (0.05, 0.1):
             random = np.random.default_rng(0)
             crops = packed(Path(folder, f"crops{share}"), (jpeg(cropped(image, share, random)) for image in images))
-            tests, _ = dedup.hash_test_sets([crops], workers)
+            tests, _ = search.hash_test_sets([crops], workers)
             kind = f"test image cropped from it by {share:.0%}"
             found[kind] = sum(a == b for a, b in matches(whole, tests, workers)) / len(images)
     return found
@@ -138,7 +138,7 @@ def recall(images: list[Image], workers: int) -> dict[str, float]:
 def false_positives(tests: list[Image], others: list[Image], workers: int) -> dict[str, float]:
     """Matches between images of which none is a copy of another, and how fast they were compared."""
     with TemporaryDirectory() as folder:
-        hashed, _ = dedup.hash_test_sets([packed(Path(folder, "test"), map(jpeg, tests))], workers)
+        hashed, _ = search.hash_test_sets([packed(Path(folder, "test"), map(jpeg, tests))], workers)
         index = packed(Path(folder, "other"), map(jpeg, others))
         began = time.perf_counter()
         found = matches(index, hashed, workers)
@@ -189,7 +189,7 @@ def main() -> None:
         pieces = [[photo] for photo in photos]
     shapes = [shape_image(0, "train", number)[0] for number in range(options.shapes)]
 
-    facts: dict[str, object] = {"distance": dedup.DISTANCE, "likeness": dedup.LIKENESS}
+    facts: dict[str, object] = {"distance": search.DISTANCE, "likeness": search.LIKENESS}
     for name, images, groups in (("photographs", photos, pieces), ("shapes", shapes, [[image] for image in shapes])):
         print(f"{name}: {len(images)} images", flush=True)
         found = recall(images[::2], options.workers)

@@ -4,8 +4,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data import dedup, storage
+from data import storage
 from data.commands.parsing import Commands, Outcome
+from data.dedup import search
 from data.errors import DataError
 from data.order.exclude import Excluded, write_exclusions
 from data.parallel import usable_cpus
@@ -58,15 +59,15 @@ def run_dedup(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
     out = options.out or storage.join(storage.parent(index.url), "exclusions.json")
     _check_writable(out)
 
-    images, sets = dedup.hash_test_sets(tests, options.workers)
+    images, sets = search.hash_test_sets(tests, options.workers)
     if not len(images.source):
         raise DataError(f"{', '.join(options.against)}: no image to compare with: all are blank or unreadable")
     found: list[Excluded] = []
     unread: list[str] = []
     blank = bad = 0
     with Progress("dedup", "images", index.num_samples) as progress:
-        for number, compared in enumerate(dedup.compare(index, images, options.workers)):
-            found += dedup.excluded(index, number, compared, images, sets)
+        for number, compared in enumerate(search.compare(index, images, options.workers)):
+            found += search.excluded(index, number, compared, images, sets)
             blank, bad = blank + compared.blank, bad + compared.bad
             if compared.fault:
                 unread.append(index.shards[number].url)
@@ -85,7 +86,7 @@ def run_dedup(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
         for number, (test, one) in enumerate(zip(tests, sets, strict=True))
     ]
     with storage.reporting(out):
-        write_exclusions(out, index, found, against=against, method=dedup.METHOD, unread=unread)
+        write_exclusions(out, index, found, against=against, method=search.METHOD, unread=unread)
     if options.sheet:
         _draw_pairs(options.sheet, index, tests, found)
 

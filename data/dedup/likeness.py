@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.phash import VIEWS
+from data.dedup.phash import VIEWS
 
 SIDE = 64  # pixels of a thumbnail
 BLUR = 1.5  # pixels (standard deviation): detail is what this takes away

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data import phash
+from data.dedup import phash
+from data.dedup.phash import RADIUS_LIMIT, VIEWS, HashTable
 from data.errors import BadSample
-from data.phash import RADIUS_LIMIT, VIEWS, HashTable
 
 
 def brute_force(hashes: np.ndarray, queries: np.ndarray, radius: int) -> list[tuple[int, int]]:

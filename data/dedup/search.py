@@ -20,9 +20,10 @@ import imagehash
 import numpy as np
 from PIL import Image
 
-from data import phash, storage
+from data import storage
+from data.dedup import phash
+from data.dedup.likeness import SIDE, likeness, thumbnail
 from data.errors import BadSample, DataError
-from data.likeness import SIDE, likeness, thumbnail
 from data.order.exclude import Excluded
 from data.parallel import spread
 from data.shards import tar

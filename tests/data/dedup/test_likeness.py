@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import phash
-from data.likeness import likeness, thumbnail
+from data.dedup import phash
+from data.dedup.likeness import likeness, thumbnail
 
 
 @pytest.fixture(scope="session")

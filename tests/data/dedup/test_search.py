@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 import pytest
 
-from data import SampleOrder, dedup, open_index
+from data import SampleOrder, open_index
 from data.__main__ import main
+from data.dedup import search
 from data.order.exclude import open_exclusions
 from data.shards.index import Index, write_index
 from data.shards.writer import ShardWriter
@@ -127,8 +128,8 @@ def test_each_finding_names_both_images(planted, tmp_path, capsys):
         assert index.shards[index.locate(one["id"])[0]].url == one["shard"]
         assert (one["against"], one["test_id"], one["test_key"]) == (kind // 4, kind % 4, f"test{kind}")
         assert one["test_shard"] == tests[kind // 4].shards[kind % 4 // 3].url
-        assert 0 <= one["distance"] <= dedup.DISTANCE
-        assert dedup.LIKENESS <= one["likeness"] <= 1
+        assert 0 <= one["distance"] <= search.DISTANCE
+        assert search.LIKENESS <= one["likeness"] <= 1
 
 
 def test_the_list_lies_beside_the_index_and_the_data_set_stays_as_it_is(planted, tmp_path, capsys):
@@ -239,7 +240,7 @@ def test_a_candidate_whose_details_differ_is_no_copy(planted, tmp_path, capsys, 
     run(capsys, planted, "--out", str(out), "--workers", "1")
     found = [one["likeness"] for one in json.loads(out.read_text())["samples"]]
     limit = sorted(found)[4]
-    monkeypatch.setattr(dedup, "LIKENESS", limit)
+    monkeypatch.setattr(search, "LIKENESS", limit)
     run(capsys, planted, "--out", str(out), "--workers", "1")
     kept = [one["likeness"] for one in json.loads(out.read_text())["samples"]]
     assert kept == [alike for alike in found if alike >= limit]
@@ -261,10 +262,10 @@ def test_a_crop_is_found_from_either_side(tiles, tmp_path):
     crops = {f"c{n}": jpeg(tile[: -TILE // 20, TILE // 20 :]) for n, tile in enumerate(tiles)}
     crop = write_set(tmp_path / "crop", crops, per_shard=8)
     for test, train in ((whole, crop), (crop, whole)):
-        images, _ = dedup.hash_test_sets([test])
+        images, _ = search.hash_test_sets([test])
         found = [
             (int(train.starts[number]) + match.position, int(images.sample[match.test]))
-            for number, compared in enumerate(dedup.compare(train, images))
+            for number, compared in enumerate(search.compare(train, images))
             for match in compared.matches
         ]
         assert all(a == b for a, b in found)

@@ -1,0 +1,1 @@
+"""Near-duplicates: copies of test images in a training set. Imports `order`, `shards`, `images` and `storage`."""
