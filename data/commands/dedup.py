@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from data import storage
+from data.commands.contact_sheet import Tile, contact_sheet, find, write_picture
 from data.commands.parsing import Commands, Outcome
 from data.dedup import search
 from data.errors import DataError
@@ -12,7 +13,6 @@ from data.order.exclude import Excluded, write_exclusions
 from data.parallel import usable_cpus
 from data.progress import Progress
 from data.shards.index import Index, open_index
-from data.sheet import Tile, contact_sheet, find, write_picture
 
 EXAMPLES = 5
 PAIRS = 24

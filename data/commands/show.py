@@ -9,9 +9,9 @@ from functools import partial
 import numpy as np
 
 from data import storage
+from data.commands.contact_sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
 from data.commands.parsing import Commands, Outcome, facts
 from data.shards.index import Index, open_index
-from data.sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
 
 COLUMNS, ROWS = 8, 6
 READ_THREADS = 8

@@ -8,10 +8,22 @@ import pytest
 
 from data import open_index
 from data.__main__ import main
+from data.commands.contact_sheet import (
+    ALARM,
+    CAPTION,
+    FRAME,
+    GAP,
+    PAPER,
+    TILE,
+    Tile,
+    contact_sheet,
+    find,
+    spread_ids,
+    write_picture,
+)
 from data.errors import DataError
 from data.shards.index import Index, write_index
 from data.shards.writer import ShardWriter
-from data.sheet import ALARM, CAPTION, FRAME, GAP, PAPER, TILE, Tile, contact_sheet, find, spread_ids, write_picture
 
 
 def colour(number: int) -> np.ndarray:
