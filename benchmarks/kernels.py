@@ -18,7 +18,7 @@ from torch import Tensor  # noqa: E402
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from model import ViTConfig, vit_config  # noqa: E402
-from model.attention import BackwardByProducts  # noqa: E402
+from model.layers.attention import BackwardByProducts  # noqa: E402
 from model.vit import EncoderBlock  # noqa: E402
 from orchestrator.engine.cpu_memory import keep_freed_memory  # noqa: E402
 from orchestrator.engine.devices import device_name  # noqa: E402

@@ -19,8 +19,8 @@ from torch import Tensor
 import model
 from data import Augment, Loader, SampleOrder, open_index
 from data.loading.loader import Batch
-from model.checkpointing import CheckpointMode
-from model.dropout import fold_in
+from model.layers.dropout import fold_in
+from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.optimizer import parameter_groups

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 from model.variants import ViTConfig, vit_config
 
 if TYPE_CHECKING:
-    from model.checkpointing import checkpoint_blocks
     from model.flops import forward_macs, training_flops
+    from model.layers.recompute import checkpoint_blocks
     from model.vit import VisionTransformer, compile_blocks, create_model
     from model.weight_decay import decay_mask
 
@@ -26,7 +26,7 @@ __all__ = [
 # What needs torch is imported when it is first used: a job file is checked without those seconds.
 _WITH_TORCH = {
     "VisionTransformer": "model.vit",
-    "checkpoint_blocks": "model.checkpointing",
+    "checkpoint_blocks": "model.layers.recompute",
     "compile_blocks": "model.vit",
     "create_model": "model.vit",
     "decay_mask": "model.weight_decay",

@@ -1,6 +1,6 @@
 """Arithmetic and activation memory of a model, by formula."""
 
-from model.checkpointing import CheckpointMode, require_mode
+from model.layers.recompute import CheckpointMode, require_mode
 from model.variants import ViTConfig, grid_side
 
 

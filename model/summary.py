@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
-from model.checkpointing import MODES
 from model.flops import activation_bytes, forward_macs, training_flops
+from model.layers.recompute import MODES
 from model.variants import ViTConfig
 from model.vit import VisionTransformer
 

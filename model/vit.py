@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import attention
-from model.checkpointing import CheckpointMode, checkpointed
-from model.cpu_bfloat16 import Float32Linear, conv2d_in_float32, through_float32
-from model.dropout import SampleDropout, fold_in
-from model.position import resize_position_embeddings
+from model.layers.attention import attention
+from model.layers.cpu_bfloat16 import Float32Linear, conv2d_in_float32, through_float32
+from model.layers.dropout import SampleDropout, fold_in
+from model.layers.position import resize_position_embeddings
+from model.layers.recompute import CheckpointMode, checkpointed
 from model.variants import ViTConfig, grid_side, vit_config
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)

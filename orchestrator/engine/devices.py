@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from model.cpu_bfloat16 import CPU_HAS_BFLOAT16_PRODUCTS
+from model.layers.cpu_bfloat16 import CPU_HAS_BFLOAT16_PRODUCTS
 from orchestrator.wording import count
 
 MEASURE_SECONDS = 0.3

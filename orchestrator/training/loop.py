@@ -22,7 +22,7 @@ from data import Augment, Index, Loader, Order, SampleOrder, open_index
 from data.loading.cache import Cache
 from data.loading.loader import Batch
 from data.splitmix import key, stream
-from model.checkpointing import CheckpointMode
+from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver

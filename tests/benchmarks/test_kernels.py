@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from benchmarks import kernels
-from model import attention, vit_config
+from model import vit_config
+from model.layers import attention
 
 ROOT = Path(__file__).resolve().parents[2]
 CPU = torch.device("cpu")

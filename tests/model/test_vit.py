@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
 from model import VisionTransformer, checkpoint_blocks, compile_blocks, create_model
-from model.dropout import fold_in
+from model.layers.dropout import fold_in
 from model.variants import ModelConfigError
 
 

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from model import VisionTransformer, checkpoint_blocks
-from model.checkpointing import CheckpointMode
+from model.layers.recompute import CheckpointMode
 from orchestrator.engine.step import Objective, normalise
 
 NEVER = 2**62  # bytes: what did not fit

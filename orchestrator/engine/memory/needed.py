@@ -6,7 +6,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from model.checkpointing import CheckpointMode
+from model.layers.recompute import CheckpointMode
 from orchestrator.engine.step import deepspeed_config
 from orchestrator.job.kinds import Parallel
 

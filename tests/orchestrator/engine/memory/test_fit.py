@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from model.checkpointing import MODES, CheckpointMode
 from model.flops import activation_bytes, recomputed_flops, training_flops
+from model.layers.recompute import MODES, CheckpointMode
 from model.variants import ViTConfig, vit_config
 from orchestrator.engine.memory.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
 from orchestrator.engine.memory.measured import NEVER, trial_sizes

@@ -13,8 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import model
-from model.checkpointing import CheckpointMode
 from model.flops import activation_bytes
+from model.layers.recompute import CheckpointMode
 from orchestrator.engine import step
 from orchestrator.engine.memory import needed
 from orchestrator.engine.memory.measured import activation_peaks

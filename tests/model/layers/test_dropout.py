@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.dropout import SampleDropout, fold_in, keep_mask, mix32
+from model.layers.dropout import SampleDropout, fold_in, keep_mask, mix32
 
 EXTREMES = [0, 1, -1, 2, 12345, 2**31, -(2**31), 2**62 + 3, 2**63 - 1, -(2**63)]
 

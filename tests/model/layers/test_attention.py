@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import model
-from model import attention as module
-from model import cpu_bfloat16
-from model.attention import LONGEST, BackwardByProducts, attention
-from model.checkpointing import CheckpointMode
+from model.layers import attention as module
+from model.layers import cpu_bfloat16
+from model.layers.attention import LONGEST, BackwardByProducts, attention
+from model.layers.recompute import CheckpointMode
 
 needs_bf16 = pytest.mark.skipif(not cpu_bfloat16.CPU_HAS_BFLOAT16_PRODUCTS, reason="a CPU without bf16 products")
 # (queries, keys): square; the class token alone, as in the last block; a length that fills no tile

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.cpu_bfloat16 import attention_in_float32, through_float32
+from model.layers.cpu_bfloat16 import attention_in_float32, through_float32
 
 LONGEST = 640  # keys: beyond, the products are as slow as the fused backward pass
 

@@ -3,7 +3,7 @@ import pytest
 import scipy.ndimage
 import torch
 
-from model.position import resize_position_embeddings
+from model.layers.position import resize_position_embeddings
 
 
 @pytest.mark.parametrize("prefix", [0, 1])

@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import model
-from model import cpu_bfloat16
-from model.cpu_bfloat16 import Float32Linear
+from model.layers import cpu_bfloat16
+from model.layers.cpu_bfloat16 import Float32Linear
 
 
 def operands() -> tuple[Tensor, Tensor, Tensor]:
