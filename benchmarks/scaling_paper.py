@@ -10,8 +10,8 @@ import torch
 
 from benchmarks.scaling_model import Device, Links, Work, measured_device, step_time
 from model import ViTConfig, vit_config
-from model.flops import activation_bytes
-from model.summary import summarize
+from model.cost.flops import activation_bytes
+from model.cost.summary import summarize
 from orchestrator.engine.memory.fit import FIXED_FLOPS
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.sections import Parallel

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from model.variants import ViTConfig, vit_config
 
 if TYPE_CHECKING:
-    from model.flops import forward_macs, training_flops
+    from model.cost.flops import forward_macs, training_flops
     from model.layers.recompute import checkpoint_blocks
     from model.vit import VisionTransformer, compile_blocks, create_model
     from model.weight_decay import decay_mask
@@ -30,8 +30,8 @@ _WITH_TORCH = {
     "compile_blocks": "model.vit",
     "create_model": "model.vit",
     "decay_mask": "model.weight_decay",
-    "forward_macs": "model.flops",
-    "training_flops": "model.flops",
+    "forward_macs": "model.cost.flops",
+    "training_flops": "model.cost.flops",
 }
 
 

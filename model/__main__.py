@@ -5,7 +5,7 @@ import json
 import sys
 from typing import Any, NoReturn
 
-from model.summary import render, summarize
+from model.cost.summary import render, summarize
 from model.variants import ModelConfigError, vit_config
 
 

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 
 from model import ViTConfig, training_flops
-from model.flops import activation_bytes, recomputed_flops
+from model.cost.flops import activation_bytes, recomputed_flops
 from model.layers.recompute import MODES, CheckpointMode
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.kinds import Parallel

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from model.flops import activation_bytes, recomputed_flops, training_flops
+from model.cost.flops import activation_bytes, recomputed_flops, training_flops
 from model.layers.recompute import MODES, CheckpointMode
 from model.variants import ViTConfig, vit_config
 from orchestrator.engine.memory.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops

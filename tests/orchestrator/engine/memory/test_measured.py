@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model import VisionTransformer, checkpoint_blocks, create_model
-from model.flops import activation_bytes
+from model.cost.flops import activation_bytes
 from model.layers.recompute import MODES, CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy
 from orchestrator.engine.memory.measured import activation_peaks, trial_sizes

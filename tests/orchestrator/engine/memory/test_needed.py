@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import model
-from model.flops import activation_bytes
+from model.cost.flops import activation_bytes
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine import step
 from orchestrator.engine.memory import needed

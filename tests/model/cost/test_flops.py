@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from model import checkpoint_blocks, create_model, forward_macs, training_flops, vit_config
-from model.flops import activation_bytes, recomputed_flops
+from model.cost.flops import activation_bytes, recomputed_flops
 from model.variants import ModelConfigError
 
 JFT_IMAGES, JFT_CLASSES = 303_000_000, 18_291

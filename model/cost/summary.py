@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from model.flops import activation_bytes, forward_macs, training_flops
+from model.cost.flops import activation_bytes, forward_macs, training_flops
 from model.layers.recompute import MODES
 from model.variants import ViTConfig
 from model.vit import VisionTransformer
