@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """How long training stands still for a checkpoint: with its upload beside training, and until it is complete."""
 
 import argparse
@@ -14,13 +13,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
 
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
+import torch
+import torch.distributed as dist
 
 EPILOG = """
 One process holds the model and its AdamW state under DeepSpeed. Each repeat saves once with `wait` (the time until the
@@ -76,7 +73,7 @@ def in_thread(metrics: dict[str, Any], directory: Path, name: str, upload: Calla
 @contextmanager
 def places(chosen: Sequence[str], folder: Path) -> Iterator[dict[str, str]]:
     """URL of a run's folder in each place."""
-    from tests.emulators import gcs_server, reached_by
+    from infra.local.stores import gcs_server, reached_by
 
     with ExitStack() as stack:
         urls = {}
@@ -111,7 +108,7 @@ def say(text: str) -> None:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, epilog=EPILOG)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__, epilog=EPILOG)
     parser.add_argument("--model", default="ViT-B/16", help="a name of model.create_model (%(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="of each save (%(default)s)")
     parser.add_argument("--places", nargs="+", choices=("disk", "bucket"), default=["disk", "bucket"])

@@ -1,6 +1,6 @@
 """What `python -m data dedup` finds and what it mistakes: recall for kinds of copies, and the false-positive rate.
 
-    python benchmarks/dedup.py [--photos FOLDER] [--shapes N] [--workers N]
+    python -m benchmarks.dedup [--photos FOLDER] [--shapes N] [--workers N]
 
 Images of each kind are packed, and go through the code of the command. Half of the images play the test set; copies of
 these measure recall, the other half, which has no copies in it, the false positives. Photographs are those that come
@@ -10,7 +10,6 @@ false positives whole and, to have more pairs, cut into quarters. One JSON line 
 
 import argparse
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from itertools import chain, islice
@@ -19,8 +18,6 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from data.dedup import search
 from data.images.decode import decode
@@ -174,7 +171,9 @@ def bundled_photographs() -> list[Image]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.dedup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--photos", metavar="FOLDER", type=Path, help="more photographs")
     parser.add_argument("--shapes", metavar="N", type=int, default=1000, help="how many shapes images (1000)")
     parser.add_argument("--workers", metavar="N", type=int, default=usable_cpus(), help="processes (one a core)")

@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """The choices inside a training step, measured one by one: attention, token padding, memory, gradients, input."""
 
 import argparse
@@ -7,22 +6,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from torch import Tensor  # noqa: E402
-from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
-
-from model import ViTConfig, vit_config  # noqa: E402
-from model.layers.attention import BackwardByProducts  # noqa: E402
-from model.vit import EncoderBlock  # noqa: E402
-from orchestrator.engine.cpu_memory import keep_freed_memory  # noqa: E402
-from orchestrator.engine.devices import device_name  # noqa: E402
-from orchestrator.engine.step import PRECISIONS, normalise  # noqa: E402
+from model import ViTConfig, vit_config
+from model.layers.attention import BackwardByProducts
+from model.vit import EncoderBlock
+from orchestrator.engine.cpu_memory import keep_freed_memory
+from orchestrator.engine.devices import device_name
+from orchestrator.engine.step import PRECISIONS, normalise
 
 EPILOG = """
 Contenders of a group take turns, --repeats times each; the figure is the median, with the least and the most. What this
@@ -216,7 +211,10 @@ def in_turn(runs: dict[str, Run], repeats: int, device: torch.device) -> dict[st
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.kernels",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--model", default="B/16", help="(%(default)s)")
     parser.add_argument("--batch", type=int, help="images (GPU: 64; CPU: 4)")

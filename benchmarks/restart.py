@@ -1,4 +1,3 @@
-#!/usr/bin/env python
 """Seconds from the kill of a worker until training goes on, beside Ray Train's restart of an empty function."""
 
 import argparse
@@ -15,10 +14,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[0] = str(ROOT)
+import psutil
 
-import psutil  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+
 
 EPILOG = """
 Both run with two workers on a private Ray of this machine, one after the other, so many times. A worker is killed with
@@ -122,7 +121,10 @@ def ours() -> float:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print a table and, last, one JSON line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m benchmarks.restart",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--repeats", type=int, default=3, help="restarts of each (default: 3)")
     options = parser.parse_args(arguments)

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.emulators import GCS_ENVIRONMENT, S3_ENVIRONMENT
+from infra.local.stores import GCS_ENVIRONMENT, S3_ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[1]
 

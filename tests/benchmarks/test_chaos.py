@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import chaos_report as report
-from benchmarks.chaos_kills import KINDS, RESIZE, SIZES, START_SIZE, Event, schedule
-from benchmarks.chaos_world import Attempt, Job
+from benchmarks.chaos import report
+from benchmarks.chaos.kills import KINDS, RESIZE, SIZES, START_SIZE, Event, schedule
+from benchmarks.chaos.world import Attempt, Job
 from orchestrator.history.ledger import trained_samples
 
 

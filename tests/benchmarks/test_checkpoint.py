@@ -8,7 +8,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_small_run(tmp_path):
     """The whole script on a small model: every field of the JSON line, and nothing left behind."""
-    command = [sys.executable, "benchmarks/checkpoint.py", "--model", "ViT-Ti/16", "--repeats", "1"]
+    command = [sys.executable, "-m", "benchmarks.checkpoint", "--model", "ViT-Ti/16", "--repeats", "1"]
     command += ["--places", "disk", "--work-dir", str(tmp_path)]  # the emulator of a bucket is slow
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import data_sets
-from benchmarks.data_pipelines import DECODERS
+from benchmarks.data import sets
+from benchmarks.data.pipelines import DECODERS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_a_small_run(tmp_path):
     """The whole script on a small set: every field of the JSON line, and a library that is not installed left out."""
     names = ["ours", "webdataset_pil", "webdataset_same_decoder", "litdata", "decode_cv2_threads"]
-    command = [sys.executable, "benchmarks/data.py", "--quick", "--work-dir", str(tmp_path), "--only", *names]
+    command = [sys.executable, "-m", "benchmarks.data", "--quick", "--work-dir", str(tmp_path), "--only", *names]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
     *table, last = run.stdout.splitlines()
@@ -33,15 +33,15 @@ def test_a_small_run(tmp_path):
     assert 1 < found["bytes_read_over_used"] < 2  # tar headers; groups of 64 samples at the edges of blocks of 128
     assert [line.split()[0] for line in table[1:]] == [name for name in names if name != "litdata"]
 
-    images = [encoded for encoded, _ in data_sets.read_tars(next(tmp_path.glob("*/tars")))]
+    images = [encoded for encoded, _ in sets.read_tars(next(tmp_path.glob("*/tars")))]
     assert len(images) == 512
     assert len(set(images)) == 64
 
 
 def test_the_images_are_like_photographs():
     """500x375 at quality 90, all different, of the size on disk that such photographs have; the same every time."""
-    encoded = data_sets.photographs(16, seed=0)
-    assert encoded == data_sets.photographs(16, seed=0)
+    encoded = sets.photographs(16, seed=0)
+    assert encoded == sets.photographs(16, seed=0)
     assert len(set(encoded)) == 16
     assert 30e3 < np.mean([len(image) for image in encoded]) < 80e3
     quality_90 = io.BytesIO()
@@ -54,7 +54,7 @@ def test_the_images_are_like_photographs():
 @pytest.mark.parametrize("number", range(8))
 def test_all_decoders_draw_the_same_picture(number):
     """The contenders do the same work: the same window at the same place, up to how each library filters."""
-    encoded = data_sets.photographs(1, seed=number)[0]
+    encoded = sets.photographs(1, seed=number)[0]
     pictures = {}
     for name, decode in DECODERS.items():
         pictures[name] = np.zeros((224, 224, 3), np.uint8)

@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 def test_a_small_run() -> None:
-    command = [sys.executable, "benchmarks/kernels.py", "--model", "Ti/16", "--batch", "1", "--repeats", "2"]
+    command = [sys.executable, "-m", "benchmarks.kernels", "--model", "Ti/16", "--batch", "1", "--repeats", "2"]
     command += ["--groups", "attention", "padding", "memory", "subnormal", "sums", "clipping"]  # the others compile
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
@@ -38,7 +38,7 @@ def test_a_small_run() -> None:
 
 
 def test_an_unknown_model_is_one_line() -> None:
-    command = [sys.executable, "benchmarks/kernels.py", "--model", "G/99"]
+    command = [sys.executable, "-m", "benchmarks.kernels", "--model", "G/99"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert run.returncode == 2
     assert "--model" in run.stderr.splitlines()[-1]

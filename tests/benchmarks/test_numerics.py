@@ -1,4 +1,4 @@
-"""benchmarks/numerics.py: whole, its verdict against numbers by hand, and a step that is wrong."""
+"""benchmarks/numerics: whole, its verdict against numbers by hand, and a step that is wrong."""
 
 import json
 import math
@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import numerics
-from benchmarks.numerics_job import Recipe, Variant
-from benchmarks.numerics_verdict import Yardsticks, compare, final_loss, running_difference
+from benchmarks.numerics import __main__ as numerics
+from benchmarks.numerics.job import Recipe, Variant
+from benchmarks.numerics.verdict import Yardsticks, compare, final_loss, running_difference
 from data.sources.digits import pack_digits
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_a_small_run() -> None:
     """The whole script: every field of the JSON line, and a table without what DeepSpeed prints."""
-    command = [sys.executable, "benchmarks/numerics.py", "--quick"]
+    command = [sys.executable, "-m", "benchmarks.numerics", "--quick"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     *table, last = run.stdout.splitlines()

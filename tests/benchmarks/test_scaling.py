@@ -1,4 +1,5 @@
-"""benchmarks/scaling.py: its arithmetic against numbers by hand and limits, its table against a fresh count."""
+"""benchmarks/scaling: its arithmetic against numbers by hand and limits, its table against a fresh
+count."""
 
 import dataclasses
 import itertools
@@ -11,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import scaling, scaling_check
-from benchmarks.scaling_model import (
+from benchmarks.scaling import __main__ as scaling
+from benchmarks.scaling import check
+from benchmarks.scaling.model import (
     Device,
     Links,
     Work,
@@ -23,10 +25,10 @@ from benchmarks.scaling_model import (
     measured_device,
     step_time,
 )
-from benchmarks.scaling_tally import TRAFFIC, expected, tally
+from benchmarks.scaling.tally import TRAFFIC, expected, tally
+from infra.local.ranks import run_ranks
 from model import training_flops, vit_config
 from orchestrator.engine.step import REDUCE_BUCKET
-from tests.orchestrator.ranks import run_ranks
 
 ROOT = Path(__file__).resolve().parents[2]
 LINKS = Links(node=8, inside=400e9, between=25e9, hop_inside=2e-6, hop_between=10e-6, fraction=0.5)
@@ -140,7 +142,7 @@ def test_the_table_says_what_is_sent(stage: int) -> None:
 
 
 def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "benchmarks/scaling.py", *words]
+    command = [sys.executable, "-m", "benchmarks.scaling", *words]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
 
 
@@ -204,17 +206,17 @@ def test_bad_input_is_one_line(words: list[str], said: str, capsys: pytest.Captu
 
 def test_predicted_bytes_by_hand() -> None:
     """Stage 1, two processes: a ring sends all of the 2 bytes for the all-reduce, and half of them for the gather."""
-    assert scaling_check.sent_bytes(1, 2, 1000) == pytest.approx(2000 + 1000)
-    assert scaling_check.sent_bytes(3, 4, 1000) == pytest.approx(1.5 * 2000 + 0.75 * 2000)
-    slow, fast = (scaling_check.predicted(0.1, 1, 2, 10**6, rate) for rate in (10, 20))
+    assert check.sent_bytes(1, 2, 1000) == pytest.approx(2000 + 1000)
+    assert check.sent_bytes(3, 4, 1000) == pytest.approx(1.5 * 2000 + 0.75 * 2000)
+    slow, fast = (check.predicted(0.1, 1, 2, 10**6, rate) for rate in (10, 20))
     assert slow - 0.1 == pytest.approx(2 * (fast - 0.1))
 
 
 def test_behind_a_throttled_link() -> None:
     """Real processes: the bytes are the table's, and halving the rate makes a step longer by about its bytes."""
-    if why := scaling_check.missing():
+    if why := check.missing():
         pytest.skip(why)
-    fast, slow = scaling_check.check([2], [1], [100.0, 50.0], 3)
+    fast, slow = check.check([2], [1], [100.0, 50.0], 3)
     for row in (fast, slow):
         assert row["sent_ratio"] == pytest.approx(1.0, abs=0.1)
         assert 0.6 < row["ratio"] < 1.8

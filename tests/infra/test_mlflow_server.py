@@ -13,8 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from infra.local.stores import HOST, free_port
 from infra.mlflow_server import main
-from tests.emulators import HOST, free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=5"

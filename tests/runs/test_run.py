@@ -21,7 +21,7 @@ from mlflow.tracking import MlflowClient
 from data import SampleOrder, open_index, storage
 from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.history.ledger import trained_samples
-from tests.emulators import FaultyProxy, gcs_server, reached_by
+from infra.local.stores import FaultyProxy, gcs_server, reached_by
 from tests.orchestrator.checkpoint.test_restore import weights
 from tests.cluster import ROOT, RayHead
 

@@ -29,7 +29,7 @@ from orchestrator.wording import count
 # The fixed cost of a pass through a block, forward and backward, in FLOPs. GPU: each product ends with a wave of tiles
 # that is half empty on average; 132 multiprocessors x 128 x 256 outputs x 7 D inputs x 3 products is 1.2e11 in H/14.
 # CPU: a hundred operations of 10 us at 150 GFLOP/s, and reading the weights. Estimates, which matter only where few
-# images fit. From step times T1 and T2 at micro-batches m1 < m2 of one device (`benchmarks/step.py`):
+# images fit. From step times T1 and T2 at micro-batches m1 < m2 of one device (`benchmarks/step`):
 #     (m2 * T1 - m1 * T2) / (T2 - T1) * training_flops / depth
 FIXED_FLOPS = {"cuda": 1.2e11, "cpu": 1e9}
 # Norms, GELU and sums, once forward, as a share of a step: they move about 10 MB an image through each block of H/14,

@@ -1,8 +1,8 @@
 """A short trial on this device: how much memory a model's activations really take.
 
-The arithmetic of `model.flops` counts what the encoder's blocks keep. A device may take more: workspaces, sizes rounded
-up by the allocator, float32 copies on a CPU without bf16 products, the loss over many classes. So a copy of the model
-passes a few images forward and backward, before DeepSpeed wraps the model itself.
+The arithmetic of `model.cost.flops` counts what the encoder's blocks keep. A device may take more: workspaces, sizes
+rounded up by the allocator, float32 copies on a CPU without bf16 products, the loss over many classes. So a copy of the
+model passes a few images forward and backward, before DeepSpeed wraps the model itself.
 
 On a GPU the passes are computed, and PyTorch's allocator tells their peak. No allocator tells on a CPU. There the same
 operations are carried out on fake tensors, which have shapes and no contents and cost no arithmetic, and the bytes that

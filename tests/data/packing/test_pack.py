@@ -20,7 +20,7 @@ from data.__main__ import main
 from data.images.transcode import Transcode
 from data.packing.pack import Options, pack
 from data.packing.source import Item, Reading, Skipped, Source
-from tests.emulators import gcs_server, reached_by, s3_server
+from infra.local.stores import gcs_server, reached_by, s3_server
 
 ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # whatever clusters there are on this machine
 

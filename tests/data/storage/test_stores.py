@@ -21,7 +21,7 @@ from data.loading.reader import Reader, Statistics, schedule
 from data.order.sample_order import MASKED, SampleOrder
 from data.shards.index import Index, open_index
 from data.storage import patience
-from tests.emulators import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
+from infra.local.stores import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
 from tests.tars import Fields, write_set
 
 ROOT = Path(__file__).parents[3]

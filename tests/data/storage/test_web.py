@@ -7,7 +7,7 @@ import pytest
 
 from data import storage
 from data.storage import patience
-from tests.emulators import FaultyProxy, file_server
+from infra.local.stores import FaultyProxy, file_server
 
 CONTENT = random.Random(0).randbytes(3_000_000)
 

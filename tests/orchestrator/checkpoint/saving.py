@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from infra.local.stores import Server
 from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine
-from tests.emulators import Server
 
 SIZES = (700, 300, 1100, 5)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from data import storage
-from tests.emulators import Server, gcs_server, reached_by
-from tests.orchestrator import ranks
+from infra.local import ranks
+from infra.local.stores import Server, gcs_server, reached_by
 from tests.orchestrator.checkpoint.saving import be_impatient, has_state, set_state, stand_in
 from tests.orchestrator.small_run import in_thread
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from infra.local.ranks import run_ranks
+from infra.local.stores import FaultyProxy, Server, s3_server
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest, complete_checkpoints, prune
 from orchestrator.checkpoint.restore import restore
-from tests.emulators import FaultyProxy, Server, s3_server
 from tests.orchestrator.checkpoint import saving
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import Curve, build_engine, in_thread, train_digits
 
 SAVED, AGAIN, END = 6, 9, 12

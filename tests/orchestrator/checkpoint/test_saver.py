@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from infra.local.ranks import run_ranks
+from infra.local.stores import FaultyProxy, Server, gcs_server, reached_by
 from orchestrator.checkpoint import snapshot
 from orchestrator.checkpoint.manifest import CheckpointError, complete_checkpoints
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.history.ledger import Ledger, trained_samples
-from tests.emulators import FaultyProxy, Server, gcs_server, reached_by
 from tests.orchestrator.checkpoint.saving import be_impatient, restored_step, set_state, stand_in
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import in_thread
 
 

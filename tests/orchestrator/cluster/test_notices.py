@@ -10,8 +10,8 @@ from ray.train.v2._internal.execution import context
 from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2.api.preemption import PreemptionInfo
 
+from infra.local.ranks import run_ranks
 from orchestrator.cluster.notices import AnswerSigterm, CutOff, Notices, Reason
-from tests.orchestrator.ranks import run_ranks
 
 
 class Context:

@@ -7,9 +7,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from infra.local.ranks import run_ranks
 from orchestrator.engine.step import Engine
 from orchestrator.job.sections import SGD, AdamW, Parallel
-from tests.orchestrator.ranks import run_ranks
 
 IMAGES = 8
 CLIP = 0.5  # below some norms here, above others

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from infra.local.ranks import run_ranks
 from orchestrator.engine import phases
 from orchestrator.engine.phases import PHASES, Phases, per_step
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 
 STEPS = 3

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from data import SampleOrder, open_index
-from tests.orchestrator.ranks import run_ranks
+from infra.local.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, Curve, build_engine, train_digits
 
 STEPS = 50

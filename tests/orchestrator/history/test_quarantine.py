@@ -8,8 +8,8 @@ import torch.distributed as dist
 
 from data.errors import Cause
 from data.loading.loader import Bad
+from infra.local.ranks import run_ranks
 from orchestrator.history.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
-from tests.orchestrator.ranks import run_ranks
 
 
 def quarantine(run: str, *, limit: float = 0.5, set_size: int = 100) -> Quarantine:

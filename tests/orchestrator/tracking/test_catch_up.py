@@ -11,6 +11,7 @@ import pytest
 from mlflow import MlflowClient
 
 from data import open_index, storage
+from infra.local.stores import reached_by, s3_server
 from orchestrator.__main__ import main
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
@@ -21,7 +22,6 @@ from orchestrator.tracking import catch_up, tracker
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 from tests.cluster import ROOT
-from tests.emulators import reached_by, s3_server
 from tests.orchestrator.tracking.stores import (
     PATIENCE,
     Server,

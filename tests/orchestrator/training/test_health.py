@@ -16,13 +16,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data.loading.loader import Batch
+from infra.local.ranks import run_ranks
 from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
 from orchestrator.training.diagnosis import Diagnosis, diagnose
 from orchestrator.training.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
 
 SHARE = BATCH // 2  # slots of each of two ranks: micro-batches of 5, 5 and 2

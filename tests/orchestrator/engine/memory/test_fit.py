@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from infra.local.ranks import run_ranks
 from model.cost.flops import activation_bytes, recomputed_flops, training_flops
 from model.layers.recompute import MODES, CheckpointMode
 from model.variants import ViTConfig, vit_config
@@ -19,7 +20,6 @@ from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Parallel
 from orchestrator.run.folder import recipe
-from tests.orchestrator.ranks import run_ranks
 
 GPU = torch.device("cuda")
 B16, PARAMETERS, WORKERS = vit_config("ViT-B/16"), 86_567_656, 8

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import model
+from infra.local.ranks import run_ranks
 from model.cost.flops import activation_bytes
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine import step
@@ -20,7 +21,6 @@ from orchestrator.engine.memory import needed
 from orchestrator.engine.memory.measured import activation_peaks
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
 from orchestrator.job.sections import AdamW, Parallel
-from tests.orchestrator.ranks import run_ranks
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PLAIN = Parallel(zero_stage=0, precision="float32")

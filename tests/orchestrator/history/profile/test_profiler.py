@@ -11,9 +11,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from infra.local.ranks import run_ranks
 from orchestrator.engine.phases import Phases
 from orchestrator.history.profile.profiler import Profiler
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 
 

@@ -13,8 +13,8 @@ import webdataset
 
 from data import Augment, Loader, SampleOrder, open_index
 from data.packing.scan import index_shards
+from infra.local.ranks import run_ranks
 from orchestrator.training.evaluators.accuracy import evaluate
-from tests.orchestrator.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, build_engine
 
 

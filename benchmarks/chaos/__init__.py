@@ -1,0 +1,1 @@
+"""A run that is struck again and again, and what it lost."""

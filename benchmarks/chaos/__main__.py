@@ -1,0 +1,205 @@
+"""A run that is killed again and again, in every way, while its cluster grows and shrinks: what is lost?"""
+
+import argparse
+import json
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+from benchmarks.chaos import report
+from benchmarks.chaos.kills import RESIZE, START_SIZE, WITHOUT_RESTART, Event, schedule, strike
+from benchmarks.chaos.world import BATCH, ChaosError, Job, World, until
+
+EPILOG = """
+The same job runs twice on a cluster of this machine with Ray's own autoscaler: once with two workers and undisturbed,
+once with one to four and the kills. The images and the checkpoints are in a bucket (an emulator behind a proxy), the
+curves on an MLflow server. A kill comes when the run has got beyond where the one before met it.
+
+samples  lost, repeated: by the ledger of the final history against the order, which is arithmetic
+steps    redone: the newest step done by an attempt, less the step at which the next one went on
+goodput  seconds a step of the quiet run (first point to last, its saves included) times steps, over the wall time of
+         the chaos run from the first command to the end of the last one
+seconds lost a failure: that wall time, less the quiet run's, over the kills
+weights  the norm of their difference to the quiet run's, over the norm of those
+
+Exit code 1: samples were lost or repeated, the weights differ by more than --tolerance, or the run did not survive.
+"""
+
+
+def quiet(world: World, options: argparse.Namespace) -> float:
+    """Run the job undisturbed. Returns its wall time in seconds."""
+    world.cluster.set_workers(START_SIZE, START_SIZE)
+    began = time.monotonic()
+    job = world.new_job("quiet", options.steps, options.every, START_SIZE)
+    finish(job, options.patience)
+    return time.monotonic() - began
+
+
+def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) -> tuple[list[report.Struck], float]:
+    """Run it with everything that goes wrong. Returns that, and the wall time in seconds."""
+    began = time.monotonic()
+    job = world.new_job("chaos", options.steps, options.every, [1, 4])
+    happened: list[report.Struck] = []
+    workers = START_SIZE
+    for number, event in enumerate(events):
+        wait_for_step(job, event.step, options.patience)
+        if job.code == 0:
+            say(f"the run ended before event {number + 1} of {len(events)}")
+            break
+        left = (time.monotonic() - began) / max(1, number) * (len(events) - number)
+        to = f" to {event.workers}" if event.kind == RESIZE else ""
+        say(
+            f"{number + 1}/{len(events)} at step {job.step}: {event.kind}{to}"
+            + (f", {left:.0f} s left" if number else "")
+        )
+        attempts = len(job.attempts)
+        start = strike(event, world)
+        if event.kind not in WITHOUT_RESTART:
+            wait_for_attempt(job, attempts, event.workers, options.patience)
+        wait_for_step(job, job.peak + 1, options.patience)
+        after = job.attempts[-1].workers if job.attempts else workers
+        happened.append(report.Struck(event, start, time.time(), workers, after))
+        workers = after
+    finish(job, options.patience)
+    return happened, time.monotonic() - began
+
+
+def wait_for_step(job: Job, step: int, patience: float) -> None:
+    """Until the run has shown a step, or has ended well."""
+    until(lambda: job.step >= step or ended(job), f"step {step}\n{job.tail()}", patience)
+
+
+def wait_for_attempt(job: Job, before: int, workers: int, patience: float) -> None:
+    """Until another attempt has gone on, or where `workers` is not 0, one with so many; or the run has ended well."""
+
+    def is_there() -> bool:
+        if workers:
+            return bool(job.attempts) and job.attempts[-1].workers == workers
+        return len(job.attempts) > before
+
+    until(lambda: is_there() or ended(job), f"{workers or 'any'} workers that go on", patience)
+
+
+def finish(job: Job, patience: float) -> None:
+    """Until the run has ended well; steps must come at least every `patience` seconds."""
+    while not ended(job):
+        wait_for_step(job, job.step + 1, patience)
+
+
+def ended(job: Job) -> bool:
+    """Whether it has ended well.
+
+    Raises:
+        ChaosError: it has ended otherwise.
+    """
+    if job.code:
+        raise ChaosError(f"the job ended with exit code {job.code}\n{job.tail()}")
+    return job.code == 0
+
+
+def evaluate(
+    world: World, happened: Sequence[report.Struck], walls: tuple[float, float], options: argparse.Namespace
+) -> dict[str, Any]:
+    """Print the table; returns the fields of the JSON line."""
+    from data import SampleOrder, open_index
+    from orchestrator.history.ledger import trained_samples
+
+    curve, losses = report.read_curve(world.tracker.database, "chaos")
+    quiet_curve, quiet_losses = report.read_curve(world.tracker.database, "quiet")
+    a_step = quiet_curve.seconds_a_step()
+    order = SampleOrder(open_index(f"{world.bucket.url}/shapes/train"), batch_size=BATCH)
+    lost, repeated = report.count_samples(trained_samples(world.run_url("chaos")), order, options.steps)
+    quiet_counts = report.count_samples(trained_samples(world.run_url("quiet")), order, options.steps)
+    (step, weights), (quiet_step, quiet_weights) = (
+        report.read_weights(world.run_url(name)) for name in ("chaos", "quiet")
+    )
+    if not step == quiet_step == options.steps:
+        raise ChaosError(f"the last checkpoints are of steps {step} and {quiet_step}, not of {options.steps}")
+    redone = report.redone_steps(world.job.attempts, curve)
+    redone_by_event = [report.redone_after(struck, world.job.attempts, redone) for struck in happened]
+    seconds = [report.seconds_lost(struck, curve, a_step) for struck in happened]
+    print(report.table(happened, seconds, redone_by_event))
+    kills = [struck for struck in happened if struck.event.kind != RESIZE]
+    pairs = list(zip(happened, redone_by_event, strict=True))
+    return {
+        "kills": len(kills),
+        "lost": lost,
+        "repeated": repeated,
+        "redone_steps": sum(redone),
+        "goodput": round(a_step * options.steps / walls[1], 4),
+        "loss_chaos": losses[-1],
+        "loss_quiet": quiet_losses[-1],
+        "max_weight_difference": report.weight_difference(weights, quiet_weights),
+        "redone_steps_max_a_kill": max((n for struck, n in pairs if struck.event.kind != RESIZE), default=0),
+        "redone_steps_resizing": sum(n for struck, n in pairs if struck.event.kind == RESIZE),
+        "checkpoint_interval": options.every,
+        "seconds_lost_a_failure": round((walls[1] - walls[0]) / max(1, len(kills)), 2),
+        "kills_by_kind": dict(sorted(Counter(struck.event.kind for struck in kills).items())),
+        "workers": sorted({size for struck in happened for size in (struck.before, struck.after)}),
+        "points_missing": options.steps - len(curve.steps),
+        "quiet_lost_repeated": quiet_counts,
+        "steps": options.steps,
+        "seconds_a_step_quiet": round(a_step, 4),
+        "wall_seconds": round(walls[1], 1),
+        "wall_seconds_quiet": round(walls[0], 1),
+        "seed": options.seed,
+    }
+
+
+def say(text: str) -> None:
+    print(f"{time.strftime('%H:%M:%S')} {text}", file=sys.stderr, flush=True)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.chaos",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--kills", type=int, default=25, help="(%(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="of kinds, order and victims (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of the run (100 a kill)")
+    parser.add_argument("--every", type=int, default=20, help="steps between checkpoints (%(default)s)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="of the weights' difference (%(default)s)")
+    parser.add_argument("--patience", type=float, default=600, help="seconds for a run to go on (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="for logs and curves; stays (default: a temporary one)")
+    options = parser.parse_args(arguments)
+    options.steps = options.steps or 100 * options.kills
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the proxy's clients are killed: they hang up
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: everything is ended
+    try:
+        events = schedule(options.kills, options.steps, options.seed, first=2 * options.every)
+        with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
+            folder = (options.folder or Path(temporary)).absolute()
+            folder.mkdir(parents=True, exist_ok=True)
+            with World(folder, options.patience) as world:
+                say("the quiet run")
+                alone = quiet(world, options)
+                say(f"the quiet run took {alone:.0f} s; the chaos run")
+                happened, wall = chaos(world, events, options)
+                found = evaluate(world, happened, (alone, wall), options)
+    except (ChaosError, ValueError) as error:
+        print(f"error: benchmarks/chaos: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(found))
+    bad = found["lost"] or found["repeated"] or found["max_weight_difference"] > options.tolerance
+    return int(bool(bad) or found["kills"] < options.kills)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

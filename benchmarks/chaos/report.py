@@ -1,0 +1,134 @@
+"""What a chaos run comes to: samples, steps, seconds and weights, from what the run left behind.
+
+Samples are counted in the ledger of the final history and compared with the order, which is arithmetic. Steps that were
+done again, and seconds, come from the points of the training curve: MLflow holds each step once, with the time when it
+was done first.
+"""
+
+import json
+from bisect import bisect_left
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.chaos.kills import RESIZE, Event
+from benchmarks.chaos.world import Attempt
+from data import storage
+from data.order.sample_order import Order
+
+START_SECONDS = 3.0
+"""New workers take longer than this from their first line to their first step, the old ones are gone before it."""
+
+
+@dataclass(frozen=True)
+class Struck:
+    """An event that was carried out: when it began and when the run went on beyond where it was, both in seconds since
+    the epoch, and the workers that trained before and after it."""
+
+    event: Event
+    began: float
+    back: float
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The steps done and when (seconds since the epoch) each was done first, both rising."""
+
+    steps: Sequence[int]
+    times: Sequence[float]
+
+    def peak(self, time: float) -> int:
+        """Steps that were done by then."""
+        place = bisect_left(self.times, time)
+        return self.steps[place - 1] if place else 0
+
+    def seconds_a_step(self) -> float:
+        """Mean, from the first point to the last: with the saves and evaluations in between."""
+        return (self.times[-1] - self.times[0]) / (self.steps[-1] - self.steps[0])
+
+
+def count_samples(trained: Mapping[int, Sequence[int]], order: Order, steps: int) -> tuple[int, int]:
+    """(samples lost, samples repeated) of a history: what each of the run's steps should have trained on, and did.
+
+    A sample that a step trained on though it belongs to another one counts as repeated here, and as lost there.
+    """
+    lost = repeated = 0
+    for step in range(max([steps, *(step + 1 for step in trained)])):
+        wanted = Counter(i for i in order.batch(step) if i >= 0) if step < steps else Counter()
+        found = Counter(trained.get(step, ()))
+        lost += (wanted - found).total()
+        repeated += (found - wanted).total()
+    return lost, repeated
+
+
+def redone_steps(attempts: Sequence[Attempt], curve: Curve) -> list[int]:
+    """Of each attempt, the steps that it did again.
+
+    It holds when every attempt gets beyond the one before it, as they do here: nothing is killed earlier.
+    """
+    return [max(0, curve.peak(attempt.time - START_SECONDS) - attempt.step) for attempt in attempts]
+
+
+def seconds_lost(struck: Struck, curve: Curve, seconds_a_step: float) -> float:
+    """From the event until the run got beyond where it was, without the useful time of the steps done meanwhile."""
+    done = curve.peak(struck.back) - curve.peak(struck.began)
+    return struck.back - struck.began - seconds_a_step * done
+
+
+def redone_after(struck: Struck, attempts: Sequence[Attempt], redone: Sequence[int]) -> int:
+    """Steps done again by the attempts that an event led to."""
+    pairs = zip(attempts, redone, strict=True)
+    return sum(steps for attempt, steps in pairs if struck.began < attempt.time <= struck.back)
+
+
+def weight_difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
+    """Norm of the difference of all weights together, over the norm of the other's."""
+    if one.keys() != other.keys():
+        raise ValueError(f"weights differ in their names: {sorted(one.keys() ^ other.keys())[:3]}")
+    ours, theirs = (np.concatenate([weights[name] for name in sorted(weights)]) for weights in (one, other))
+    return float(np.linalg.norm(ours.astype(np.float64) - theirs) / np.linalg.norm(theirs.astype(np.float64)))
+
+
+def read_weights(run_url: str) -> tuple[int, dict[str, np.ndarray]]:
+    """(step, flat weights by name) of a run's newest complete checkpoint, put together from its files."""
+    from safetensors.numpy import load
+
+    names = sorted(storage.contents(run_url), reverse=True)
+    newest = next(name for name in names if "manifest.json" in storage.contents(f"{run_url}/{name}"))
+    manifest = json.loads(storage.read(f"{run_url}/{newest}/manifest.json"))
+    files = {name: load(storage.read(f"{run_url}/{newest}/{name}")) for name in manifest["files"]}
+    weights = {name: np.full(size, np.nan, np.float32) for name, size in manifest["parameters"].items()}
+    for state, name, start, size, file in manifest["fragments"]:
+        if state == "weight":
+            weights[name][start : start + size] = files[file][f"{state}/{name}@{start}"]
+    return int(manifest["step"]), weights
+
+
+def read_curve(database: str, run_name: str, metric: str = "train/loss") -> tuple[Curve, list[float]]:
+    """A metric of a run: its curve and its values, in the order of the steps."""
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(database)
+    experiment = client.get_experiment_by_name("vit")
+    [run] = client.search_runs([experiment.experiment_id], filter_string=f"attributes.run_name = '{run_name}'")
+    points = sorted((p.step, p.timestamp / 1000, p.value) for p in client.get_metric_history(run.info.run_id, metric))
+    steps, times, values = zip(*points, strict=True)
+    # in a database the clock of one node may be a little behind that of another
+    return Curve(steps, np.maximum.accumulate(times).tolist()), list(values)
+
+
+def table(events: Sequence[Struck], lost: Sequence[float], redone: Sequence[int]) -> str:
+    """One line a kind of event, with means and largest values."""
+    kinds: dict[str, list[int]] = defaultdict(list)
+    for number, struck in enumerate(events):
+        kinds[struck.event.kind].append(number)
+    lines = [f"{'':22}{'times':>6}{'seconds lost, mean':>20}{'most':>8}{'steps redone, mean':>20}{'most':>6}"]
+    for kind, numbers in sorted(kinds.items(), key=lambda entry: (entry[0] == RESIZE, entry[0])):
+        seconds, steps = [lost[n] for n in numbers], [redone[n] for n in numbers]
+        mean = sum(seconds) / len(seconds), sum(steps) / len(steps)
+        lines.append(f"{kind:22}{len(numbers):6}{mean[0]:20.1f}{max(seconds):8.1f}{mean[1]:20.1f}{max(steps):6}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""That no way to compute the step changes the training."""

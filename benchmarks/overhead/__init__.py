@@ -1,0 +1,1 @@
+"""What the system costs beside the step."""

@@ -1,0 +1,1 @@
+"""A step on up to thousands of accelerators, on paper."""

@@ -1,0 +1,1 @@
+"""How fast the training step is, beside other libraries."""
