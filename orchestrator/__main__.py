@@ -87,9 +87,10 @@ def _run(options: argparse.Namespace) -> int:
 
         settle_authentication()
         from orchestrator.cluster.launch import RunFailed, launch
+        from orchestrator.training.loop import train
 
         try:
-            launch(job, run_id)
+            launch(job, run_id, train)
         except RunFailed as failure:
             _complain(f"{options.job}: the run stopped: {failure}")
             return 1

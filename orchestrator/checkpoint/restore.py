@@ -31,7 +31,7 @@ from orchestrator.checkpoint.manifest import CheckpointError, Manifest, complete
 from orchestrator.checkpoint.snapshot import FULL, disk_full, parameter_sizes, piece_key, staging_folder
 from orchestrator.checkpoint.upload import Outlast
 from orchestrator.engine.step import Engine
-from orchestrator.training.health import SKIPPED
+from orchestrator.names import SKIPPED
 
 log = logging.getLogger(__name__)
 

@@ -19,10 +19,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import ray.train
 import torch
 import torch.distributed as dist
-from ray.train import Checkpoint, CheckpointUploadMode
 
 from data import storage
 from orchestrator.checkpoint.manifest import CheckpointError, File, new_name, prune, remove_unfinished
@@ -39,24 +37,6 @@ Report = Callable[[dict[str, Any], Path, str, Callable[[], None]], None]
 log = logging.getLogger(__name__)
 
 
-def through_ray(metrics: dict[str, Any], directory: Path, name: str, upload: Callable[[], None]) -> None:
-    """Report a checkpoint to Ray Train, which carries out `upload` in its thread and then registers the checkpoint."""
-    run = ray.train.get_context().get_storage()
-
-    def upload_checkpoint(local: Checkpoint, name: str) -> Checkpoint:
-        upload()
-        return Checkpoint(f"{run.experiment_fs_path}/{name}", run.storage_filesystem)
-
-    ray.train.report(
-        metrics,
-        checkpoint=Checkpoint.from_directory(directory),
-        checkpoint_dir_name=name,
-        checkpoint_upload_mode=CheckpointUploadMode.ASYNC,
-        checkpoint_upload_fn=upload_checkpoint,
-        delete_local_checkpoint_after_upload=False,  # `upload` does
-    )
-
-
 class Saver:
     """Saves one run's checkpoints from every rank. Collective: construct and call it on all ranks alike.
 
@@ -67,8 +47,8 @@ class Saver:
         run_url: the run's folder, which is also Ray Train's.
         keep: newest checkpoints that stay.
         say: is given a line when a store is away or back, or a save is left out or fails; once, not on every rank.
-        before: carried out in the background before a checkpoint is complete, repeatedly while its store is away.
         report: has an upload carried out.
+        before: carried out in the background before a checkpoint is complete, repeatedly while its store is away.
 
     Attributes:
         skipped: saves that were left out because the upload before them was still going on.
@@ -82,8 +62,8 @@ class Saver:
         keep: int,
         say: Callable[[str], None],
         *,
+        report: Report,
         before: Callable[[], None] | None = None,
-        report: Report = through_ray,
     ) -> None:
         self._engine, self._run_url, self._keep = engine, run_url, keep
         self._before, self._report = before, report

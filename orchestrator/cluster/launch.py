@@ -1,43 +1,30 @@
 """From a checked job to a run on Ray: connect or start a cluster, start the workers, follow them to the end."""
 
 import logging
-import math
 import os
-import signal
-import sys
 import time
-from contextlib import suppress
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import fsspec
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from data.ray_session import CURRENT_CLUSTER, cluster_is_named
-from orchestrator.cluster.display import Board, Display
-from orchestrator.cluster.elastic import AskFirst, Fixed
-from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
-from orchestrator.cluster.notices import AnswerSigterm, Leave
+from orchestrator.cluster.board import Board
+from orchestrator.cluster.connect import connect, missing_resources, worker_environment
+from orchestrator.cluster.display import Display
+from orchestrator.cluster.failures import root_cause
+from orchestrator.cluster.notices import AnswerSigterm
+from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
-from orchestrator.engine.cpu_memory import ONE_HEAP
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import JobError, problem
-from orchestrator.job.sections import Cluster
+from orchestrator.job.load import problem
 from orchestrator.run.folder import forget_rays_snapshot, run_url
-from orchestrator.training.loop import train
-from orchestrator.wording import count
-
-STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
-    *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
-    "DATA_REQUEST_SECONDS",
-)
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
@@ -48,66 +35,21 @@ CONTROLLER_GONE = (
     "Ray Train's controller of the run is gone, and perhaps its cluster; once there is one, the same command continues "
     "at the newest checkpoint"
 )
-STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
 LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
 
 
-class Trainer(TorchTrainer):
-    """Ray's trainer, under policies of our own for failures and for the number of workers."""
+def launch(job: PretrainJob, run_id: str, work: Callable[[dict[str, Any]], None]) -> None:
+    """Run a job to its end.
 
-    def __init__(self, *args: Any, run_id: str, board: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self._run_id, self._board = run_id, board
-
-    def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        # Ray Train has no public place for policies; `fit` passes them through here.
-        parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
-        if self.scaling_config.elasticity_enabled:
-            parts["scaling_policy"] = AskFirst(self.scaling_config, self._run_id, self._board)
-        else:
-            parts["scaling_policy"] = Fixed(self.scaling_config, self._run_id)
-        # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
-        parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
-        return super()._initialize_and_run_controller(**parts)
-
-    def _register_sigint_handler(self, controller: Any) -> None:
-        """Ctrl-C. Ray's own handler waits for the controller, which answers no sooner than there are nodes for it."""
-
-        def stop(*_: object) -> NoReturn:
-            with suppress(ray.exceptions.RayError):
-                ray.get(controller.abort.remote(), timeout=STOP_SECONDS)
-            ray.kill(controller)
-            raise KeyboardInterrupt
-
-        signal.signal(signal.SIGINT, stop)
-
-
-class SayFailures(UserCallback):
-    """Tells the person at the terminal why the workers are being restarted."""
-
-    def __init__(self, board: Any) -> None:
-        self._board = board
-
-    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """Called by Ray Train's controller."""
-        self._board.group_gone.remote()
-        leave = next((error for error in worker_exceptions.values() if isinstance(error, Leave)), None)
-        if leave is not None:
-            self._board.say.remote(str(leave))
-            return
-        fault = own_fault(worker_exceptions, started=True)
-        rank = next((rank for rank, error in worker_exceptions.items() if error is fault), min(worker_exceptions))
-        self._board.say.remote(f"worker {rank} failed: {root_cause(worker_exceptions[rank])}")
-
-
-def launch(job: PretrainJob, run_id: str) -> None:
-    """Run a job to its end. All its URLs are absolute; `run_id` identifies the run in MLflow.
+    Args:
+        job: with absolute URLs.
+        run_id: the run's identity in MLflow.
+        work: what each worker runs. It gets `job`, the job as plain data; `run_url`, the run's folder; `run_id`; and
+            `board`, the progress actor.
 
     Raises:
         JobError: there is no cluster where one is named, this machine can never give what the job asks for, or the run
@@ -131,7 +73,7 @@ def launch(job: PretrainJob, run_id: str) -> None:
     local = "file" in fs.protocol
     trainer = Trainer(
         # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
-        partial(train, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
+        partial(work, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
         run_id=run_id,
         board=board,
         scaling_config=ScalingConfig(
@@ -185,62 +127,3 @@ def claim_board(job: PretrainJob, run_id: str) -> Any:
                     job, "name", f"another job on this cluster is training the run {job.name}; stop it first"
                 ) from error
             time.sleep(1)
-
-
-def connect(job: PretrainJob) -> None:
-    """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
-
-    Raises:
-        JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
-    """
-    if ray.is_initialized():
-        return
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster_is_named():
-        try:
-            ray.init(address="auto", **quiet)
-            return
-        except Exception as error:  # Ray raises many kinds here
-            named = os.environ.get("RAY_ADDRESS")
-            where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
-            advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
-            reason = " ".join(str(error).split())
-            raise JobError(f"{job.source}: {where}: cannot join that cluster: {reason}{advice}") from error
-    needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
-    # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
-    wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
-    cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
-    here = ray.cluster_resources()
-    for resource, amount in needed.items():
-        if amount > here.get(resource, 0):
-            raise problem(
-                job,
-                f"cluster.resources_per_worker.{resource}",
-                f"the {job.cluster.min_workers} workers need {amount:g} {resource} and this machine has "
-                f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
-                f"cluster.resources_per_worker.{resource}=0",
-            )
-
-
-def missing_resources(cluster: Cluster) -> str:
-    """What the nodes that there are lack for the fewest workers, in words; empty if they have it all."""
-    here = ray.cluster_resources()
-    lacking = [
-        f"{amount * cluster.min_workers:g} {name} (there are {here.get(name, 0):g})"
-        for name, amount in cluster.resources_per_worker.items()
-        if amount * cluster.min_workers > here.get(name, 0)
-    ]
-    return f"needed for {count(cluster.min_workers, 'worker')}: {', '.join(lacking)}" if lacking else ""
-
-
-def worker_environment(gpu: bool) -> dict[str, str]:
-    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on."""
-    return {
-        **{name: os.environ[name] for name in STORE_ADDRESSES if name in os.environ},
-        "DS_ACCELERATOR": "cuda" if gpu else "cpu",
-        **({} if gpu else ONE_HEAP),
-        # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
-    }

@@ -16,7 +16,8 @@ import torch.distributed as dist
 import model
 from data import Loader, open_index
 from data.loading.loader import Batch
-from orchestrator.cluster.display import Progress
+from orchestrator import names
+from orchestrator.cluster.board import Progress
 from orchestrator.engine.devices import device_peak
 from orchestrator.engine.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
 from orchestrator.engine.step import Engine, StepResult, all_reduce_sums
@@ -32,7 +33,6 @@ from orchestrator.tracking.tracker import Tracker
 from orchestrator.wording import count
 
 COUNTS = ("images", "bad_samples")  # metrics of a held-out set that are not worth a word each time
-EVALUATED = "evaluated_step"  # kept beside the metrics in checkpoints: an evaluation that was cut off is made up for
 SHOW_SECONDS = 0.5  # between two updates of the progress bar
 
 
@@ -190,11 +190,11 @@ class History:
         before, self._timed = self._timed, self._phases.totals()
         spent = {phase: now - before[phase] for phase, now in self._timed.items()}
         split = per_step(spent, seconds=seconds + spent[CHECKPOINT_STALL], steps=window.steps)
-        curves = {"train/loss": loss, "train/gradient_norm": gradient_norm}
+        curves = {names.LOSS: loss, names.GRADIENT_NORM: gradient_norm}
         curves = {name: value for name, value in curves.items() if math.isfinite(value)}
         marks, lines = self._spikes.mark(step, curves)
-        if self._talks and "train/loss" in lines:  # the gradient's norm jumps often, and is marked only
-            self.say(lines["train/loss"])
+        if self._talks and names.LOSS in lines:  # the gradient's norm jumps often, and is marked only
+            self.say(lines[names.LOSS])
         p = self._progress
         p.loss, p.rate, p.mfu = loss, rate, window.mfu
         p.seconds_left = (self._total_steps - step) * seconds / max(1, window.steps)
@@ -204,18 +204,18 @@ class History:
                 **curves,
                 **marks,
                 **health,
-                "train/learning_rate": lr,
-                "train/epoch": epoch,
-                "train/samples": totals.samples,
+                names.LEARNING_RATE: lr,
+                names.EPOCH: epoch,
+                names.SAMPLES: totals.samples,
                 **self.quarantine.metrics(),
-                "speed/images_per_second": rate,
-                "speed/mfu": window.mfu,
-                "speed/data_wait_fraction": min(1.0, self._waited / seconds) if seconds else 0.0,
-                "data/bytes_read": read,
-                "data/bytes_read_over_used": read / max(used, 1.0),
-                "data/retries": retries,
-                "speed/checkpoint_stall_seconds": self._stalled,
-                **{f"time/{phase}": value for phase, value in split.items()},
+                names.IMAGES_PER_SECOND: rate,
+                names.MFU: window.mfu,
+                names.DATA_WAIT_FRACTION: min(1.0, self._waited / seconds) if seconds else 0.0,
+                names.BYTES_READ: read,
+                names.BYTES_READ_OVER_USED: read / max(used, 1.0),
+                names.RETRIES: retries,
+                names.CHECKPOINT_STALL_SECONDS: self._stalled,
+                **{names.phase_time(phase): value for phase, value in split.items()},
                 **totals.metrics(),
             },
         )
@@ -227,9 +227,10 @@ class History:
         """Points of the held-out sets; call `settle` before the evaluation starts."""
         self._hold()
         self._log(
-            step, {f"eval/{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
+            step,
+            {names.held_out(name, metric): value for name, found in results.items() for metric, value in found.items()},
         )
-        self.latest[EVALUATED] = step
+        self.latest[names.EVALUATED] = step
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in COUNTS)
             if self._talks:
@@ -297,7 +298,7 @@ class History:
         here = self._totals - self._first
         if here.device_seconds:
             return here.samples * self._world / here.device_seconds
-        return self.latest.get("speed/images_per_second", 0.0)
+        return self.latest.get(names.IMAGES_PER_SECOND, 0.0)
 
     def _elapsed(self) -> float:
         now = time.monotonic()

@@ -17,16 +17,14 @@ import torch
 import torch.distributed as dist
 
 from data import storage
-from data.errors import Cause
 from data.loading.loader import Bad
+from orchestrator import names
 from orchestrator.engine.step import all_reduce_sums
 from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"
 FIRST_VERDICT = 10_000  # samples: a fraction of fewer says little, unless they are the whole set
 SHOWN = 5  # new bad samples that are named to the person at the terminal each time
-CAUSES = tuple(cause for name, cause in vars(Cause).items() if not name.startswith("_"))
-PREFIX = "train/bad/"  # of the metrics
 
 
 class TooManyBadSamples(Exception):
@@ -67,7 +65,7 @@ class Quarantine:
 
     def resume(self, metrics: dict[str, float]) -> None:
         """Go on counting from a checkpoint's metrics."""
-        self.counts = Counter({cause: int(metrics.get(metric(cause), 0)) for cause in CAUSES})
+        self.counts = Counter({cause: int(metrics.get(names.bad_samples(cause), 0)) for cause in names.CAUSES})
 
     def add(self, bad: Iterable[Bad], slots: int) -> None:
         """Note the bad samples among this rank's `slots` used slots of a training step."""
@@ -89,9 +87,9 @@ class Quarantine:
         Returns:
             On rank 0: what to tell the person at the terminal.
         """
-        local = [self._new_seen, *(self._new_causes[cause] for cause in CAUSES), len(self._new)]
+        local = [self._new_seen, *(self._new_causes[cause] for cause in names.CAUSES), len(self._new)]
         seen, *causes, entries = all_reduce_sums([torch.tensor(float(n), device=self._device) for n in local])
-        self.counts.update({cause: round(count) for cause, count in zip(CAUSES, causes, strict=True)})
+        self.counts.update({cause: round(count) for cause, count in zip(names.CAUSES, causes, strict=True)})
         self._new_seen, self._new_causes = 0, Counter()
         messages = self._list(self._gather()) if entries else []
         messages += self._start_writing()
@@ -112,8 +110,8 @@ class Quarantine:
 
     def metrics(self) -> dict[str, float]:
         """The counts under the names that MLflow shows: in all, and of each cause that was met."""
-        by_cause = {metric(cause): float(count) for cause, count in self.counts.items() if count}
-        return {"train/bad_samples": float(self.counts.total()), **by_cause}
+        by_cause = {names.bad_samples(cause): float(count) for cause, count in self.counts.items() if count}
+        return {names.BAD_SAMPLES: float(self.counts.total()), **by_cause}
 
     def _gather(self) -> list[dict[str, Any]]:
         lists: list[list[dict[str, Any]]] = [[]] * dist.get_world_size()
@@ -169,11 +167,6 @@ def read_quarantine(run_url: str) -> list[dict[str, Any]]:
     if not storage.exists(url):
         return []
     return [json.loads(line) for line in storage.read(url).decode().splitlines()]
-
-
-def metric(cause: str) -> str:
-    """Name of a cause's metric."""
-    return PREFIX + cause.replace(" ", "_")
 
 
 def _entry(name: str, sample: Bad) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from collections import deque
 from collections.abc import Mapping
 from statistics import median
 
+from orchestrator.names import spike
+
 WINDOW = 64  # points that a new one is judged by
 FEWEST = 32  # points without which none is judged
 DEVIATIONS = 6.0
@@ -59,6 +61,6 @@ class Spikes:
         for metric, value in values.items():
             usual = self._detectors.setdefault(metric, SpikeDetector()).add(value)
             if usual is not None:
-                marks[f"{metric}_spike"] = 1.0
+                marks[spike(metric)] = 1.0
                 lines[metric] = f"step {step}: {metric} spikes: {value:.4g}, usually {usual:.4g}"
         return marks, lines

@@ -17,6 +17,9 @@ from orchestrator.redact import VARIABLE, is_secret_name, redact_text
 RAY_WORKING_DIRECTORY = "/runtime_resources/working_dir_files/"
 SQLITE = "sqlite:///"
 
+PROJECT = Path(__file__).resolve().parents[2]
+"""The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
+
 
 class PathError(ValueError):
     """A path that cannot be resolved. The message is one line."""

@@ -8,8 +8,7 @@ import tomllib
 from importlib import metadata
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
+from orchestrator.run.paths import PROJECT
 
 CODE = ("orchestrator", "model", "data")
 
@@ -20,7 +19,7 @@ KEY_PACKAGES = (
 """Packages whose version becomes a tag; `requirements_text` lists them all."""
 
 
-def provenance(root: Path = ROOT) -> dict[str, str]:
+def provenance(root: Path = PROJECT) -> dict[str, str]:
     """Tags that say what ran.
 
     `code.digest` (of the sources) always; `code.version` where pyproject.toml is; `code.commit` and `code.dirty`
@@ -40,7 +39,7 @@ def provenance(root: Path = ROOT) -> dict[str, str]:
     return tags
 
 
-def code_digest(root: Path = ROOT) -> str:
+def code_digest(root: Path = PROJECT) -> str:
     """SHA-256 over the names and contents of the project's Python files.
 
     Two runs with the same digest ran the same code, also when it was never committed or came without its git history.

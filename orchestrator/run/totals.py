@@ -14,6 +14,8 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Self
 
+from orchestrator import names
+
 SECONDS_A_DAY = 86_400.0
 
 TPUV3_CORE_PEAK = 61.5e12
@@ -99,11 +101,11 @@ class Totals:
     def metrics(self) -> dict[str, float]:
         """The totals under the names that MLflow shows."""
         return {
-            "compute/exaflops": self.exaflops,
-            "compute/tpuv3_core_days_allocated": self.core_days_allocated,
-            "compute/tpuv3_core_days_work": self.core_days_by_work,
-            "compute/mfu": self.mfu,
-            "compute/device_hours": self.device_hours,
+            names.EXAFLOPS: self.exaflops,
+            names.CORE_DAYS_ALLOCATED: self.core_days_allocated,
+            names.CORE_DAYS_BY_WORK: self.core_days_by_work,
+            names.RUN_MFU: self.mfu,
+            names.DEVICE_HOURS: self.device_hours,
         }
 
     def to_dict(self) -> dict[str, int | float]:

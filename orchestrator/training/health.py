@@ -18,12 +18,9 @@ from torch import Tensor
 
 from data.loading.loader import Batch
 from orchestrator.engine.step import Engine, StepResult
+from orchestrator.names import IN_A_ROW, SKIPPED, WENT_BACK
 from orchestrator.training.diagnosis import diagnose
 from orchestrator.wording import count
-
-SKIPPED = "train/skipped_steps"  # of the metrics
-IN_A_ROW = "train/skipped_in_a_row"
-WENT_BACK = "train/went_back"
 
 
 class GoBack(Exception):

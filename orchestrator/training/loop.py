@@ -26,6 +26,7 @@ from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
+from orchestrator.cluster.checkpoint_report import through_ray
 from orchestrator.cluster.notices import CutOff, Leave, Notices, Reason
 from orchestrator.cluster.watchdog import Pulse
 from orchestrator.engine.cpu import compute_with
@@ -34,19 +35,20 @@ from orchestrator.engine.memory.measured import activation_peaks
 from orchestrator.engine.memory.needed import free_memory, held_memory
 from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import PRECISIONS, Engine, Objective
-from orchestrator.history.history import EVALUATED, History
+from orchestrator.history.history import History
 from orchestrator.history.ledger import Ledger
 from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.sections import Augment as TrainAugment
 from orchestrator.job.sections import Duration, HeldOutAugment
 from orchestrator.job.sections import Objective as ObjectiveSection
+from orchestrator.names import EVALUATED, IN_A_ROW
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.run.schedule import is_time, learning_rate, steps_of
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
 from orchestrator.training.evaluators.accuracy import evaluate
-from orchestrator.training.health import IN_A_ROW, Diverged, GoBack, Health
+from orchestrator.training.health import Diverged, GoBack, Health
 
 _DROPOUT = 0x64726F70  # keeps dropout's randomness apart from the data plane's, whose purposes are small numbers
 
@@ -100,7 +102,7 @@ def _train(job: PretrainJob, run_url: str, run_id: str, board: Any) -> None:
             history.begin(start, totals, restored.metrics if restored else {})
             health.resume(history.latest)
             ledger = Ledger(run_url, dist.get_rank(), _on_all_ranks(time.time_ns())[0])
-            saver = Saver(engine, run_url, job.checkpoint.keep, history.say, before=ledger.write)
+            saver = Saver(engine, run_url, job.checkpoint.keep, history.say, report=through_ray, before=ledger.write)
 
             def evaluate_all(step: int) -> Reason | None:
                 """Measure on every held-out set, unless a notice comes in between."""

@@ -1,6 +1,7 @@
 """What the terminal and the log show."""
 
-from orchestrator.cluster.display import Progress, describe
+from orchestrator.cluster.board import Progress
+from orchestrator.cluster.display import describe
 
 
 def test_a_log_line() -> None:

@@ -13,9 +13,11 @@ from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator impor
 from ray.train import ScalingConfig
 
 from orchestrator.cluster import display, launch
-from orchestrator.cluster.display import Display, Progress
+from orchestrator.cluster.board import Board, Progress
+from orchestrator.cluster.connect import missing_resources
+from orchestrator.cluster.display import Display
 from orchestrator.cluster.elastic import AskFirst, Fixed
-from orchestrator.cluster.launch import claim_board, missing_resources
+from orchestrator.cluster.launch import claim_board
 from orchestrator.job.load import JobError, load_job
 from orchestrator.job.sections import Cluster
 from tests.cluster import ROOT, RayHead
@@ -55,7 +57,7 @@ def test_what_the_workers_wait_for_is_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert missing_resources(more) == missing
     assert missing_resources(Cluster(workers=(1, CPUS), resources_per_worker={"CPU": 2})) == ""
 
-    board = display.Board.remote()  # type: ignore[attr-defined]
+    board = Board.remote()  # type: ignore[attr-defined]
     shown = io.StringIO()
     with Display(board, "a", lambda: missing_resources(more), shown):
         until(lambda: f"a: starting workers: {missing}\n" in shown.getvalue())

@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from orchestrator.cluster.launch import worker_environment
+from orchestrator.cluster.connect import worker_environment
 
 SCRIPT = """
 import resource, sys, threading
 import torch
-from orchestrator.cpu_memory import keep_freed_memory
+from orchestrator.engine.cpu_memory import keep_freed_memory
 
 def train():
     if "keep" in sys.argv:

@@ -172,7 +172,7 @@ def test_the_big_recipe_runs_on_small_local_shards(packed: Path, tmp_path: Path)
 def test_checking_loads_neither_ray_nor_torch(tmp_path: Path) -> None:
     script = """
 import sys
-import orchestrator.check
+import orchestrator.run.inputs
 print(sorted({"torch", "ray", "deepspeed", "mlflow", "sklearn"} & sys.modules.keys()))
 """
     run = subprocess.run(

@@ -21,8 +21,9 @@ from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
+from orchestrator.names import IN_A_ROW, SKIPPED, WENT_BACK
 from orchestrator.training.diagnosis import Diagnosis, diagnose
-from orchestrator.training.health import IN_A_ROW, SKIPPED, WENT_BACK, Diverged, GoBack, Health
+from orchestrator.training.health import Diverged, GoBack, Health
 from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
 
 SHARE = BATCH // 2  # slots of each of two ranks: micro-batches of 5, 5 and 2

@@ -1,0 +1,102 @@
+"""The run's progress actor: where training stands, which workers live, and how many workers there should be.
+
+Rank 0 tells it where training stands, without waiting for it; the driver reads it and draws (`cluster/display.py`).
+The actor outlives restarts of the workers, so the progress bar does too. The controller asks it whether workers live
+(`cluster/watchdog.py`), whether they got on (`cluster/failures.py`), and has it ask them to save and leave
+(`cluster/elastic.py`).
+"""
+
+import time
+from dataclasses import dataclass, replace
+
+import ray
+
+START_SECONDS = 600.0
+"""Start-up allowance: how long workers may import, build the model and read a checkpoint before they must beat."""
+
+
+@dataclass
+class Progress:
+    """Where training stands. `rate` in images/s, `mfu` a fraction of peak, `seconds_left` NaN before it is known.
+
+    `total_steps` is 0 while no workers train.
+    """
+
+    step: int = 0
+    total_steps: int = 0
+    loss: float = float("nan")
+    rate: float = float("nan")
+    mfu: float = float("nan")
+    seconds_left: float = float("nan")
+    note: str = "starting workers"
+    workers: int = 0
+
+
+@ray.remote(num_cpus=0)
+class Board:
+    """Holds the latest progress, the workers' signs of life and the messages that nobody has read yet."""
+
+    def __init__(self) -> None:
+        self._progress = Progress()
+        self._messages: list[str] = []
+        self._said: set[str] = set()
+        self._stopped = ""
+        self._heard: dict[int, float] = {}
+        self._first_step: int | None = None
+        self._workers_wanted = 0
+
+    def new_group(self, workers: int) -> None:
+        """Workers were started. Nothing is known of them yet, and their first sign of life may take a while."""
+        self._heard = dict.fromkeys(range(workers), time.monotonic() + START_SECONDS)
+        self._first_step = None
+        self._workers_wanted = 0
+        self._said.clear()
+
+    def update(self, progress: Progress) -> int:
+        """Replace the progress shown. Returns how many workers there should be instead; 0 = as many as there are."""
+        self._progress = progress
+        if self._first_step is None and progress.total_steps:
+            self._first_step = progress.step
+        return self._workers_wanted
+
+    def group_gone(self) -> None:
+        """The workers ended before the run did; others are to come, once there is a place for them."""
+        self._progress = replace(self._progress, total_steps=0, note="waiting for workers")
+
+    def beat(self, rank: int) -> None:
+        """A worker lives."""
+        self._heard[rank] = time.monotonic()
+
+    def silence(self) -> dict[int, float]:
+        """Seconds since the last sign of life, by rank; negative while one is still starting."""
+        now = time.monotonic()
+        return {rank: now - heard for rank, heard in self._heard.items()}
+
+    def steps(self) -> tuple[int, int]:
+        """(steps done in the run, steps done by the present workers), as of the last update."""
+        if self._first_step is None:
+            return self._progress.step, 0
+        return self._progress.step, self._progress.step - self._first_step
+
+    def want_workers(self, number: int) -> None:
+        """Ask the present workers to make room for another number of them."""
+        self._workers_wanted = number
+
+    def say(self, message: str) -> None:
+        """A line that the driver prints, once for each start of the workers."""
+        if message not in self._said:
+            self._said.add(message)
+            self._messages.append(message)
+
+    def stop(self, reason: str) -> None:
+        """The workers ended the run themselves; every rank says so."""
+        self._stopped = reason
+
+    def stopped(self) -> str:
+        """Why the workers ended the run before its end; empty if they did not."""
+        return self._stopped
+
+    def read(self) -> tuple[Progress, list[str]]:
+        """The progress and the messages since the last read."""
+        messages, self._messages = self._messages, []
+        return self._progress, messages

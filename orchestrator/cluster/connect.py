@@ -1,0 +1,82 @@
+"""Joining the cluster that is named, or starting a local one; what its nodes must have, and what workers get to see."""
+
+import logging
+import math
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from data.ray_session import CURRENT_CLUSTER, cluster_is_named
+from orchestrator.engine.cpu_memory import ONE_HEAP
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import JobError, problem
+from orchestrator.job.sections import Cluster
+from orchestrator.run.paths import PROJECT
+from orchestrator.wording import count
+
+STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
+    *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
+    "DATA_REQUEST_SECONDS",
+)
+
+
+def connect(job: PretrainJob) -> None:
+    """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
+
+    Raises:
+        JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
+    """
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if cluster_is_named():
+        try:
+            ray.init(address="auto", **quiet)
+            return
+        except Exception as error:  # Ray raises many kinds here
+            named = os.environ.get("RAY_ADDRESS")
+            where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
+            advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
+            reason = " ".join(str(error).split())
+            raise JobError(f"{job.source}: {where}: cannot join that cluster: {reason}{advice}") from error
+    needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
+    # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
+    wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
+    cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    here = ray.cluster_resources()
+    for resource, amount in needed.items():
+        if amount > here.get(resource, 0):
+            raise problem(
+                job,
+                f"cluster.resources_per_worker.{resource}",
+                f"the {job.cluster.min_workers} workers need {amount:g} {resource} and this machine has "
+                f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
+                f"cluster.resources_per_worker.{resource}=0",
+            )
+
+
+def missing_resources(cluster: Cluster) -> str:
+    """What the nodes that there are lack for the fewest workers, in words; empty if they have it all."""
+    here = ray.cluster_resources()
+    lacking = [
+        f"{amount * cluster.min_workers:g} {name} (there are {here.get(name, 0):g})"
+        for name, amount in cluster.resources_per_worker.items()
+        if amount * cluster.min_workers > here.get(name, 0)
+    ]
+    return f"needed for {count(cluster.min_workers, 'worker')}: {', '.join(lacking)}" if lacking else ""
+
+
+def worker_environment(gpu: bool) -> dict[str, str]:
+    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on."""
+    return {
+        **{name: os.environ[name] for name in STORE_ADDRESSES if name in os.environ},
+        "DS_ACCELERATOR": "cuda" if gpu else "cpu",
+        **({} if gpu else ONE_HEAP),
+        # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+    }

@@ -1,0 +1,64 @@
+"""Ray's trainer under policies of our own, and what the terminal hears of failures."""
+
+import signal
+from contextlib import suppress
+from typing import Any, NoReturn
+
+import ray
+from ray.train import UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
+
+from orchestrator.cluster.elastic import AskFirst, Fixed
+from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
+from orchestrator.cluster.notices import Leave
+
+STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
+
+
+class Trainer(TorchTrainer):
+    """Ray's trainer, under policies of our own for failures and for the number of workers."""
+
+    def __init__(self, *args: Any, run_id: str, board: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._run_id, self._board = run_id, board
+
+    def _initialize_and_run_controller(self, **parts: Any) -> Any:
+        # Ray Train has no public place for policies; `fit` passes them through here.
+        parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
+        if self.scaling_config.elasticity_enabled:
+            parts["scaling_policy"] = AskFirst(self.scaling_config, self._run_id, self._board)
+        else:
+            parts["scaling_policy"] = Fixed(self.scaling_config, self._run_id)
+        # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
+        parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
+        return super()._initialize_and_run_controller(**parts)
+
+    def _register_sigint_handler(self, controller: Any) -> None:
+        """Ctrl-C. Ray's own handler waits for the controller, which answers no sooner than there are nodes for it."""
+
+        def stop(*_: object) -> NoReturn:
+            with suppress(ray.exceptions.RayError):
+                ray.get(controller.abort.remote(), timeout=STOP_SECONDS)
+            ray.kill(controller)
+            raise KeyboardInterrupt
+
+        signal.signal(signal.SIGINT, stop)
+
+
+class SayFailures(UserCallback):
+    """Tells the person at the terminal why the workers are being restarted."""
+
+    def __init__(self, board: Any) -> None:
+        self._board = board
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Called by Ray Train's controller."""
+        self._board.group_gone.remote()
+        leave = next((error for error in worker_exceptions.values() if isinstance(error, Leave)), None)
+        if leave is not None:
+            self._board.say.remote(str(leave))
+            return
+        fault = own_fault(worker_exceptions, started=True)
+        rank = next((rank for rank, error in worker_exceptions.items() if error is fault), min(worker_exceptions))
+        self._board.say.remote(f"worker {rank} failed: {root_cause(worker_exceptions[rank])}")
