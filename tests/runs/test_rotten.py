@@ -15,7 +15,8 @@ from sklearn.datasets import load_digits
 from data.errors import Cause
 from data.packing.scan import index_shards
 from orchestrator.history.ledger import trained_samples
-from orchestrator.history.quarantine import metric, read_quarantine
+from orchestrator.history.quarantine import read_quarantine
+from orchestrator.names import bad_samples
 from tests.cluster import RayHead
 from tests.runs.test_run import command, history
 
@@ -99,7 +100,7 @@ def test_it_trains_and_the_account_is_exact(ray_head: RayHead, folder: Path, bad
     assert {(entry["key"], entry["id"]): entry["cause"] for entry in listed} == bad
     assert all(Path(entry["shard"]).name == f"{entry['id'] // SHARD:06d}.tar" for entry in listed)
     for cause, count in Counter(bad.values()).items():
-        assert history(folder, "rotten", metric(cause))[-1][1] == EPOCHS * count, cause
+        assert history(folder, "rotten", bad_samples(cause))[-1][1] == EPOCHS * count, cause
     samples = trained_samples(str(folder / "rotten"))
     good = set(range(SHARDS * SHARD + GONE)) - {number for _, number in bad}
     assert Counter(number for ids in samples.values() for number in ids) == dict.fromkeys(good, EPOCHS)
