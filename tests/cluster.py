@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infra.local.stores import GCS_ENVIRONMENT, S3_ENVIRONMENT
-
-ROOT = Path(__file__).resolve().parents[1]
+from tests.paths import ROOT
 
 
 @dataclass(frozen=True)

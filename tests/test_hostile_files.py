@@ -26,7 +26,7 @@ from data.shards.writer import scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError, load_job
 from orchestrator.run.folder import absolute, claim, read_summary, run_url
-from tests.cluster import ROOT
+from tests.paths import ROOT
 from tests.tars import uniform_index
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"

@@ -3,7 +3,6 @@ import io
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,8 +10,7 @@ from PIL import Image
 
 from benchmarks.data import sets
 from benchmarks.data.pipelines import DECODERS
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 @pytest.mark.skipif(importlib.util.find_spec("litdata") is not None, reason="shows what happens without litdata")

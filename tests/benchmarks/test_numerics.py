@@ -13,8 +13,7 @@ from benchmarks.numerics import __main__ as numerics
 from benchmarks.numerics.job import Recipe, Variant
 from benchmarks.numerics.verdict import Yardsticks, compare, final_loss, running_difference
 from data.sources.digits import pack_digits
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.paths import ROOT
 
 
 def test_a_small_run() -> None:

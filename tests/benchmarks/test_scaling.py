@@ -29,8 +29,8 @@ from benchmarks.scaling.tally import TRAFFIC, expected, tally
 from infra.local.ranks import run_ranks
 from model import training_flops, vit_config
 from orchestrator.engine.step import REDUCE_BUCKET
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 LINKS = Links(node=8, inside=400e9, between=25e9, hop_inside=2e-6, hop_between=10e-6, fraction=0.5)
 H14 = vit_config("H/14", num_classes=18291, representation_size=1280)
 WORK = Work(H14, 655_835_251, batch=4096, micro_batch=64, bucket=500_000_000)

@@ -1,7 +1,6 @@
 """Which nodes Ray's autoscaler would start for a job: its own scheduler, on the node types of our files."""
 
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
@@ -10,8 +9,9 @@ from ray.autoscaler.v2.utils import ResourceRequestUtil
 from ray.core.generated.autoscaler_pb2 import GangResourceRequest
 
 from orchestrator import load_job
+from tests.paths import ROOT
 
-JOBS = Path(__file__).resolve().parents[2] / "jobs"
+JOBS = ROOT / "jobs"
 
 
 def started(config: dict[str, Any], job: str, overrides: list[str]) -> Counter[str]:

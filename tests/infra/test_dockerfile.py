@@ -3,11 +3,10 @@
 import fnmatch
 import re
 import subprocess
-from pathlib import Path
 
 from tests.infra import commands
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 RECIPE = ROOT / "infra" / "Dockerfile"
 TEXT = RECIPE.read_text()
 

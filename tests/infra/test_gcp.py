@@ -19,8 +19,8 @@ from infra import mlflow_server, preemption
 from tests.infra import commands
 from tests.infra.demand import started
 from tests.infra.machines import MACHINES
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 GCP = ROOT / "infra" / "gcp"
 TEXT = (GCP / "cluster.yaml").read_text()
 TYPES = [name for name in yaml.safe_load(TEXT)["available_node_types"] if name != "head"]

@@ -13,8 +13,9 @@ from ray.autoscaler._private.providers import _get_node_provider_cls
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 from tests.infra import commands
+from tests.paths import ROOT
 
-GCP = Path(__file__).resolve().parents[2] / "infra" / "gcp"
+GCP = ROOT / "infra" / "gcp"
 PLACE = ["my-project", "us-central1", "us-central1-a", "my-bucket"]
 IAP = "35.235.240.0/20"  # https://cloud.google.com/iap/docs/using-tcp-forwarding
 

@@ -21,8 +21,8 @@ from orchestrator import load_job
 from tests.infra import commands
 from tests.infra.demand import started
 from tests.infra.machines import MACHINES
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "infra" / "kubernetes"
 SCHEMAS = Path(__file__).parent / "schemas"  # KubeRay's published v1 definitions as JSON Schema, without descriptions
 KUBERNETES = "1.32"

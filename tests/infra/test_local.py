@@ -22,8 +22,8 @@ from data import SampleOrder, open_index
 from infra.local import ClusterError, LocalCluster
 from infra.local.__main__ import main
 from orchestrator.history.ledger import trained_samples
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 STEPS = 300
 
 

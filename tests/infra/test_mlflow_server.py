@@ -15,8 +15,8 @@ import pytest
 
 from infra.local.stores import HOST, free_port
 from infra.mlflow_server import main
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SEARCH = "/api/2.0/mlflow/experiments/search?max_results=5"
 
 

@@ -27,7 +27,7 @@ from orchestrator.redact import (
 )
 from orchestrator.run.folder import absolute, claim
 from orchestrator.run.paths import PathError, resolve_url
-from tests.cluster import ROOT
+from tests.paths import ROOT
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"
 

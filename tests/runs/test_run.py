@@ -23,7 +23,8 @@ from orchestrator.checkpoint.manifest import MANIFEST
 from orchestrator.history.ledger import trained_samples
 from infra.local.stores import FaultyProxy, gcs_server, reached_by
 from tests.orchestrator.checkpoint.test_restore import weights
-from tests.cluster import ROOT, RayHead
+from tests.cluster import RayHead
+from tests.paths import ROOT
 
 STEPS, EVERY, BATCH = 60, 15, 64
 PROFILE = "profile/steps-000010-000012"

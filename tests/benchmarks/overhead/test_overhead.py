@@ -10,8 +10,7 @@ from benchmarks.chaos.report import Curve
 from benchmarks.overhead import __main__ as overhead
 from benchmarks.overhead.programs import WARM_UP
 from benchmarks.overhead.turns import OwnClock
-
-ROOT = Path(__file__).resolve().parents[3]
+from tests.paths import ROOT
 
 
 def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:

@@ -26,8 +26,8 @@ from benchmarks.step.report import Measured, hardware_flops, ratios, report
 from benchmarks.step.search import Trial
 from benchmarks.step.task import Task, synthetic
 from model.objectives import dense_targets, softmax_cross_entropy
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
 # Everything of requirements.txt but torch, deepspeed and what deepspeed brings along.
 ABSENT = ["ray", "mlflow", "yaml", "webdataset", "fsspec", "gcsfs", "braceexpand", "safetensors", "cv2", "turbojpeg"]

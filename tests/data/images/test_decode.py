@@ -16,8 +16,8 @@ from PIL import Image
 
 from data.errors import BadSample, Cause
 from data.images.decode import MAX_PIXELS, decode, decode_window, read_header, reduction
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 FORMATS = ["JPEG", "PNG", "WEBP"]
 
 

@@ -19,8 +19,8 @@ from data.errors import DataError
 from data.loading import cache as cache_module
 from data.loading.cache import Cache, ChecksumError
 from data.shards.index import Shard
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[3]
 LENGTH = 300_000
 
 

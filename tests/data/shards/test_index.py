@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from data import DataError, Index, Shard, open_index, storage
 from data.shards.index import concatenate, write_index
+from tests.paths import ROOT
 
 
 def small_index(url: str, **changes) -> Index:
@@ -293,9 +294,8 @@ def test_full_size_opens_in_little_memory(tmp_path):
     write_index(
         Index(f"{tmp_path}/index.json", shards, 21_841, True, label_counts=dict.fromkeys(range(21_841), 13_873))
     )
-    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", OPEN_AND_MEASURE, str(tmp_path)]
-    printed = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.split()
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
     assert int(printed[0]) == sum(counts) > 303_000_000
     assert int(printed[1]) == 4096
     assert int(printed[2]) < 300

@@ -9,8 +9,7 @@ import pytest
 
 from data import storage
 from data.errors import DataError
-
-ROOT = Path(__file__).parents[3]
+from tests.paths import ROOT
 
 
 @pytest.mark.parametrize(("variable", "url"), [("STORAGE_EMULATOR_HOST", "gs://b/x"), ("AWS_ENDPOINT_URL", "s3://b/x")])

@@ -22,9 +22,9 @@ from data.order.sample_order import MASKED, SampleOrder
 from data.shards.index import Index, open_index
 from data.storage import patience
 from infra.local.stores import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
+from tests.paths import ROOT
 from tests.tars import Fields, write_set
 
-ROOT = Path(__file__).parents[3]
 COUNTS = [150, 0, 200, 64, 90]
 KINDS = ["gs", "s3", "http"]
 ORDER = {"batch_size": 16, "lanes": 4, "block": 64}

@@ -20,8 +20,9 @@ from orchestrator.cluster.elastic import AskFirst, Fixed
 from orchestrator.cluster.launch import claim_board
 from orchestrator.job.load import JobError, load_job
 from orchestrator.job.sections import Cluster
-from tests.cluster import ROOT, RayHead
+from tests.cluster import RayHead
 from tests.orchestrator.tracking.stores import until
+from tests.paths import ROOT
 
 CPUS = 8  # of the cluster
 

@@ -9,7 +9,7 @@ import pytest
 
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError
-from tests.cluster import ROOT
+from tests.paths import ROOT
 
 DIGITS = "jobs/pretrain_digits.yaml"
 

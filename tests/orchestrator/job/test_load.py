@@ -13,6 +13,7 @@ import data.images.augment
 from orchestrator import JobError, load_job
 from orchestrator.job.kinds import FinetuneJob, PretrainJob, SweepJob
 from orchestrator.job.sections import SGD, AdamW, Augment
+from tests.paths import ROOT
 
 VALID = """\
 kind: pretrain
@@ -411,8 +412,7 @@ except JobError as error:
     print(error)
 print(sorted({"torch", "ray", "deepspeed", "mlflow", "cv2"} & sys.modules.keys()))
 """
-    root = Path(__file__).resolve().parents[3]
     run = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(root)}
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(ROOT)}
     )
     assert run.stdout.splitlines() == ["job.yaml: lr: unknown key; did you mean optimizer.lr?", "[]"]

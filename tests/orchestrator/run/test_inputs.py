@@ -16,8 +16,8 @@ from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
 from orchestrator.job.kinds import Run
 from orchestrator.run.inputs import Inputs, check_inputs
+from tests.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[3]
 DIGITS = ROOT / "jobs/pretrain_digits.yaml"
 IMAGES = len(load_digits().target)
 

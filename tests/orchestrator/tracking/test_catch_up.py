@@ -21,7 +21,6 @@ from orchestrator.run.training_set import open_training_set
 from orchestrator.tracking import catch_up, tracker
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
-from tests.cluster import ROOT
 from tests.orchestrator.tracking.stores import (
     PATIENCE,
     Server,
@@ -32,6 +31,7 @@ from tests.orchestrator.tracking.stores import (
     sqlite,
     until,
 )
+from tests.paths import ROOT
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"
 STEPS = 6000
