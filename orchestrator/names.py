@@ -58,13 +58,13 @@ def phase_time(phase: str) -> str:
     return f"time/{phase}"
 
 
-def held_out(name: str, metric: str) -> str:
-    """A metric of the held-out set `name`."""
-    return f"{_HELD_OUT}{name}/{metric}"
+def held_out(name: str) -> str:
+    """What the metrics of the held-out set `name` begin with, before a slash."""
+    return f"{_HELD_OUT}{name}"
 
 
 def split_held_out(name: str) -> tuple[str, str] | None:
-    """(held-out set, metric) of what `held_out` made; None for other metrics."""
+    """(held-out set, metric) of a held-out set's metric; None for other metrics."""
     if not name.startswith(_HELD_OUT):
         return None
     _, held_out_set, metric = name.split("/", 2)

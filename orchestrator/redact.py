@@ -7,6 +7,7 @@ keys stay as they are. Everything here gives the same when it is applied to its 
 
 import logging
 import re
+import sys
 import traceback
 from collections.abc import Mapping
 from typing import Any
@@ -97,6 +98,11 @@ def holds_credential(name: str, text: str) -> bool:
     """Whether the field `name` with the value `text` holds a credential itself, and not only `$NAME` in its place."""
     open_text = VARIABLE.sub(REDACTED, text)
     return open_text != (REDACTED if is_secret_name(name) else redact_text(open_text))
+
+
+def print_error(text: str) -> None:
+    """The one line of what went wrong, on stderr. It may quote a URL or what a server answered."""
+    print(redact_text(f"error: {text}"), file=sys.stderr)
 
 
 def redact_logs() -> None:

@@ -27,7 +27,7 @@ from orchestrator.engine.optimizer import parameter_groups
 from orchestrator.engine.step import Engine, all_reduce_sums
 from orchestrator.job.sections import AdamW, Parallel
 from orchestrator.run.schedule import learning_rate
-from orchestrator.training.loop import dropout_seeds
+from orchestrator.training.classify import dropout_seeds
 
 BATCH, IMAGE_SIZE, CLASSES = 32, 8, 10
 Precision = Literal["bf16", "float32"]

@@ -224,17 +224,19 @@ class History:
         self.quarantine.check()
 
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
-        """Points of the held-out sets; call `settle` before the evaluation starts."""
+        """Points of an evaluation: metrics by what was measured (`eval/NAME` for a held-out set).
+
+        Call `settle` before the evaluation starts.
+        """
         self._hold()
         self._log(
-            step,
-            {names.held_out(name, metric): value for name, found in results.items() for metric, value in found.items()},
+            step, {f"{name}/{metric}": value for name, found in results.items() for metric, value in found.items()}
         )
         self.latest[names.EVALUATED] = step
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in COUNTS)
             if self._talks:
-                self.say(f"step {step}: {name}: {shown}")
+                self.say(f"step {step}: {name.removeprefix('eval/')}: {shown}")
 
     def saved(self, seconds: float) -> None:
         """Note that training stood still for `seconds` while a checkpoint was staged."""

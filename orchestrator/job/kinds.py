@@ -196,7 +196,7 @@ def _check_batch(batch_size: int, cluster: Cluster) -> None:
 
 
 def _check_warmup(schedule: Schedule) -> None:
-    """In the same unit this needs no data; other pairs are compared by `check_inputs`, in steps."""
+    """In the same unit this needs no data; other pairs are compared by `open_inputs`, in steps."""
     if schedule.warmup is None:
         return
     [(unit, warmup)], [(unit_of_length, length)] = schedule.warmup.as_dict().items(), schedule.length.as_dict().items()

@@ -10,6 +10,7 @@ a job: it is stored with the run. Nothing heavy is imported, so that a mistake i
 import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ def load_job(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
     if isinstance(job, SweepJob):
         _check_grid(job)
     return job
+
+
+@contextmanager
+def unexpected_errors_in(source: str) -> Iterator[None]:
+    """Turns every error into one line. File systems, clouds and parsers each have errors of their own.
+
+    Raises:
+        JobError: in place of any other exception.
+    """
+    try:
+        yield
+    except JobError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())
+        raise JobError(f"{source}: {type(error).__name__}: {reason or 'no further explanation'}") from error
 
 
 def problem(job: Job, key: str, text: str) -> JobError:

@@ -5,6 +5,7 @@ They import neither Ray nor torch.
 
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from data import storage
@@ -18,8 +19,8 @@ from orchestrator.job.kinds import Run
 from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Model, Pack
 from orchestrator.run.paths import PathError, resolve_url
-from orchestrator.run.schedule import steps_of
-from orchestrator.run.training_set import TrainingSet, compose, select
+from orchestrator.run.schedule import Calendar
+from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
 
 PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
 TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
@@ -28,24 +29,20 @@ READ_ONLY = ("http://", "https://")
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a job reads, and the lengths that follow from it.
+    """What a job reads, and the calendar that follows from it.
 
     Attributes:
         train: the training set.
         held_out: indexes of `data.eval`, by name.
-        steps_per_epoch: of the training set, at the job's batch size.
-        total_steps: length of the run.
-        warmup_steps: of these, with a rising learning rate.
+        calendar: the lengths of the run in steps.
     """
 
     train: TrainingSet
     held_out: dict[str, Index]
-    steps_per_epoch: int
-    total_steps: int
-    warmup_steps: int
+    calendar: Calendar
 
 
-def check_inputs(job: Run) -> Inputs:
+def open_inputs(job: Run) -> Inputs:
     """Open everything that a job needs.
 
     Packs the images of `data.pack` first, if they are not there yet.
@@ -66,37 +63,31 @@ def check_inputs(job: Run) -> Inputs:
     _check_memory(job, train, held_out)
     if job.data.cache_dir is not None:
         _check_cache(job, job.data.cache_dir)
-    order = train.order
-    total_steps = steps_of(job.schedule.length, job.batch_size, order.steps_per_epoch)
-    warmup = job.schedule.warmup
-    warmup_steps = 0 if warmup is None else steps_of(warmup, job.batch_size, order.steps_per_epoch)
-    if warmup_steps > total_steps:
-        raise problem(
-            job, "schedule.warmup", f"{warmup_steps} steps are longer than the run of {total_steps}; null = no warm-up"
-        )
-    if job.profile is not None and job.profile.steps[1] > total_steps:
-        raise problem(job, "profile.steps", f"beyond the run of {total_steps} steps")
-    return Inputs(train, held_out, order.steps_per_epoch, total_steps, warmup_steps)
+    return Inputs(train, held_out, _calendar(job, train))
 
 
 def _training_set(job: Run) -> TrainingSet:
-    """Open the training set, each source of it under its own key."""
-    indexes, selections = [], []
-    for key, source in job.data.train.all_sources().items():
-        index = _open(job, f"{key}.url", source.url)
-        if source.exclude is not None:
-            exclude = _resolve(job, f"{key}.exclude", source.exclude)
-            source = source.model_copy(update={"exclude": exclude})
-        try:
-            selections.append(select(source, index))
-        except DataError as error:
-            too_large = source.subset is not None and source.subset > index.num_samples
-            raise problem(job, f"{key}.{'subset' if too_large else 'exclude'}", str(error)) from error
-        indexes.append(index)
     try:
-        return compose(job.data.train, indexes, selections, seed=job.seed, batch_size=job.batch_size)
-    except DataError as error:
-        raise problem(job, "data.train.sources" if job.data.train.sources else "data.train.url", str(error)) from error
+        return open_training_set(
+            job.data.train,
+            seed=job.seed,
+            batch_size=job.batch_size,
+            resolve=partial(_resolve, job),
+            open_set=partial(_open, job),
+        )
+    except TrainingSetError as error:
+        raise problem(job, error.key, str(error)) from error
+
+
+def _calendar(job: Run, train: TrainingSet) -> Calendar:
+    """The calendar of the run, whose parts fit each other."""
+    calendar = Calendar.of(job, train.order.steps_per_epoch)
+    warmup, total = calendar.warmup_steps, calendar.total_steps
+    if warmup > total:
+        raise problem(job, "schedule.warmup", f"{warmup} steps are longer than the run of {total}; null = no warm-up")
+    if job.profile is not None and job.profile.steps[1] > total:
+        raise problem(job, "profile.steps", f"beyond the run of {total} steps")
+    return calendar
 
 
 def _check_memory(job: Run, train: TrainingSet, held_out: dict[str, Index]) -> None:
@@ -165,7 +156,7 @@ def _check_exists(job: Run, key: str, url: str) -> None:
 
 
 def _check_writable(job: Run, key: str, url: str) -> None:
-    """A bucket's rights show at the first write; a wrong scheme or a folder of somebody else's already here."""
+    """Checks the scheme and local permissions. Bucket permissions are only known at the first write."""
     resolved = _resolve(job, key, url)
     if resolved.startswith(READ_ONLY):
         raise problem(job, key, "cannot be written over HTTP; use a local path, gs:// or s3://")

@@ -1,13 +1,90 @@
-"""The run's calendar, as pure functions of the step: learning rate, lengths in steps, what is due.
+"""The calendar of a run, as pure functions of the step: learning rate, lengths in steps, what is due.
 
 Steps are counted from 0 before the first update; the update that takes the weights from step t to t + 1 uses
 `learning_rate(t)`, as in the authors' code.
 """
 
 import math
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, Self
 
+from orchestrator.job.kinds import Run
 from orchestrator.job.values import Duration
+
+
+@dataclass(frozen=True)
+class Calendar:
+    """When everything happens in a run: all lengths in optimizer steps.
+
+    What is due "at step t" is due when t updates are made.
+
+    Attributes:
+        total_steps: length of the run.
+        warmup_steps: of these, with a rising learning rate; 0 = none.
+        steps_per_epoch: of the training set, at the job's batch size.
+        log_every, evaluate_every, save_every: steps between points of the curves, evaluations, checkpoints.
+        base_lr, end_lr, decay: the learning rate after warm-up, at the end, and the shape in between.
+    """
+
+    total_steps: int
+    warmup_steps: int
+    steps_per_epoch: int
+    log_every: int
+    evaluate_every: int
+    save_every: int
+    base_lr: float
+    end_lr: float
+    decay: Literal["linear", "cosine"]
+
+    @classmethod
+    def of(cls, job: Run, steps_per_epoch: int) -> Self:
+        """The calendar of a job whose training set has that many steps an epoch."""
+
+        def steps(duration: Duration) -> int:
+            return steps_of(duration, job.batch_size, steps_per_epoch)
+
+        return cls(
+            total_steps=steps(job.schedule.length),
+            warmup_steps=steps(job.schedule.warmup) if job.schedule.warmup else 0,
+            steps_per_epoch=steps_per_epoch,
+            log_every=steps(job.tracking.every),
+            evaluate_every=steps(job.evaluate.every),
+            save_every=steps(job.checkpoint.every),
+            base_lr=job.optimizer.lr,
+            end_lr=job.schedule.end_lr,
+            decay=job.schedule.decay,
+        )
+
+    def lr(self, step: int) -> float:
+        """The learning rate of the update from step `step` to the next."""
+        return learning_rate(
+            step,
+            base=self.base_lr,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            decay=self.decay,
+            end_lr=self.end_lr,
+        )
+
+    def epoch(self, step: int) -> float:
+        """Passes over the training set after `step` updates."""
+        return step / self.steps_per_epoch
+
+    def is_over(self, step: int) -> bool:
+        """Whether the run is complete after `step` updates."""
+        return step >= self.total_steps
+
+    def log_due(self, step: int) -> bool:
+        """Whether a point of the curves is due."""
+        return is_time(step, self.log_every, self.total_steps)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the held-out sets are due to be measured."""
+        return is_time(step, self.evaluate_every, self.total_steps)
+
+    def save_due(self, step: int) -> bool:
+        """Whether a checkpoint is due."""
+        return is_time(step, self.save_every, self.total_steps)
 
 
 def learning_rate(

@@ -5,9 +5,10 @@ has a fixed number of its slots, and passes of its own.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from data.errors import DataError
 from data.order.exclude import open_exclusions
 from data.order.mixture import Mixture, shares
 from data.order.sample_order import Order, SampleOrder
@@ -31,50 +32,82 @@ class TrainingSet:
     digest: str
 
 
-def open_training_set(settings: TrainSet, *, seed: int, batch_size: int) -> TrainingSet:
-    """Open the sets of `data.train`, whose URLs are absolute, and put them in order.
+class TrainingSetError(DataError):
+    """The training set cannot be used. `key` is the key of the job that is wrong; the message does not repeat it."""
 
-    Raises:
-        DataError: a set cannot be opened, or the numbers do not fit it.
-    """
-    sources = list(settings.all_sources().values())
-    indexes = [open_index(source.url) for source in sources]
-    selections = [select(source, index) for source, index in zip(sources, indexes, strict=True)]
-    return compose(settings, indexes, selections, seed=seed, batch_size=batch_size)
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
-def select(source: Source, index: Index) -> Selection:
-    """The part of a set that takes part.
-
-    Raises:
-        DataError: the subset is larger than the set, or the list of exclusions is not of this set.
-    """
-    chosen = everything(index) if source.subset is None else subset(index, source.subset)
-    return chosen if source.exclude is None else without(chosen, open_exclusions(source.exclude, index))
+def _as_written(key: str, url: str) -> str:
+    return url
 
 
-def compose(
-    settings: TrainSet, indexes: Sequence[Index], selections: Sequence[Selection], *, seed: int, batch_size: int
+def _open(key: str, url: str) -> Index:
+    return open_index(url)
+
+
+def open_training_set(
+    settings: TrainSet,
+    *,
+    seed: int,
+    batch_size: int,
+    resolve: Callable[[str, str], str] = _as_written,
+    open_set: Callable[[str, str], Index] = _open,
 ) -> TrainingSet:
-    """Put opened sets in order; `indexes` and `selections` are those of `settings.all_sources()`.
+    """Open the sets of `data.train` and put them in order.
+
+    Args:
+        settings: `data.train`, with absolute URLs unless `resolve` and `open_set` make them so.
+        seed, batch_size: the job's.
+        resolve: (key, URL) -> absolute URL, for lists of exclusions.
+        open_set: (key, URL) -> index, for sets of images.
 
     Raises:
-        DataError: the numbers do not fit the sets.
+        TrainingSetError: the numbers do not fit a set, or a list of exclusions is of another set.
+        DataError: a set cannot be opened.
     """
+    indexes, selections = [], []
+    for key, source in settings.all_sources().items():
+        index = open_set(f"{key}.url", source.url)
+        indexes.append(index)
+        selections.append(_selection(key, source, index, resolve))
+    try:
+        order = _order(settings, indexes, selections, seed=seed, batch_size=batch_size)
+    except DataError as error:
+        raise TrainingSetError("data.train.sources" if settings.sources else "data.train.url", str(error)) from error
     whole = concatenate(indexes) if len(indexes) > 1 else indexes[0]
+    return TrainingSet(whole, order, _digest(indexes, selections))
+
+
+def _selection(key: str, source: Source, index: Index, resolve: Callable[[str, str], str]) -> Selection:
+    """The samples of a set that are trained on."""
+    wrong = f"{key}.subset"
+    try:
+        chosen = everything(index) if source.subset is None else subset(index, source.subset)
+        if source.exclude is None:
+            return chosen
+        wrong = f"{key}.exclude"
+        return without(chosen, open_exclusions(resolve(wrong, source.exclude), index))
+    except DataError as error:
+        raise TrainingSetError(wrong, str(error)) from error
+
+
+def _order(
+    settings: TrainSet, indexes: Sequence[Index], selections: Sequence[Selection], *, seed: int, batch_size: int
+) -> Order:
     weights = [source.weight for source in settings.all_sources().values() if source.weight is not None]
     if weights and len(indexes) > 1:
-        order: Order = _mixture(settings, indexes, selections, weights, seed=seed, batch_size=batch_size)
-    else:
-        order = SampleOrder(
-            whole,
-            seed=seed,
-            batch_size=batch_size,
-            lanes=settings.lanes,
-            block=settings.block,
-            selected=joined(indexes, selections),
-        )
-    return TrainingSet(whole, order, _digest(indexes, selections))
+        return _mixture(settings, indexes, selections, weights, seed=seed, batch_size=batch_size)
+    return SampleOrder(
+        concatenate(indexes) if len(indexes) > 1 else indexes[0],
+        seed=seed,
+        batch_size=batch_size,
+        lanes=settings.lanes,
+        block=settings.block,
+        selected=joined(indexes, selections),
+    )
 
 
 def _mixture(

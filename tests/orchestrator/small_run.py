@@ -16,7 +16,7 @@ from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.engine.step import Engine, all_reduce_sums
 from orchestrator.job.sections import SGD, AdamW, Parallel
-from orchestrator.training.loop import dropout_seeds
+from orchestrator.training.classify import dropout_seeds
 
 BATCH, MICRO = 24, 5  # neither divides among 1 to 4 workers evenly
 

@@ -1,11 +1,11 @@
 """Exact held-out metrics: every image once, for any number of workers; the last batch is masked, not dropped."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
-from data.loading.loader import Bad, Batch
+from data.loading.loader import Batch
 from model.objectives import correct_top_k, dense_targets
 from orchestrator.engine.step import Engine, all_reduce_sums
 
@@ -16,12 +16,10 @@ def evaluate(
     *,
     num_classes: int,
     multi_label: bool,
-    report: Callable[[list[Bad]], None] = lambda bad: None,
 ) -> dict[str, float]:
     """Metrics of one held-out set, equal on all ranks.
 
-    Every rank must call it at the same point with its own slices of the same order. `report` is told of images of this
-    rank that could not be used.
+    Every rank must call it at the same point with its own slices of the same order.
 
     Returns:
         `loss` and, for single-label sets, `top1` and `top5` (top-k for k = min(5, classes)); for multi-label sets
@@ -34,7 +32,6 @@ def evaluate(
     loss, count, unusable = zero.clone(), zero.clone(), zero.clone()
     correct: dict[str, Tensor] = {name: zero.clone() for name in names}
     for batch in batches:
-        report(batch.bad)
         unusable += len(batch.bad)
         labels, weights = batch.labels.to(engine.device), batch.weights.to(engine.device)
         valid = batch.valid.to(engine.device)

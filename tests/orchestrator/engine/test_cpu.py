@@ -9,7 +9,7 @@ import torch
 SCRIPT = """
 import sys, threading
 import torch
-from orchestrator.cpu_threads import compute_with
+from orchestrator.engine.cpu import compute_with
 
 def train():
     if "flush" in sys.argv:
@@ -17,9 +17,9 @@ def train():
     elif "worker" in sys.argv:
         from types import SimpleNamespace
         import ray.train.torch
-        from orchestrator.training import loop
+        from orchestrator.training import build
         ray.train.torch.get_device = lambda: torch.device("cpu")  # asks Ray's own session, which is not there
-        loop._device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
+        build.worker_device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
     else:
         torch.set_num_threads(2)
     normal = torch.full((2**22,), 1e-30)  # so many that both threads have a share

@@ -23,7 +23,7 @@ def plain_loop(shards: str, steps: int) -> tuple[list[float], list[float]]:
     import model
     from data import Augment, Loader
     from orchestrator.engine.optimizer import parameter_groups
-    from orchestrator.training.loop import dropout_seeds
+    from orchestrator.training.classify import dropout_seeds
 
     torch.manual_seed(0)
     vit = model.create_model(

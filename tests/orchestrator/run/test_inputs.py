@@ -15,7 +15,7 @@ from data.shards.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
 from orchestrator.job.kinds import Run
-from orchestrator.run.inputs import Inputs, check_inputs
+from orchestrator.run.inputs import Inputs, open_inputs
 from tests.paths import ROOT
 
 DIGITS = ROOT / "jobs/pretrain_digits.yaml"
@@ -38,7 +38,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def check(*overrides: str) -> Inputs:
     job = load_job(DIGITS, overrides)
     assert isinstance(job, Run)
-    return check_inputs(job)
+    return open_inputs(job)
 
 
 def at(folder: Path) -> list[str]:
@@ -59,9 +59,9 @@ def test_the_small_run_packs_its_images_and_knows_its_lengths(tmp_path: Path) ->
         "schedule.length={epochs: 60}", "schedule.warmup={epochs: 3}", "batch_size=128", "data.train.lanes=1"
     )
     assert inputs.train.index.num_samples + inputs.held_out["test"].num_samples == IMAGES
-    assert inputs.steps_per_epoch == math.ceil(inputs.train.index.num_samples / 128)
-    assert inputs.total_steps == 60 * inputs.steps_per_epoch
-    assert inputs.warmup_steps == 3 * inputs.steps_per_epoch
+    assert inputs.calendar.steps_per_epoch == math.ceil(inputs.train.index.num_samples / 128)
+    assert inputs.calendar.total_steps == 60 * inputs.calendar.steps_per_epoch
+    assert inputs.calendar.warmup_steps == 3 * inputs.calendar.steps_per_epoch
     assert (tmp_path / "runs/data/digits/train/index.json").exists()
 
 
@@ -118,7 +118,7 @@ def test_a_head_with_classes_to_spare_is_fine(packed: Path) -> None:
 def test_a_warm_up_longer_than_the_run_in_another_unit(packed: Path) -> None:
     run = [*at(packed), "batch_size=128", "data.train.lanes=1", "schedule.length={epochs: 1}"]
     steps = math.ceil(open_index(f"{packed}/train").num_samples / 128)
-    assert check(*run, f"schedule.warmup.steps={steps}").warmup_steps == steps
+    assert check(*run, f"schedule.warmup.steps={steps}").calendar.warmup_steps == steps
     line = line_of(*run, "schedule.warmup.steps=13")
     assert steps == 12
     assert line == "schedule.warmup = {steps: 13}: 13 steps are longer than the run of 12; null = no warm-up"
@@ -126,7 +126,7 @@ def test_a_warm_up_longer_than_the_run_in_another_unit(packed: Path) -> None:
 
 def test_steps_to_profile_beyond_the_run(packed: Path) -> None:
     run = (*at(packed), "schedule.length.epochs=1", "schedule.warmup=null", "batch_size=128")
-    assert check(*run, "profile.steps=[10, 12]").total_steps == 12
+    assert check(*run, "profile.steps=[10, 12]").calendar.total_steps == 12
     assert line_of(*run, "profile.steps=[10, 13]") == "profile.steps = [10, 13]: beyond the run of 12 steps"
 
 
@@ -165,8 +165,8 @@ def test_the_big_recipe_runs_on_small_local_shards(packed: Path, tmp_path: Path)
         ],
     )
     assert isinstance(job, Run)
-    inputs = check_inputs(job)
-    assert (inputs.total_steps, inputs.warmup_steps, inputs.held_out) == (2, 0, {})
+    inputs = open_inputs(job)
+    assert (inputs.calendar.total_steps, inputs.calendar.warmup_steps, inputs.held_out) == (2, 0, {})
 
 
 def test_checking_loads_neither_ray_nor_torch(tmp_path: Path) -> None:

@@ -179,10 +179,10 @@ def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
     """The line, what was chosen, and whether both runs ended with the same weights; with memory for few images."""
     import ray.train
 
-    from orchestrator.training import loop
+    from orchestrator.training import build, classify
 
     ray.train.get_context = lambda: SimpleNamespace(get_local_world_size=lambda: 2)
-    loop._device = lambda job: torch.device("cpu")
+    build.worker_device = lambda job: torch.device("cpu")
     job = load_job(
         Path("jobs/pretrain_digits.yaml"), ["batch_size=24", "model.dropout=0.1", "parallel.micro_batch=auto"]
     )
@@ -192,11 +192,11 @@ def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
     beside, at_the_end = exchange_bytes(parameters, job.parallel, torch.device("cpu"))
     room = max(at_the_end, 5 * activation_bytes(config, "full", 4))
     memory = int((state_bytes(parameters, job.parallel, 2) + beside + room) / USABLE)
-    loop.free_memory = lambda device, workers_here: memory
-    loop.held_memory = lambda activations, checkpointing, device: activations
+    build.free_memory = lambda device, workers_here: memory
+    build.held_memory = lambda activations, checkpointing, device: activations
 
     def weights(job: PretrainJob) -> tuple[str, Any, dict[str, torch.Tensor]]:
-        engine, chosen = loop._build_engine(job)
+        engine, chosen = build.build_engine(job, classify.Classify(job))
         generator = torch.Generator().manual_seed(1)
         for _ in range(3):
             images = torch.randint(0, 256, (12, 3, 8, 8), dtype=torch.uint8, generator=generator)

@@ -1,0 +1,47 @@
+"""`python -m orchestrator run JOB`: run a job on the current cluster, or on a local one."""
+
+import argparse
+from pkgutil import resolve_name
+
+from orchestrator.commands.parsing import EXAMPLES, Commands
+from orchestrator.job.load import JobError, load_job, unexpected_errors_in
+from orchestrator.redact import redact_logs
+
+KINDS = {"pretrain": "orchestrator.kinds.one_run.pretrain"}
+
+
+def add(commands: Commands) -> None:
+    """Add the command's parser."""
+    command = commands.add_parser(
+        "run",
+        help="run a job on the current cluster, or on a local one when there is none",
+        description="Run a job. A run that was interrupted continues from its newest checkpoint; one that is complete "
+        "prints its result. The keys of a job file are in docs/job-keys.md.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="a.b=c",
+        action="append",
+        default=[],
+        help="change a key of the job; repeatable",
+    )
+    command.add_argument("--json", action="store_true", help="print the result as one JSON object, last")
+    command.set_defaults(function=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Load the job and do what its kind does.
+
+    Raises:
+        JobError: the job cannot be run; nothing was started.
+    """
+    redact_logs()
+    with unexpected_errors_in(options.job):
+        job = load_job(options.job, options.overrides)
+    if job.kind not in KINDS:
+        raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only pretrain")
+    return int(resolve_name(KINDS[job.kind])(job, as_json=options.json))

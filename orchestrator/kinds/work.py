@@ -1,0 +1,21 @@
+"""What the workers of a run execute, named on the driver without importing it: the driver needs no torch."""
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Work:
+    """The training loop with one kind's task. Ray pickles it by reference; a worker imports the loop when it calls it.
+
+    Attributes:
+        task: dotted path of a subclass of `orchestrator.training.task.Task`.
+    """
+
+    task: str
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Run the loop; `config` is described at `orchestrator.training.loop.train`."""
+        from orchestrator.training.loop import train
+
+        train({**config, "task": self.task})

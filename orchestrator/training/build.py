@@ -1,0 +1,144 @@
+"""From a job to the parts that train it, on one worker."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+import torch.distributed as dist
+
+import model
+from model.layers.recompute import CheckpointMode
+from orchestrator.cluster.notices import Notices
+from orchestrator.cluster.watchdog import Pulse
+from orchestrator.engine.collectives import on_all_ranks
+from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.memory.fit import Rank, fit
+from orchestrator.engine.memory.measured import activation_peaks
+from orchestrator.engine.memory.needed import free_memory, held_memory
+from orchestrator.engine.step import PRECISIONS, Engine
+from orchestrator.history.history import History
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.run.schedule import Calendar
+from orchestrator.run.training_set import open_training_set
+from orchestrator.training.batches import TrainingBatches
+from orchestrator.training.checkpoints import Checkpoints
+from orchestrator.training.health import Health
+from orchestrator.training.held_out import HeldOut
+from orchestrator.training.task import Task
+
+
+@dataclass(frozen=True)
+class RunPlace:
+    """Where a run belongs.
+
+    Attributes:
+        url: its folder.
+        id: its identity in MLflow.
+        board: the progress actor.
+    """
+
+    url: str
+    id: str
+    board: Any
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What the loop joins; see each class.
+
+    Attributes:
+        task: what differs between kinds of jobs.
+        calendar: when everything happens.
+        engine: network, optimizer and gradients.
+        batches: images and labels of each step.
+        health: steps that were not finite.
+        history: curves, totals, terminal.
+        notices: reasons to end this attempt.
+        held_out: measurements.
+        checkpoints: the state between attempts.
+    """
+
+    task: Task
+    calendar: Calendar
+    engine: Engine
+    batches: TrainingBatches
+    health: Health
+    history: History
+    notices: Notices
+    held_out: HeldOut
+    checkpoints: Checkpoints
+
+
+def build(job: PretrainJob, task: Task, run: RunPlace) -> Parts:
+    """Build all parts of a run, with new weights. Collective."""
+    data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
+    calendar = Calendar.of(job, data.order.steps_per_epoch)
+    heartbeat = Pulse(run.board, dist.get_rank(), job.cluster.hang_timeout)
+    engine, chosen = build_engine(job, task)
+    notices = Notices(engine.device)
+    health = Health(engine, job.training.max_bad_steps)
+
+    history = History(job, run.url, run.id, run.board, data, engine, total_steps=calendar.total_steps)
+    if chosen and dist.get_rank() == 0:
+        history.say(chosen)
+    held_out = HeldOut(task, engine, calendar, history=history, heartbeat=heartbeat, notices=notices)
+    checkpoints = Checkpoints(job, run.url, engine, health=health, history=history, heartbeat=heartbeat)
+    batches = TrainingBatches(
+        job,
+        data,
+        engine,
+        total_steps=calendar.total_steps,
+        heartbeat=heartbeat,
+        history=history,
+        record=checkpoints.record,
+    )
+    return Parts(task, calendar, engine, batches, health, history, notices, held_out, checkpoints)
+
+
+def build_engine(job: PretrainJob, task: Task) -> tuple[Engine, str]:
+    """The engine; and in words what was chosen for it and why, empty if the job left no choice."""
+    device, world_size = worker_device(job), dist.get_world_size()
+    torch.manual_seed(job.seed)
+    network, objective = task.network(), task.objective()
+
+    def measured(checkpointing: CheckpointMode, micro_batch: int) -> dict[int, int]:
+        """Bytes of activations by micro-batch, the most of all ranks."""
+        dtype = PRECISIONS[job.parallel.precision]
+        peaks = activation_peaks(network, objective, checkpointing, micro_batch, dtype=dtype, device=device)
+        held = {images: held_memory(peak, checkpointing, device) for images, peak in peaks.items()}
+        return {images: max(on_all_ranks(size)) for images, size in held.items()}
+
+    memory = free_memory(device, ray.train.get_context().get_local_world_size())
+    share = Rank(
+        parameters=sum(p.numel() for p in network.parameters()),
+        local_batch=math.ceil(job.batch_size / world_size),
+        world_size=world_size,
+        memory=min(on_all_ranks(memory)),
+        device=device,
+    )
+    choice = fit(network.config, job.parallel, share, measured)
+    model.checkpoint_blocks(network, choice.checkpointing)
+    if job.parallel.compile:
+        model.compile_blocks(network)
+    engine = Engine(
+        network,
+        objective,
+        model.decay_mask(network),
+        optimizer=job.optimizer,
+        parallel=job.parallel,
+        micro_batch=choice.micro_batch,
+        local_batch=share.local_batch,
+        device=device,
+    )
+    return engine, choice.why
+
+
+def worker_device(job: PretrainJob) -> torch.device:
+    """The GPU that Ray gave this worker, or the CPU with as many threads as the worker has CPUs."""
+    device: torch.device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        compute_with(max(1, int(job.cluster.resources_per_worker.get("CPU", 1))))
+    return device

@@ -1,0 +1,108 @@
+"""The state of a run between attempts: restored at the start of each, saved while it trains, left for the next one."""
+
+import time
+from typing import NoReturn
+
+import torch.distributed as dist
+
+from data.loading.loader import Batch
+from orchestrator.checkpoint.restore import restore
+from orchestrator.checkpoint.saver import Saver
+from orchestrator.cluster.checkpoint_report import through_ray
+from orchestrator.cluster.notices import Leave, Reason
+from orchestrator.cluster.watchdog import Pulse
+from orchestrator.engine.collectives import on_all_ranks
+from orchestrator.engine.step import Engine
+from orchestrator.history.history import History
+from orchestrator.history.ledger import Ledger
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.names import IN_A_ROW
+from orchestrator.run.totals import Totals
+from orchestrator.training.health import Diverged, GoBack, Health
+
+
+class Checkpoints:
+    """The checkpoints of one run. Every rank calls each method at the same step.
+
+    Args:
+        job: the job.
+        run_url: the run's folder.
+        engine: weights and optimizer state.
+        health, history: what is counted, saved with the weights.
+        heartbeat: tells that this worker lives, while it waits for a store.
+    """
+
+    def __init__(
+        self, job: PretrainJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Pulse
+    ) -> None:
+        self._job = job
+        self._run_url = run_url
+        self._engine = engine
+        self._health = health
+        self._history = history
+        self._heartbeat = heartbeat
+
+        self._ledger: Ledger
+        self._saver: Saver
+        self._rolled_back: GoBack | None = None
+
+    def resume(self) -> int:
+        """Restore the newest intact checkpoint, and begin an attempt there.
+
+        Returns:
+            Steps done: 0 with new weights if there is no checkpoint.
+
+        Raises:
+            Diverged: the run was rolled back, and there is no checkpoint.
+        """
+        with self._heartbeat.kept():
+            restored = restore(self._engine, self._run_url, warn=self._history.say)
+        if self._rolled_back and not restored:
+            raise Diverged(f"{self._rolled_back}; there is no checkpoint to go back to")
+
+        step = restored.step if restored else 0
+        totals = Totals.from_dict(restored.totals) if restored else Totals()
+        self._history.begin(step, totals, restored.metrics if restored else {})
+        self._health.resume(self._history.latest)
+
+        attempt = on_all_ranks(time.time_ns())[0]
+        self._ledger = Ledger(self._run_url, dist.get_rank(), attempt)
+        self._saver = Saver(
+            self._engine,
+            self._run_url,
+            self._job.checkpoint.keep,
+            self._history.say,
+            report=through_ray,
+            before=self._ledger.write,
+        )
+        return step
+
+    def record(self, batch: Batch) -> None:
+        """Note which samples a step trains on, if the job asks for it."""
+        if self._job.tracking.record_samples:
+            self._ledger.record(batch.step, batch.ids, batch.valid)
+
+    def save(self, step: int, *, wait: bool) -> None:
+        """Save the state after `step` steps; with `wait`, return when the checkpoint is complete."""
+        totals, counts = self._history.settle(), self._health.metrics()
+        if counts[IN_A_ROW] and not wait:
+            return  # do not checkpoint weights that may themselves be the cause
+        self._history.latest.update(counts)
+        with self._heartbeat.kept():
+            self._history.saved(self._saver.save(step, totals.to_dict(), self._history.latest, wait=wait))
+
+    def leave(self, step: int, notice: Reason) -> NoReturn:
+        """Save, and end this attempt as planned.
+
+        Raises:
+            Leave: always.
+        """
+        self.save(step, wait=True)
+        raise Leave(f"{notice.value}: saved at step {step}")
+
+    def roll_back(self, reason: GoBack) -> None:
+        """Prepare to restore the last checkpoint: finish uploads, count the discarded steps, and say so."""
+        self._rolled_back = reason
+        self._saver.finish()
+        self._history.settle()  # count the discarded steps here, or the retry would be charged for them
+        self._history.say(f"{reason}; going back to the last checkpoint")

@@ -1,0 +1,80 @@
+"""Measuring while training: accuracy on the sets of `data.eval`. Training waits; a notice cuts a measurement off."""
+
+from collections.abc import Iterable, Iterator
+
+from torch.profiler import record_function
+
+from data.loading.loader import Batch
+from orchestrator import names
+from orchestrator.cluster.notices import CutOff, Notices, Reason
+from orchestrator.cluster.watchdog import Pulse
+from orchestrator.engine.phases import EVALUATION
+from orchestrator.engine.step import Engine
+from orchestrator.history.history import History
+from orchestrator.run.schedule import Calendar
+from orchestrator.training.measurement import Measurement
+from orchestrator.training.task import Task
+
+
+class HeldOut:
+    """The measurements of one run. Every rank calls each method at the same step.
+
+    Args:
+        task: measures a set.
+        engine: the network.
+        calendar: when measurements are due.
+        history: is given the results.
+        heartbeat, notices: of this rank, looked after with every batch.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        engine: Engine,
+        calendar: Calendar,
+        *,
+        history: History,
+        heartbeat: Pulse,
+        notices: Notices,
+    ) -> None:
+        self._task = task
+        self._engine = engine
+        self._calendar = calendar
+        self._history = history
+        self._heartbeat = heartbeat
+        self._notices = notices
+
+    def is_owed(self, step: int) -> bool:
+        """Whether the previous attempt was interrupted before the evaluation at `step` was complete."""
+        return self._calendar.evaluation_due(step) and self._history.latest.get(names.EVALUATED, 0) < step
+
+    def measure(self, step: int) -> Reason | None:
+        """Measure everything with the weights after `step` updates.
+
+        Returns:
+            None; or the notice that cut the evaluation off, of which then nothing is kept.
+        """
+        self._history.settle()
+        try:
+            with record_function(EVALUATION):
+                results = self._results(step)
+        except CutOff as cut_off:
+            return cut_off.reason
+        finally:
+            self._history.note("")
+        self._history.evaluated(step, results)
+        return None
+
+    def _results(self, step: int) -> dict[str, dict[str, float]]:
+        """Metrics by what was measured."""
+        job, results = self._task.job, {}
+        measurement = Measurement(self._engine, job, step, self._watched, self._history.quarantine.add_held_out)
+        for name, settings in job.data.eval.items():
+            self._history.note(f"evaluating {name}")
+            with measurement.open(name, settings.url, settings.augment) as held_out:
+                results[names.held_out(name)] = self._task.measure(self._engine, held_out)
+        return results
+
+    def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        """The batches, with a heartbeat and a look at the notices before each."""
+        return self._notices.heeding(self._heartbeat.along(batches))
