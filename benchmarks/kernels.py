@@ -15,9 +15,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from model import ViTConfig, vit_config
 from model.layers.attention import BackwardByProducts
 from model.vit import EncoderBlock
-from orchestrator.engine.cpu_memory import keep_freed_memory
+from orchestrator.engine.cpu import keep_freed_memory
 from orchestrator.engine.devices import device_name
-from orchestrator.engine.step import PRECISIONS, normalise
+from orchestrator.engine.settings import PRECISIONS
+from orchestrator.engine.step import normalise
 
 EPILOG = """
 Contenders of a group take turns, --repeats times each; the figure is the median, with the least and the most. What this

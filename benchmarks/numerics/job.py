@@ -22,9 +22,10 @@ from data.loading.loader import Batch
 from model.layers.dropout import fold_in
 from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, softmax_cross_entropy
+from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.optimizer import parameter_groups
-from orchestrator.engine.step import Engine, all_reduce_sums
+from orchestrator.engine.step import Engine
 from orchestrator.job.sections import AdamW, Parallel
 from orchestrator.run.schedule import learning_rate
 from orchestrator.training.classify import dropout_seeds

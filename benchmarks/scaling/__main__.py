@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from orchestrator.engine.step import REDUCE_BUCKET
+from orchestrator.engine.settings import REDUCE_BUCKET
 
 EPILOG = """
 Without --tally or --check nothing is run: the table is arithmetic (benchmarks/scaling/model.py) on a single

@@ -21,7 +21,7 @@ from benchmarks.step.search import Remembered
 from benchmarks.step.task import IMPLS, LOSSES, MATMUL, PEERS, Task
 from model import vit_config
 from orchestrator.engine.devices import device_name, without_bf16
-from orchestrator.engine.memory.needed import device_memory
+from orchestrator.engine.memory.available import device_memory
 
 EPILOG = """
 A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 images that are on the device already.

@@ -8,7 +8,7 @@ from torch import Tensor
 from benchmarks.step.task import Batch, Task
 from model import ViTConfig
 from orchestrator.engine.devices import without_bf16
-from orchestrator.engine.step import PRECISIONS
+from orchestrator.engine.settings import PRECISIONS
 
 
 def layers(config: ViTConfig) -> dict[str, tuple[int, int]]:

@@ -15,7 +15,7 @@ from benchmarks.step.matmul import Products
 from benchmarks.step.phases import profile_step
 from benchmarks.step.search import Trial, climb
 from benchmarks.step.task import MATMUL, PEERS, Contender, Task, synthetic
-from orchestrator.engine.memory.needed import device_memory
+from orchestrator.engine.memory.available import device_memory
 
 LONGEST = 60.0  # seconds of all windows of a batch, unless one alone takes longer
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)

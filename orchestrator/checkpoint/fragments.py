@@ -17,10 +17,6 @@ from torch import Tensor
 
 from orchestrator.engine.step import Engine
 
-WEIGHT = (
-    "weight"  # the key of the float32 weights beside the optimizer's own keys (exp_avg, exp_avg_sq, momentum_buffer)
-)
-
 
 @dataclass(frozen=True)
 class Fragment:

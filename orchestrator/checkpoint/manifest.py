@@ -21,10 +21,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data import storage
-from orchestrator.checkpoint.fragments import WEIGHT
+from orchestrator.names import SKIPPED
 
 MANIFEST = "manifest.json"
 LARGEST_MANIFEST = 512 * 2**20  # bytes; a thousand ranks at ZeRO 3 need a fifth of that
+WEIGHT = "weight"  # the float32 weights' key, beside the optimizer's own (exp_avg, exp_avg_sq, momentum_buffer)
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
 
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}-of-\d{5}\.\d{3}\.safetensors$")]
@@ -76,6 +77,11 @@ class Manifest(Part):
     def states(self) -> list[str]:
         """The optimizer's keys, such as exp_avg, without the weights."""
         return sorted({state for state, *_ in self.fragments} - {WEIGHT})
+
+    @property
+    def updates(self) -> int:
+        """Updates of the weights: steps less skipped ones."""
+        return self.step - int(self.metrics.get(SKIPPED, 0))
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:

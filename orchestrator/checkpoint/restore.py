@@ -5,7 +5,6 @@ Every rank reads only the files whose fragments it needs, checks their digests a
 store that is away is waited for.
 """
 
-import hashlib
 import logging
 import tempfile
 from collections import defaultdict
@@ -20,18 +19,17 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from data import storage
+from orchestrator.checkpoint.files import FULL, disk_full, piece_key, sha256, staging_folder
 from orchestrator.checkpoint.fragments import (
-    WEIGHT,
     allocate_optimizer_state,
     held_fragments,
     optimizer_state,
     publish_weights,
 )
-from orchestrator.checkpoint.manifest import CheckpointError, Manifest, complete_checkpoints
-from orchestrator.checkpoint.snapshot import FULL, disk_full, parameter_sizes, piece_key, staging_folder
-from orchestrator.checkpoint.upload import Outlast
+from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, complete_checkpoints
+from orchestrator.checkpoint.outage import Outlast
+from orchestrator.checkpoint.snapshot import parameter_sizes
 from orchestrator.engine.step import Engine
-from orchestrator.names import SKIPPED
 
 log = logging.getLogger(__name__)
 
@@ -126,8 +124,7 @@ class _Reader:
 
     def load(self) -> None:
         """Copy the fetched fragments into the engine; the manifest has seen to it that none is missing."""
-        updates = self.manifest.step - int(self.manifest.metrics.get(SKIPPED, 0))
-        allocate_optimizer_state(self.engine, self.manifest.states, updates)
+        allocate_optimizer_state(self.engine, self.manifest.states, self.manifest.updates)
         held = defaultdict(list)
         for f in self.held:
             held[f.name].append(f)
@@ -153,9 +150,3 @@ class _Reader:
             if tensor.get_shape() != [numel] or tensor.get_dtype() != "F32":
                 return f"{key} with {numel} float32 numbers"
         return None
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

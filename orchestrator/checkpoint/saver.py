@@ -23,9 +23,11 @@ import torch
 import torch.distributed as dist
 
 from data import storage
+from orchestrator.checkpoint.files import FULL, Files, staging_folder, write_file
 from orchestrator.checkpoint.manifest import CheckpointError, File, new_name, prune, remove_unfinished
-from orchestrator.checkpoint.snapshot import FULL, Files, HostBuffer, owned_files, part_of, staging_folder, write_file
-from orchestrator.checkpoint.upload import Abandoned, Outlast, publish, remove_parts
+from orchestrator.checkpoint.outage import Outlast
+from orchestrator.checkpoint.snapshot import HostBuffer, owned_files, part_of
+from orchestrator.checkpoint.upload import Abandoned, publish, remove_parts
 from orchestrator.engine.step import Engine
 
 MAX_FAILED = 3  # failed saves in a row that end the run

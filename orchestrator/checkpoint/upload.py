@@ -7,63 +7,15 @@ import threading
 from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from data import storage
-from data.storage import patience
 from orchestrator.checkpoint.manifest import MANIFEST, CheckpointError, File, Manifest, Part
-
-OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails
-
-T = TypeVar("T")
+from orchestrator.checkpoint.outage import Outlast
 
 
 class Abandoned(CheckpointError):
     """Another rank's upload failed, so this one is of no use."""
-
-
-class Outlast:
-    """Carries out work on a store however long that is away, up to OUTAGE seconds. Says so once, and when it is back.
-
-    Args:
-        store: its URL, for the messages.
-        say: is given them.
-        until: once set, nothing is waited for any more.
-
-    Attributes:
-        away: whether it is being waited for.
-    """
-
-    def __init__(self, store: str, say: Callable[[str], None], until: threading.Event | None = None) -> None:
-        self._store, self._say, self._until = store, say, until
-        self._error: Exception | None = None
-        self.away = False
-
-    def __call__(self, work: Callable[[], T]) -> T:
-        """The result of `work()`, which may be carried out repeatedly.
-
-        Raises:
-            Exception: what the last try raised; at once if another try cannot change it.
-        """
-
-        def attempt() -> T:
-            try:
-                return work()
-            except Exception as error:
-                self._error = error
-                raise
-
-        result = patience.patiently(attempt, patience=OUTAGE, until=self._until, on_retry=self._note)
-        if self.away:
-            self.away = False
-            self._say(f"{self._store} is back")
-        return result
-
-    def _note(self) -> None:
-        if not self.away:
-            self.away = True
-            assert self._error is not None
-            self._say(f"{self._store} is away ({storage.describe(self._error)}); trying on")
 
 
 def publish(

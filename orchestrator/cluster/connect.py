@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
-from orchestrator.engine.cpu_memory import ONE_HEAP
+from orchestrator.engine.cpu import ONE_HEAP
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError, problem
 from orchestrator.job.sections import Cluster

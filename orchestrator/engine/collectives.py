@@ -1,6 +1,17 @@
-"""Numbers that all ranks exchange."""
+"""Exchanging a few numbers between the ranks of a run. Every rank must call these functions, in the same order."""
 
+from collections.abc import Sequence
+
+import torch
 import torch.distributed as dist
+from torch import Tensor
+
+
+def all_reduce_sums(values: Sequence[Tensor]) -> list[float]:
+    """Sum scalars over all ranks, in float64, and bring the sums to the host."""
+    stacked = torch.stack([value.double() for value in values])
+    dist.all_reduce(stacked)
+    return [float(x) for x in stacked]
 
 
 def on_all_ranks(value: int) -> list[int]:

@@ -18,9 +18,10 @@ from data import Loader, open_index
 from data.loading.loader import Batch
 from orchestrator import names
 from orchestrator.cluster.board import Progress
+from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.devices import device_peak
 from orchestrator.engine.phases import CHECKPOINT_STALL, DATA_WAIT, per_step
-from orchestrator.engine.step import Engine, StepResult, all_reduce_sums
+from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.profile.profiler import Profiler
 from orchestrator.history.quarantine import Quarantine
 from orchestrator.history.spikes import Spikes

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from data import storage
 from data.loading.loader import Bad
 from orchestrator import names
-from orchestrator.engine.step import all_reduce_sums
+from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"

@@ -15,10 +15,12 @@ from orchestrator.cluster.notices import Notices
 from orchestrator.cluster.watchdog import Pulse
 from orchestrator.engine.collectives import on_all_ranks
 from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.memory.available import free_memory
 from orchestrator.engine.memory.fit import Rank, fit
 from orchestrator.engine.memory.measured import activation_peaks
-from orchestrator.engine.memory.needed import free_memory, held_memory
-from orchestrator.engine.step import PRECISIONS, Engine
+from orchestrator.engine.memory.needed import held_memory
+from orchestrator.engine.settings import PRECISIONS
+from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.run.schedule import Calendar

@@ -28,7 +28,7 @@ from benchmarks.scaling.model import (
 from benchmarks.scaling.tally import TRAFFIC, expected, tally
 from infra.local.ranks import run_ranks
 from model import training_flops, vit_config
-from orchestrator.engine.step import REDUCE_BUCKET
+from orchestrator.engine.settings import REDUCE_BUCKET
 from tests.paths import ROOT
 
 LINKS = Links(node=8, inside=400e9, between=25e9, hop_inside=2e-6, hop_between=10e-6, fraction=0.5)

@@ -14,7 +14,8 @@ from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
-from orchestrator.engine.step import Engine, all_reduce_sums
+from orchestrator.engine.collectives import all_reduce_sums
+from orchestrator.engine.step import Engine
 from orchestrator.job.sections import SGD, AdamW, Parallel
 from orchestrator.training.classify import dropout_seeds
 

@@ -1,20 +1,17 @@
 """What a worker's memory holds besides activations, by arithmetic: state, and what DeepSpeed takes to exchange it."""
 
 import math
-from pathlib import Path
 
-import psutil
 import torch
 
 from model.layers.recompute import CheckpointMode
-from orchestrator.engine.step import deepspeed_config
+from orchestrator.engine.settings import deepspeed_config
 from orchestrator.job.kinds import Parallel
 
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
 HEAP: dict[CheckpointMode, float] = {"none": 1.5, "selective": 1.5, "full": 5.5}
 """By how many times its activations a CPU worker grows. Large blocks of many sizes leave holes in a heap that is not
-given back (`engine/cpu_memory.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without
+given back (`engine/cpu.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without
 checkpointing, 1.3 with selective, and with full checkpointing 2.0 (B/16 in bf16) to 5.3 (S/16 in float32)."""
 
 # DeepSpeed's defaults, in elements
@@ -63,24 +60,6 @@ def exchange_bytes(parameters: int, parallel: Parallel, device: torch.device) ->
     buckets = size * (filled if device.type == "cpu" else bucket) * (2 if zero["overlap_comm"] and stage < 3 else 1)
     gathered = 2 * size * min(MAX_LIVE, parameters) if stage == 3 else 0
     return buckets + gathered, max(0, (4 + size) * filled - gathered)
-
-
-def device_memory(device: torch.device, workers_here: int) -> int:
-    """Bytes that one worker may count on: its GPU's memory, or its share of the machine's."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
-    limits = [psutil.virtual_memory().total]
-    limits += [int(f.read_text()) for f in CGROUP_LIMITS if f.exists() and f.read_text().strip().isdigit()]
-    return min(limits) // workers_here
-
-
-def free_memory(device: torch.device, workers_here: int) -> int:
-    """Of `device_memory`, the bytes that nobody else has taken; on a GPU, which belongs to the worker, all of it."""
-    whole = device_memory(device, workers_here)
-    if device.type == "cuda":
-        return whole
-    mine = psutil.Process().memory_info().rss
-    return min(whole, psutil.virtual_memory().available // workers_here + mine)
 
 
 def held_memory(activations: int, checkpointing: CheckpointMode, device: torch.device) -> int:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from data.loading.loader import Batch
 from model.objectives import correct_top_k, dense_targets
-from orchestrator.engine.step import Engine, all_reduce_sums
+from orchestrator.engine.collectives import all_reduce_sums
+from orchestrator.engine.step import Engine
 
 
 def evaluate(

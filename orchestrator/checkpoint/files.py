@@ -1,0 +1,108 @@
+"""The safetensors files of a checkpoint on local disk: what is in one, writing it, its digest, a disk that is full."""
+
+import errno
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from data import storage
+from orchestrator.checkpoint.manifest import CheckpointError, File
+
+FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Elements [start, start + n) of one state of the flattened parameter `name`: `values`, (n,)."""
+
+    state: str
+    name: str
+    start: int
+    values: Tensor
+
+    @property
+    def key(self) -> str:
+        """Its name in a safetensors file."""
+        return piece_key(self.state, self.name, self.start)
+
+
+Files = dict[str, list[Piece]]  # file name -> what is in it, in this order
+
+
+def piece_key(state: str, name: str, start: int) -> str:
+    """The name of a piece in its safetensors file."""
+    return f"{state}/{name}@{start}"
+
+
+def write_file(path: Path, pieces: list[Piece]) -> File:
+    """Write a safetensors file of float32 tensors, on the disk when this returns.
+
+    It is written piece by piece, hashed on the way, from where the pieces lie and without Python's lock: training goes
+    on meanwhile. (The library's `save_file` holds the lock while it copies everything once more.)
+
+    Raises:
+        CheckpointError: the disk is full; what was written is deleted.
+    """
+    header: dict[str, object] = {}
+    end = 0
+    for piece in pieces:
+        begin, end = end, end + 4 * piece.values.numel()
+        header[piece.key] = {"dtype": "F32", "shape": [piece.values.numel()], "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    digest = hashlib.sha256()
+    size = 8 + len(text) + end
+    try:
+        with path.open("wb", buffering=0) as file:
+            head = memoryview(len(text).to_bytes(8, "little") + text)
+            for content in itertools.chain([head], map(_content, pieces)):
+                digest.update(content)
+                _write(file.fileno(), content)
+            os.fsync(file.fileno())
+    except OSError as error:
+        path.unlink(missing_ok=True)
+        if error.errno in FULL:
+            raise disk_full(path, size) from error
+        raise
+    return File(bytes=size, sha256=digest.hexdigest())
+
+
+def disk_full(path: Path, size: int) -> CheckpointError:
+    """The error that says so."""
+    free = shutil.disk_usage(path.parent).free
+    return CheckpointError(f"{path.parent} is full: {path.name} needs {size:,} bytes and {free:,} are free")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def staging_folder(run_url: str) -> Path:
+    """The folder on this node's disk for files of a run's checkpoints on their way, both ways.
+
+    For a run on local disk it lies in the run's folder, so that moving a file there is a rename.
+    """
+    if storage.is_local(run_url):
+        return Path(storage.resolve(run_url)[1]) / ".staging"
+    run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
+    return Path(tempfile.gettempdir()) / f"vit-staging-{os.getuid()}-{run}"
+
+
+def _content(piece: Piece) -> memoryview:
+    # a device's memory comes to the host only here, where there was no room for a snapshot
+    return piece.values.to("cpu", torch.float32).contiguous().numpy().data.cast("B")
+
+
+def _write(descriptor: int, content: memoryview) -> None:
+    while content:
+        content = content[os.write(descriptor, content) :]  # the kernel takes two gigabytes at most

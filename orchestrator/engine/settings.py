@@ -1,0 +1,52 @@
+"""The DeepSpeed settings that a job's `parallel` section stands for."""
+
+from typing import Any
+
+import torch
+
+from orchestrator.job.kinds import Parallel
+
+PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
+DEEPSPEED_NAMES = {"bf16": "bf16", "float32": "fp32"}
+REDUCE_BUCKET = 50_000_000
+"""Gradients that ZeRO 2 and 3 send at once, in elements. A bucket travels when it is full: DeepSpeed's 500 million are
+three quarters of H/14, and hide little behind the backward pass (docs/performance.md)."""
+
+
+def fused_clips(parallel: Parallel) -> bool:
+    """Whether the fused optimizer clips, as it reads the gradients, and DeepSpeed does not.
+
+    These are the cases, too, in which gradients are reduced whole, after the backward pass.
+    """
+    return (parallel.precision, parallel.zero_stage) in [("float32", 0), ("bf16", 1)]
+
+
+def deepspeed_config(
+    parallel: Parallel, *, micro_batch: int, micro_batches: int, grad_clip: float | None
+) -> dict[str, Any]:
+    """The configuration that `deepspeed.initialize` takes.
+
+    bf16 runs at stages 1 to 3 accumulate gradients in float32; stage 0 has no such accumulator in DeepSpeed and
+    accumulates in bf16. In float32 at stage 0 (`Engine._clip_in_optimizer`) and in bf16 at stage 1 (`spare_passes`)
+    it is the fused optimizer that clips.
+    """
+    bf16 = parallel.precision == "bf16"
+    config: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": micro_batch,
+        "gradient_accumulation_steps": micro_batches,
+        "gradient_clipping": 0.0 if fused_clips(parallel) else grad_clip or 0.0,
+        # immediate: stage 1 adds each gradient to the accumulator as it is made, and frees it
+        "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
+        "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],
+        "zero_optimization": {
+            "stage": parallel.zero_stage,
+            "reduce_bucket_size": REDUCE_BUCKET,
+            "contiguous_gradients": True,
+            "overlap_comm": torch.cuda.is_available(),
+        },
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 2**31,  # the run has its own progress line
+    }
+    if bf16 and parallel.zero_stage > 0:
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
