@@ -25,7 +25,9 @@ from data.packing.scan import index_shards
 from data.shards.writer import scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.load import JobError, load_job
-from orchestrator.run.folder import absolute, claim, read_summary, run_url
+from orchestrator.run.folder import open_run, run_url
+from orchestrator.run.paths import absolute
+from orchestrator.run.summary import read_summary
 from tests.paths import ROOT
 from tests.tars import uniform_index
 
@@ -258,14 +260,14 @@ def test_a_job_file(kind: str, tmp_path: Path, mark: Path, capsys: pytest.Captur
 @pytest.mark.parametrize("name", ["run.json", "job.yaml", "summary.json"])
 def test_the_folder_of_a_run(name: str, kind: str, tmp_path: Path, mark: Path) -> None:
     job = absolute(load_job(DIGITS, [f"checkpoint.url={tmp_path}"]))
-    claim(job, "digest")
+    open_run(job, "digest")
     content = BOMBS[kind].encode() if kind in BOMBS else payloads(mark)[kind]
     (Path(run_url(job)) / name).write_bytes(content)
     with ends():
         assert read_summary(job) is None
         if name != "summary.json":
             with pytest.raises(JobError, match=rf"{name} is damaged \([\w ]+\); move") as refused:
-                claim(job, "digest")
+                open_run(job, "digest")
             assert "\n" not in str(refused.value)
 
 
@@ -280,10 +282,10 @@ def test_the_folder_of_a_run(name: str, kind: str, tmp_path: Path, mark: Path) -
 )
 def test_an_identity_that_is_none(record: object, tmp_path: Path) -> None:
     job = absolute(load_job(DIGITS, [f"checkpoint.url={tmp_path}"]))
-    claim(job, "digest")
+    open_run(job, "digest")
     (Path(run_url(job)) / "run.json").write_text(json.dumps(record))
     with pytest.raises(JobError, match=r"run\.json is damaged"):
-        claim(job, "digest")
+        open_run(job, "digest")
 
 
 @pytest.mark.parametrize(
@@ -304,7 +306,7 @@ def test_a_summary_of_something_else(changes: dict[str, object], tmp_path: Path)
     from orchestrator.run.totals import Totals
 
     job = absolute(load_job(DIGITS, [f"checkpoint.url={tmp_path}"]))
-    claim(job, "digest")
+    open_run(job, "digest")
     summary = {"step": 60, "metrics": {"train/learning_rate": 1e-05}, "images_per_second": 1.0, "workers": 1}
     summary |= {"totals": Totals().to_dict(), "device": {"name": "x", "peak_flops": 1e12, "peak_is": "measured"}}
     summary |= {"mlflow_run_id": None, "mlflow": "somewhere"}

@@ -24,7 +24,7 @@ WAIT_SECONDS = 1.0
 MOST_SECONDS = 60.0  # without enough nodes for a start, after which fewer are asked for
 
 
-class OneName(ScalingPolicy):
+class StableRequestName(ScalingPolicy):
     """A policy that asks the autoscaler under the run's own name, the same at every start.
 
     Ray names a request by chance. What the controller of a killed job had asked for would be kept from the next one, or
@@ -46,11 +46,11 @@ class OneName(ScalingPolicy):
         super().after_controller_start(stable)
 
 
-class Fixed(OneName, FixedScalingPolicy):
+class FixedSizePolicy(StableRequestName, FixedScalingPolicy):
     """As many workers as the job says."""
 
 
-class AskFirst(OneName, ElasticScalingPolicy):
+class SaveThenResizePolicy(StableRequestName, ElasticScalingPolicy):
     """Ray Train's elastic policy; a running group ends by itself.
 
     Args:

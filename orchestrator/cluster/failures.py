@@ -22,14 +22,14 @@ from ray.train.v2._internal.execution.failure_handling.default import DefaultFai
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
 from data.loading.ranges import Unreadable
-from orchestrator.cluster.notices import Leave
+from orchestrator.cluster.notices import PlannedExit
 from orchestrator.redact import redact_text
 
 BOARD_SECONDS = 10.0  # to answer
 
-_WORLD = (ray.exceptions.RayError, RayTrainError, OSError, dist.DistError)
+_INFRASTRUCTURE = (ray.exceptions.RayError, RayTrainError, OSError, dist.DistError)
 # Errors that PyTorch raises as plain RuntimeErrors when another worker, a link or a device is gone.
-_WORLD_WORDS = re.compile(
+_INFRASTRUCTURE_WORDS = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|closed by peer|socket|broken pipe|timed? ?out|store->"
     r"|ECC error|NVLink|unspecified launch failure|hardware|fell off the bus",
     re.IGNORECASE,
@@ -58,7 +58,7 @@ class FailurePolicy(DefaultFailurePolicy):
         """Called by Ray Train's controller after each failure."""
         if isinstance(training_failed_error, WorkerGroupError):
             failures = training_failed_error.worker_failures
-            if any(isinstance(error, Leave) for error in failures.values()):
+            if any(isinstance(error, PlannedExit) for error in failures.values()):
                 return FailureDecision.RETRY
             step, done = self._steps()
             fault = own_fault(failures, started=done > 0)
@@ -87,11 +87,11 @@ def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | N
             return error
         if isinstance(error, Unreadable) and error.away:
             continue
-        if isinstance(error, _WORLD):
+        if isinstance(error, _INFRASTRUCTURE):
             if not started and _NO_MEMORY.search(str(error)):
                 return error
             continue
-        if isinstance(error, RuntimeError) and _WORLD_WORDS.search(str(error)):
+        if isinstance(error, RuntimeError) and _INFRASTRUCTURE_WORDS.search(str(error)):
             continue
         return error
     return None

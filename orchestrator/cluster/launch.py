@@ -24,7 +24,7 @@ from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import problem
-from orchestrator.run.folder import forget_rays_snapshot, run_url
+from orchestrator.run.folder import remove_ray_checkpoint_list, run_url
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
@@ -66,8 +66,8 @@ def launch(job: PretrainJob, run_id: str, work: Callable[[dict[str, Any]], None]
     for name, value in CONTROLLER_SETTINGS.items():
         os.environ.setdefault(name, value)
     connect(job)
-    board = claim_board(job, run_id)
-    forget_rays_snapshot(url)
+    board = start_board(job, run_id)
+    remove_ray_checkpoint_list(url)
     fs, folder = fsspec.core.url_to_fs(url)
     parent, _, name = folder.rpartition("/")
     local = "file" in fs.protocol
@@ -109,7 +109,7 @@ def launch(job: PretrainJob, run_id: str, work: Callable[[dict[str, Any]], None]
             raise RunFailed(reason)
 
 
-def claim_board(job: PretrainJob, run_id: str) -> Any:
+def start_board(job: PretrainJob, run_id: str) -> Any:
     """The run's progress actor, on this node. Its name is the run's, so that one cluster trains a run only once.
 
     Raises:

@@ -1,7 +1,7 @@
 """Notices that this attempt has to end, and the step at which all workers act on them.
 
     a node is being drained ──> Ray marks every worker ─┐
-    SIGTERM to one worker ──────────────────────────────┼──> agree(): all ranks, same step ──> save ──> Leave
+    SIGTERM to one worker ──────────────────────────────┼──> agree(): all ranks, same step ──> save ──> PlannedExit
     more or fewer workers are wanted ──> rank 0 hears ──┘
 
 A notice reaches the ranks at different moments, and a rank that left alone would let the others wait in a collective.
@@ -35,11 +35,11 @@ class Reason(Enum):
     RESIZE = "the number of workers changes"
 
 
-class Leave(Exception):
+class PlannedExit(Exception):
     """The planned end of an attempt: everything is saved, and Ray Train starts the workers again."""
 
 
-class CutOff(Exception):
+class EvaluationCutOff(Exception):
     """A notice came while something was under way that can be done again later."""
 
     def __init__(self, reason: Reason) -> None:
@@ -106,15 +106,15 @@ class Notices:
         self._agreed = (back, event)
         return found
 
-    def heeding(self, items: Iterable[Item]) -> Iterator[Item]:
+    def check_each(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, as many on every rank, with an agreement before each.
 
         Raises:
-            CutOff: there is a notice.
+            EvaluationCutOff: there is a notice.
         """
         for item in items:
             if reason := self.agree():
-                raise CutOff(reason)
+                raise EvaluationCutOff(reason)
             yield item
 
     def _here(self) -> list[int]:

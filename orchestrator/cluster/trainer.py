@@ -9,9 +9,9 @@ from ray.train import UserCallback
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
 
-from orchestrator.cluster.elastic import AskFirst, Fixed
+from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
-from orchestrator.cluster.notices import Leave
+from orchestrator.cluster.notices import PlannedExit
 
 STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
 
@@ -27,9 +27,9 @@ class Trainer(TorchTrainer):
         # Ray Train has no public place for policies; `fit` passes them through here.
         parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
         if self.scaling_config.elasticity_enabled:
-            parts["scaling_policy"] = AskFirst(self.scaling_config, self._run_id, self._board)
+            parts["scaling_policy"] = SaveThenResizePolicy(self.scaling_config, self._run_id, self._board)
         else:
-            parts["scaling_policy"] = Fixed(self.scaling_config, self._run_id)
+            parts["scaling_policy"] = FixedSizePolicy(self.scaling_config, self._run_id)
         # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
         parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
         return super()._initialize_and_run_controller(**parts)
@@ -55,7 +55,7 @@ class SayFailures(UserCallback):
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called by Ray Train's controller."""
         self._board.group_gone.remote()
-        leave = next((error for error in worker_exceptions.values() if isinstance(error, Leave)), None)
+        leave = next((error for error in worker_exceptions.values() if isinstance(error, PlannedExit)), None)
         if leave is not None:
             self._board.say.remote(str(leave))
             return

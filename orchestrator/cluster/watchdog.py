@@ -1,8 +1,8 @@
 """Workers that hang: stopped, or waiting in a collective that never ends.
 
-Every worker gives a sign of life when it trains a step or measures a batch (`Pulse`), to the board that also holds the
-progress. The controller looks at the board (`Watchdog`). Who has been silent for `cluster.hang_timeout` is killed;
-Ray Train then restarts the group as after any other death of a worker.
+Every worker beats when it trains a step or measures a batch (`Heartbeat`). The board that holds the progress notes the
+beats, and Ray Train's controller looks at the board (`Watchdog`). It kills a worker without a beat for
+`cluster.hang_timeout`; Ray Train then restarts the group, as after any other death of a worker.
 """
 
 import logging
@@ -27,7 +27,7 @@ Item = TypeVar("Item")
 log = logging.getLogger(__name__)
 
 
-class Pulse:
+class Heartbeat:
     """One worker's signs of life.
 
     Args:
@@ -47,14 +47,14 @@ class Pulse:
             self._last = now
             self._board.beat.remote(self._rank)
 
-    def along(self, items: Iterable[Item]) -> Iterator[Item]:
+    def around(self, items: Iterable[Item]) -> Iterator[Item]:
         """The items, with a beat before each is handed over."""
         for item in items:
             self.beat()
             yield item
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
+    def in_background(self) -> Iterator[None]:
         """Beat from a thread, around what may rightly take long: an upload that is waited for."""
         done = threading.Event()
 
@@ -62,7 +62,7 @@ class Pulse:
             while not done.wait(self._every):
                 self._board.beat.remote(self._rank)
 
-        thread = threading.Thread(target=beat, name="pulse", daemon=True)
+        thread = threading.Thread(target=beat, name="heartbeat", daemon=True)
         thread.start()
         try:
             yield

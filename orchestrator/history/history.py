@@ -26,7 +26,7 @@ from orchestrator.history.profile.profiler import Profiler
 from orchestrator.history.quarantine import Quarantine
 from orchestrator.history.spikes import Spikes
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.run.folder import write_summary
+from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
 from orchestrator.tracking.description import describe_run
@@ -102,7 +102,7 @@ class History:
             self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
         self.quarantine.close()
 
-    def begin(self, step: int, totals: Totals, latest: dict[str, float]) -> None:
+    def resume(self, step: int, totals: Totals, latest: dict[str, float]) -> None:
         """Start counting at `step`, with what the run has cost and the metrics it had so far.
 
         The time since construction was start-up.
@@ -114,7 +114,7 @@ class History:
         self._window = self._first = self._totals
         self._timed = self._phases.totals()
         if self._profiler is not None:
-            self._profiler.begin(step)
+            self._profiler.resume(step)
         self._progress.step, self._progress.note = step, ""
         if step and self._talks:
             self.say(f"continuing at step {step} of {self._total_steps} on {count(self._world, 'worker')}")
@@ -151,7 +151,7 @@ class History:
             self._profiler.stepped(step)
         self._show()
 
-    def settle(self) -> Totals:
+    def sync_totals(self) -> Totals:
         """Bring the totals and the account of bad samples up to the last step. Collective; a GPU is waited for."""
         samples = round(float(self._valid))
         seconds = self._elapsed()
@@ -184,7 +184,7 @@ class History:
         reading = self._reading()
         loss_sum, read, used, retries = all_reduce_sums([self._result.loss_sum, *reading])
         loss = loss_sum / max(1.0, float(self._result.valid))
-        totals = self.settle()
+        totals = self.sync_totals()
         window, self._window = totals - self._window, totals
         seconds = window.device_seconds / self._world
         rate = window.samples / seconds if seconds else 0.0
@@ -227,7 +227,7 @@ class History:
     def evaluated(self, step: int, results: Mapping[str, Mapping[str, float]]) -> None:
         """Points of an evaluation: metrics by what was measured (`eval/NAME` for a held-out set).
 
-        Call `settle` before the evaluation starts.
+        Call `sync_totals` before the evaluation starts.
         """
         self._hold()
         self._log(
@@ -245,7 +245,7 @@ class History:
         self._phases.add(CHECKPOINT_STALL, seconds)
         self._hold()
         if self._tracker is not None:
-            self._tracker.secure()
+            self._tracker.copy_waiting()
 
     def note(self, text: str) -> None:
         """What the run is doing besides training, shown beside the progress; empty when it trains."""
@@ -309,7 +309,9 @@ class History:
         return seconds
 
     def _hold(self) -> None:
-        self._totals = self._totals.hold(seconds=self._elapsed(), devices=self._world, peak=self._peak.flops_per_second)
+        self._totals = self._totals.add_idle(
+            seconds=self._elapsed(), devices=self._world, peak=self._peak.flops_per_second
+        )
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)

@@ -24,7 +24,7 @@ from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"
 FIRST_VERDICT = 10_000  # samples: a fraction of fewer says little, unless they are the whole set
-SHOWN = 5  # new bad samples that are named to the person at the terminal each time
+SAMPLES_NAMED = 5  # new bad samples that are named to the person at the terminal each time
 
 
 class TooManyBadSamples(Exception):
@@ -129,9 +129,10 @@ class Quarantine:
         self._listed |= unknown
         self._unwritten = True
         told = [
-            f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}" for e in list(unknown.values())[:SHOWN]
+            f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}"
+            for e in list(unknown.values())[:SAMPLES_NAMED]
         ]
-        more = len(unknown) - SHOWN
+        more = len(unknown) - SAMPLES_NAMED
         return [*told, f"and {more:,} more bad samples, listed in {self._url}"] if more > 0 else told
 
     def _start_writing(self) -> list[str]:

@@ -8,9 +8,10 @@ from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import unexpected_errors_in
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
-from orchestrator.run.folder import absolute, claim, read_summary, run_url
+from orchestrator.run.folder import open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
-from orchestrator.run.result import describe_result
+from orchestrator.run.paths import absolute
+from orchestrator.run.summary import describe_result, read_summary
 
 
 def pretrain(job: PretrainJob, *, as_json: bool) -> int:
@@ -60,7 +61,7 @@ def prepare(job: PretrainJob) -> tuple[PretrainJob, str, Inputs]:
     with unexpected_errors_in(job.source):
         inputs = open_inputs(job)
         job = absolute(job)
-        return job, claim(job, inputs.train.digest), inputs
+        return job, open_run(job, inputs.train.digest), inputs
 
 
 def train(job: PretrainJob, run_id: str, task: str) -> int:
@@ -83,11 +84,11 @@ def train(job: PretrainJob, run_id: str, task: str) -> int:
 
 def complete_tracking(job: PretrainJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> None:
     """Deliver to MLflow what it lacks of a complete run."""
-    from orchestrator.tracking.catch_up import deliver, is_owed
+    from orchestrator.tracking.catch_up import deliver_rest, is_incomplete
 
-    if not is_owed(summary):
+    if not is_incomplete(summary):
         return
-    if deliver(job, run_id, inputs, summary):
+    if deliver_rest(job, run_id, inputs, summary):
         print("MLflow now has the whole run")
     else:
         print("MLflow is unreachable and still misses part of this run; run the same command again to retry")

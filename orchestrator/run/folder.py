@@ -23,38 +23,10 @@ from data import storage
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import JobError
 from orchestrator.redact import redact_fields
-from orchestrator.run.paths import resolve_url
-from orchestrator.run.result import describe_result
+from orchestrator.run.recipe import recipe
 
-RUN, JOB, SUMMARY = "run.json", "job.yaml", "summary.json"
-RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-# What may differ from one start of a run to the next without changing what is computed. The training set is compared by
-# the digest of its indexes and of the choice among their samples, so it may move.
-FREE_SECTIONS = {"parallel", "training", "cluster", "checkpoint", "evaluate", "tracking", "profile"}
-FREE_DATA_KEYS = {
-    *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
-}
-FREE_SOURCE_KEYS = {"url", "exclude"}  # these may move; the digest tells what they hold
-
-
-def absolute(job: PretrainJob) -> PretrainJob:
-    """The job with every URL made independent of the current directory, as workers and MLflow get it."""
-    fields = job.model_dump(mode="json")
-    fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
-    fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
-    train = fields["data"]["train"]
-    for source in (train, *train["sources"].values()):
-        source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}
-    if job.data.cache_dir is not None:
-        fields["data"]["cache_dir"] = resolve_url(job.data.cache_dir)
-    if job.data.pack is not None:
-        fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
-    for held_out in fields["data"]["eval"].values():
-        held_out["url"] = resolve_url(held_out["url"])
-    resolved = type(job).model_validate(fields)
-    resolved._source = job.source
-    return resolved
+RUN, JOB = "run.json", "job.yaml"
+RAY_CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
 
 
 def run_url(job: PretrainJob) -> str:
@@ -62,7 +34,7 @@ def run_url(job: PretrainJob) -> str:
     return f"{job.checkpoint.url.rstrip('/')}/{job.name}"
 
 
-def claim(job: PretrainJob, digest: str) -> str:
+def open_run(job: PretrainJob, digest: str) -> str:
     """Write the job into its run's folder; returns the run's identity, which a folder keeps as long as it exists.
 
     Args:
@@ -75,7 +47,7 @@ def claim(job: PretrainJob, digest: str) -> str:
     """
     folder, fields = run_url(job), redact_fields(job.model_dump(mode="json"))
     if storage.exists(f"{folder}/{RUN}"):
-        run = _read(job, RUN)
+        run = read_fields(job, RUN)
         if not re.fullmatch(r"[0-9a-f]{32}", str(run.get("id"))):
             raise _damaged(job, RUN, "no identity")
         before, now = _recipe_before(job), recipe(fields)
@@ -95,47 +67,16 @@ def claim(job: PretrainJob, digest: str) -> str:
     return str(run["id"])
 
 
-def forget_rays_snapshot(url: str) -> None:
+def remove_ray_checkpoint_list(url: str) -> None:
     """Remove Ray Train's list of checkpoints.
 
     Ours is in the checkpoints' manifests, and Ray refuses to start where a folder on its own list is gone.
     """
-    storage.remove(f"{url}/{RAY_SNAPSHOT}")
-
-
-def read_summary(job: PretrainJob) -> dict[str, Any] | None:
-    """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
-    if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
-        return None
-    try:
-        summary = _read(job, SUMMARY)
-        describe_result(summary, "")  # which takes more of it than anybody else
-        return summary if isinstance(summary["step"], int) and isinstance(summary["workers"], int) else None
-    except (JobError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
-        return None
-
-
-def write_summary(url: str, summary: dict[str, Any]) -> None:
-    """Write the summary of the run in the folder `url`."""
-    storage.write_atomic(f"{url}/{SUMMARY}", json.dumps(summary, indent=1).encode())
-
-
-def recipe(fields: dict[str, Any]) -> dict[str, Any]:
-    """The part of a job that decides what is computed, with dotted keys."""
-    kept = {section: value for section, value in fields.items() if section not in FREE_SECTIONS}
-    kept["parallel"] = {"precision": fields["parallel"]["precision"]}
-    kept["data"] = {key: value for key, value in fields["data"].items() if key not in FREE_DATA_KEYS}
-    train = {key: value for key, value in fields["data"]["train"].items() if key not in FREE_SOURCE_KEYS}
-    train["sources"] = {
-        name: {key: value for key, value in source.items() if key not in FREE_SOURCE_KEYS}
-        for name, source in train.get("sources", {}).items()
-    }
-    kept["data"]["train"] = train
-    return dict(_flat(kept, ""))
+    storage.remove(f"{url}/{RAY_CHECKPOINT_LIST}")
 
 
 def _recipe_before(job: PretrainJob) -> dict[str, Any]:
-    fields = _read(job, JOB)
+    fields = read_fields(job, JOB)
     with suppress(ValidationError):  # of a version that had other keys: it is compared as it stands
         fields = type(job).model_validate(fields).model_dump(mode="json")  # keys that are new since get their defaults
     try:
@@ -145,7 +86,7 @@ def _recipe_before(job: PretrainJob) -> dict[str, Any]:
 
 
 class _NoAliases(yaml.SafeLoader):
-    """Safe YAML without aliases, which `claim` never writes: a few of them can stand for any number of keys."""
+    """Safe YAML without aliases, which `open_run` never writes: a few of them can stand for any number of keys."""
 
     def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
         if self.check_event(yaml.AliasEvent):
@@ -153,7 +94,7 @@ class _NoAliases(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
 
-def _read(job: PretrainJob, name: str) -> dict[str, Any]:
+def read_fields(job: PretrainJob, name: str) -> dict[str, Any]:
     content = storage.read(f"{run_url(job)}/{name}")
     try:
         found = json.loads(content) if name.endswith(".json") else yaml.load(content, _NoAliases)  # noqa: S506
@@ -166,9 +107,3 @@ def _read(job: PretrainJob, name: str) -> dict[str, Any]:
 
 def _damaged(job: PretrainJob, name: str, reason: str) -> JobError:
     return JobError(f"{job.source}: {run_url(job)}/{name} is damaged ({reason}); move the run's folder away")
-
-
-def _flat(value: Any, prefix: str) -> list[tuple[str, Any]]:
-    if not isinstance(value, dict):
-        return [(prefix, value)]
-    return [pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else key)]

@@ -12,7 +12,9 @@ taken out again of what is written (`redact.py`). A relative local path (and tha
 import os
 from pathlib import Path
 
+from orchestrator.job.kinds import PretrainJob
 from orchestrator.redact import VARIABLE, is_secret_name, redact_text
+from orchestrator.run.recipe import FREE_SOURCE_KEYS
 
 RAY_WORKING_DIRECTORY = "/runtime_resources/working_dir_files/"
 SQLITE = "sqlite:///"
@@ -43,6 +45,25 @@ def resolve_url(url: str) -> str:
     if expanded.startswith(SQLITE):
         return SQLITE + _absolute(expanded.removeprefix(SQLITE))
     return expanded if "://" in expanded else _absolute(expanded)
+
+
+def absolute(job: PretrainJob) -> PretrainJob:
+    """The job with every URL made independent of the current directory, as workers and MLflow get it."""
+    fields = job.model_dump(mode="json")
+    fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
+    fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
+    train = fields["data"]["train"]
+    for source in (train, *train["sources"].values()):
+        source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}
+    if job.data.cache_dir is not None:
+        fields["data"]["cache_dir"] = resolve_url(job.data.cache_dir)
+    if job.data.pack is not None:
+        fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
+    for held_out in fields["data"]["eval"].values():
+        held_out["url"] = resolve_url(held_out["url"])
+    resolved = type(job).model_validate(fields)
+    resolved._source = job.source
+    return resolved
 
 
 def relative_paths_begin_at() -> Path:

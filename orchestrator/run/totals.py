@@ -54,7 +54,7 @@ class Totals:
         """The totals after `steps` more steps over `samples` valid images, which kept `devices` devices of `peak`
         FLOP/s each busy for `seconds` of wall time. `flops_per_image` are training FLOPs (`model.training_flops`)."""
         return dataclasses.replace(
-            self.hold(seconds=seconds, devices=devices, peak=peak),
+            self.add_idle(seconds=seconds, devices=devices, peak=peak),
             steps=self.steps + steps,
             samples=self.samples + samples,
             flops=self.flops + samples * flops_per_image,
@@ -62,7 +62,7 @@ class Totals:
             peak_flops=self.peak_flops + seconds * devices * peak,
         )
 
-    def hold(self, *, seconds: float, devices: int, peak: float) -> Self:
+    def add_idle(self, *, seconds: float, devices: int, peak: float) -> Self:
         """The totals after `seconds` in which the devices were held but did not train (start-up, evaluation)."""
         return dataclasses.replace(
             self,

@@ -3,8 +3,9 @@
 from typing import Any
 
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.run.folder import run_url, write_summary
+from orchestrator.run.folder import run_url
 from orchestrator.run.inputs import Inputs
+from orchestrator.run.summary import write_summary
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 
@@ -15,12 +16,12 @@ DELIVERY_SECONDS = 600.0
 """How long the delivery may take once it was reached. What is left then comes with the next call."""
 
 
-def is_owed(summary: dict[str, Any]) -> bool:
+def is_incomplete(summary: dict[str, Any]) -> bool:
     """Whether MLflow was away when the run of this summary ended."""
     return summary.get("mlflow_run_id") is None or not summary.get("mlflow_complete", True)
 
 
-def deliver(job: PretrainJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> bool:
+def deliver_rest(job: PretrainJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> bool:
     """Bring to MLflow what a complete run still owes it, and end its run there. Returns whether that was done.
 
     Then `summary`, here and in the run's folder, tells where the run is in MLflow. A call that is interrupted, or that

@@ -72,7 +72,7 @@ def describe_run(
     )
 
 
-def as_told(description: RunDescription) -> RunDescription:
+def redacted(description: RunDescription) -> RunDescription:
     """The description as it may be stored: without credentials, but for `uri`, which is made independent of the working
     directory."""
     return dataclasses.replace(

@@ -31,7 +31,7 @@ from typing import Literal, NamedTuple, Self
 
 from data import storage
 from orchestrator.redact import redact_text
-from orchestrator.tracking.description import RunDescription, as_told
+from orchestrator.tracking.description import RunDescription, redacted
 from orchestrator.tracking.spool import Record, SpooledQueue
 from orchestrator.tracking.spool_copies import SpoolCopies
 
@@ -43,13 +43,13 @@ LONGEST_WAIT = 30.0
 RECORDS_AT_ONCE = 256
 """`log` calls delivered together."""
 
-SOON = 5.0
+DRAIN_SECONDS = 5.0
 """Seconds in which a store that is there takes what waits."""
 
 COPY_SECONDS = 20.0
 """Longest that the end waits for the last copy of what waits."""
 
-LARGEST = 2**63
+INT64_LIMIT = 2**63
 """Steps and times are below."""
 
 _SETTINGS = {
@@ -102,7 +102,7 @@ class Tracker:
         """
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
-        self._description = as_told(description)
+        self._description = redacted(description)
         self._store = redact_text(self._description.uri)  # as it may stand in a log
         self._folder, self._system_seconds = folder, system_seconds
         name = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
@@ -159,7 +159,7 @@ class Tracker:
             return
         self._queue.put({"time": int(time.time() * 1000), "files": path})
 
-    def secure(self) -> None:
+    def copy_waiting(self) -> None:
         """Call at each checkpoint. What waits before it is copied to where other nodes see it. Returns at once."""
         self._copy_now.set()
 
@@ -295,7 +295,7 @@ class Tracker:
             self._copy_now.clear()
             ending = self._gave_up.is_set()
             try:
-                if self._queue.wait_drained(0.0 if ending else SOON):
+                if self._queue.wait_drained(0.0 if ending else DRAIN_SECONDS):
                     copies.remove()
                 else:
                     copies.add(self._queue)
@@ -313,7 +313,7 @@ def _points(records: Sequence[Record]) -> list[Point]:
             continue
         try:
             time_ms, step = int(record["time"]), int(record["step"])
-            if not (0 <= time_ms < LARGEST and abs(step) < LARGEST):
+            if not (0 <= time_ms < INT64_LIMIT and abs(step) < INT64_LIMIT):
                 raise ValueError("a time or a step that MLflow cannot hold")
             points += [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:

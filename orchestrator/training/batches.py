@@ -7,7 +7,7 @@ import torch.distributed as dist
 from data import Augment, Index, Loader, Order
 from data.loading.cache import Cache
 from data.loading.loader import Batch
-from orchestrator.cluster.watchdog import Pulse
+from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.job import sections
@@ -63,7 +63,7 @@ class TrainingBatches:
         engine: Engine,
         *,
         total_steps: int,
-        heartbeat: Pulse,
+        heartbeat: Heartbeat,
         history: History,
         record: Callable[[Batch], None],
     ) -> None:
@@ -82,7 +82,7 @@ class TrainingBatches:
         self._loader = open_loader(
             self._job, self._data.index, self._data.order, self._engine, augment, step, self._total_steps
         )
-        for batch in self._heartbeat.along(self._history.timed(self._loader)):
+        for batch in self._heartbeat.around(self._history.timed(self._loader)):
             self._record(batch)
             yield batch
 

@@ -12,7 +12,7 @@ import torch.distributed as dist
 import model
 from model.layers.recompute import CheckpointMode
 from orchestrator.cluster.notices import Notices
-from orchestrator.cluster.watchdog import Pulse
+from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.collectives import on_all_ranks
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.memory.available import free_memory
@@ -78,7 +78,7 @@ def build(job: PretrainJob, task: Task, run: RunPlace) -> Parts:
     """Build all parts of a run, with new weights. Collective."""
     data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
     calendar = Calendar.of(job, data.order.steps_per_epoch)
-    heartbeat = Pulse(run.board, dist.get_rank(), job.cluster.hang_timeout)
+    heartbeat = Heartbeat(run.board, dist.get_rank(), job.cluster.hang_timeout)
     engine, chosen = build_engine(job, task)
     notices = Notices(engine.device)
     health = Health(engine, job.training.max_bad_steps)

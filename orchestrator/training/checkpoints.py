@@ -9,8 +9,8 @@ from data.loading.loader import Batch
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.cluster.checkpoint_report import through_ray
-from orchestrator.cluster.notices import Leave, Reason
-from orchestrator.cluster.watchdog import Pulse
+from orchestrator.cluster.notices import PlannedExit, Reason
+from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.collectives import on_all_ranks
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
@@ -33,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, job: PretrainJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Pulse
+        self, job: PretrainJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Heartbeat
     ) -> None:
         self._job = job
         self._run_url = run_url
@@ -55,14 +55,14 @@ class Checkpoints:
         Raises:
             Diverged: the run was rolled back, and there is no checkpoint.
         """
-        with self._heartbeat.kept():
+        with self._heartbeat.in_background():
             restored = restore(self._engine, self._run_url, warn=self._history.say)
         if self._rolled_back and not restored:
             raise Diverged(f"{self._rolled_back}; there is no checkpoint to go back to")
 
         step = restored.step if restored else 0
         totals = Totals.from_dict(restored.totals) if restored else Totals()
-        self._history.begin(step, totals, restored.metrics if restored else {})
+        self._history.resume(step, totals, restored.metrics if restored else {})
         self._health.resume(self._history.latest)
 
         attempt = on_all_ranks(time.time_ns())[0]
@@ -84,25 +84,25 @@ class Checkpoints:
 
     def save(self, step: int, *, wait: bool) -> None:
         """Save the state after `step` steps; with `wait`, return when the checkpoint is complete."""
-        totals, counts = self._history.settle(), self._health.metrics()
+        totals, counts = self._history.sync_totals(), self._health.metrics()
         if counts[IN_A_ROW] and not wait:
             return  # do not checkpoint weights that may themselves be the cause
         self._history.latest.update(counts)
-        with self._heartbeat.kept():
+        with self._heartbeat.in_background():
             self._history.saved(self._saver.save(step, totals.to_dict(), self._history.latest, wait=wait))
 
     def leave(self, step: int, notice: Reason) -> NoReturn:
         """Save, and end this attempt as planned.
 
         Raises:
-            Leave: always.
+            PlannedExit: always.
         """
         self.save(step, wait=True)
-        raise Leave(f"{notice.value}: saved at step {step}")
+        raise PlannedExit(f"{notice.value}: saved at step {step}")
 
     def roll_back(self, reason: GoBack) -> None:
         """Prepare to restore the last checkpoint: finish uploads, count the discarded steps, and say so."""
         self._rolled_back = reason
         self._saver.finish()
-        self._history.settle()  # count the discarded steps here, or the retry would be charged for them
+        self._history.sync_totals()  # count the discarded steps here, or the retry would be charged for them
         self._history.say(f"{reason}; going back to the last checkpoint")

@@ -6,8 +6,8 @@ from torch.profiler import record_function
 
 from data.loading.loader import Batch
 from orchestrator import names
-from orchestrator.cluster.notices import CutOff, Notices, Reason
-from orchestrator.cluster.watchdog import Pulse
+from orchestrator.cluster.notices import EvaluationCutOff, Notices, Reason
+from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
@@ -34,7 +34,7 @@ class HeldOut:
         calendar: Calendar,
         *,
         history: History,
-        heartbeat: Pulse,
+        heartbeat: Heartbeat,
         notices: Notices,
     ) -> None:
         self._task = task
@@ -54,11 +54,11 @@ class HeldOut:
         Returns:
             None; or the notice that cut the evaluation off, of which then nothing is kept.
         """
-        self._history.settle()
+        self._history.sync_totals()
         try:
             with record_function(EVALUATION):
                 results = self._results(step)
-        except CutOff as cut_off:
+        except EvaluationCutOff as cut_off:
             return cut_off.reason
         finally:
             self._history.note("")
@@ -77,4 +77,4 @@ class HeldOut:
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         """The batches, with a heartbeat and a look at the notices before each."""
-        return self._notices.heeding(self._heartbeat.along(batches))
+        return self._notices.check_each(self._heartbeat.around(batches))

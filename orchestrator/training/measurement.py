@@ -54,7 +54,7 @@ class Measurement:
 
         Raises:
             DataError: the set cannot be opened.
-            CutOff: while batches are taken: a notice that this attempt has to end.
+            EvaluationCutOff: while batches are taken: a notice that this attempt has to end.
         """
         index = open_index(url)
         order = SampleOrder(index, batch_size=self.job.batch_size, shuffle=False)

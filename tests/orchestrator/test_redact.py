@@ -25,8 +25,8 @@ from orchestrator.redact import (
     redact_fields,
     redact_text,
 )
-from orchestrator.run.folder import absolute, claim
-from orchestrator.run.paths import PathError, resolve_url
+from orchestrator.run.folder import open_run
+from orchestrator.run.paths import PathError, absolute, resolve_url
 from tests.paths import ROOT
 
 DIGITS = ROOT / "jobs" / "pretrain_digits.yaml"
@@ -284,14 +284,14 @@ def test_variables_give_it_to_the_run_and_to_nothing_that_is_written(
     job = absolute(load_job(DIGITS, words))
     assert job.tracking.uri == "postgresql://me:hunter$2x/y@db/x"
     assert job.data.train.url == "https://h/train?sig=c2lnbmVk"
-    identity = claim(job, "digest")
+    identity = open_run(job, "digest")
     written = "".join(path.read_text() for path in tmp_path.rglob("*") if path.is_file())
     assert "pretrain_digits" in written
     assert "hunter" not in written
     assert "c2lnbmVk" not in written
-    assert claim(job, "digest") == identity, "the recipe is the same"
+    assert open_run(job, "digest") == identity, "the recipe is the same"
     with pytest.raises(JobError, match=r"seed = 1: the run in .* was started with 0"):
-        claim(absolute(load_job(DIGITS, [*words, "seed=1"])), "digest")
+        open_run(absolute(load_job(DIGITS, [*words, "seed=1"])), "digest")
 
 
 def test_a_secret_variable_where_it_would_be_seen(monkeypatch: pytest.MonkeyPatch) -> None:

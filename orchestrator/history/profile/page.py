@@ -7,7 +7,7 @@ from orchestrator.engine.phases import BACKWARD, CHECKPOINT_STALL, DATA_WAIT, FO
 from orchestrator.history.profile.trace import Findings, Window, examine
 from orchestrator.wording import count
 
-LARGEST = 15  # kernels or operations on the page
+OPERATIONS_SHOWN = 15  # kernels or operations on the page
 LONGEST_NAME = 90  # characters; a kernel's template may have hundreds
 
 # Shares of a step, or of the profiled time, from which on the page says what to do.
@@ -96,9 +96,9 @@ def _split(found: Findings) -> str:
 def _operations(found: Findings, steps: int) -> str:
     rows = "".join(
         f"| {_ms(each.seconds / steps)} | {each.share:.1%} | {each.calls / steps:.4g} | `{_short(each.name)}` |\n"
-        for each in found.operations[:LARGEST]
+        for each in found.operations[:OPERATIONS_SHOWN]
     )
-    if rest := found.operations[LARGEST:]:
+    if rest := found.operations[OPERATIONS_SHOWN:]:
         seconds, share = sum(each.seconds for each in rest), sum(each.share for each in rest)
         rows += f"| {_ms(seconds / steps)} | {share:.1%} | {sum(each.calls for each in rest) / steps:.4g} | others |\n"
     what = "Operations by the host's own time in them" if found.idle is None else "Kernels and copies"

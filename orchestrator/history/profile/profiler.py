@@ -58,7 +58,7 @@ class Profiler:
         self._timed: dict[str, float] = {}  # the phases' totals before the first step
         self._writer: threading.Thread | None = None
 
-    def begin(self, step: int) -> None:
+    def resume(self, step: int) -> None:
         """The workers go on from `step` steps of the run. What was being recorded is thrown away."""
         self._drop()
         self._first = self._wanted[0]

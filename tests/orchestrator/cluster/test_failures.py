@@ -14,7 +14,7 @@ from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 from data.errors import DataError
 from data.loading.ranges import Unreadable
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
-from orchestrator.cluster.notices import Leave
+from orchestrator.cluster.notices import PlannedExit
 
 GLOO = RuntimeError(
     "[/__w/pytorch/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:53902: Connection "
@@ -124,7 +124,7 @@ def test_decisions() -> None:
         return policy.make_decision(WorkerGroupError("", {0: GLOO, 1: error}))
 
     for _ in range(20):
-        assert decide(Leave("saved"), 5, 5) == FailureDecision.RETRY  # never counted
+        assert decide(PlannedExit("saved"), 5, 5) == FailureDecision.RETRY  # never counted
     bug = KeyError("x")
     assert decide(bug, 7, 7) == FailureDecision.RETRY
     assert decide(bug, 9, 2) == FailureDecision.RETRY  # it got further

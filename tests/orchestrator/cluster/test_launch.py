@@ -16,8 +16,8 @@ from orchestrator.cluster import display, launch
 from orchestrator.cluster.board import Board, Progress
 from orchestrator.cluster.connect import missing_resources
 from orchestrator.cluster.display import Display
-from orchestrator.cluster.elastic import AskFirst, Fixed
-from orchestrator.cluster.launch import claim_board
+from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy
+from orchestrator.cluster.launch import start_board
 from orchestrator.job.load import JobError, load_job
 from orchestrator.job.sections import Cluster
 from tests.cluster import RayHead
@@ -38,13 +38,13 @@ def connected(ray_head: RayHead) -> Iterator[None]:
 def test_a_cluster_trains_a_run_only_once(monkeypatch: pytest.MonkeyPatch) -> None:
     job = load_job(ROOT / "jobs/pretrain_digits.yaml", ["name=once"])
     monkeypatch.setattr(launch, "LEFTOVER_SECONDS", 1.0)
-    first = claim_board(job, "the run")
+    first = start_board(job, "the run")
     with pytest.raises(JobError, match="name = once: another job on this cluster is training the run once"):
-        claim_board(job, "the run")
-    claim_board(job, "another run")
+        start_board(job, "the run")
+    start_board(job, "another run")
     ray.kill(first)  # its job was killed, and goes on under the same name
     monkeypatch.setattr(launch, "LEFTOVER_SECONDS", 60.0)
-    claim_board(job, "the run")
+    start_board(job, "the run")
 
 
 @pytest.mark.usefixtures("connected")
@@ -77,8 +77,8 @@ def test_a_killed_jobs_request_for_nodes_is_taken_over(elastic: bool) -> None:
     config = ScalingConfig(num_workers=(1, 5) if elastic else 5, resources_per_worker={"CPU": 1})
     run_id = f"run-{elastic}"
 
-    def policy() -> Fixed | AskFirst:
-        return AskFirst(config, run_id, board=None) if elastic else Fixed(config, run_id)
+    def policy() -> FixedSizePolicy | SaveThenResizePolicy:
+        return SaveThenResizePolicy(config, run_id, board=None) if elastic else FixedSizePolicy(config, run_id)
 
     policies = [policy(), policy()]
     for number, each in enumerate(policies):

@@ -11,7 +11,7 @@ from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from infra.local.ranks import run_ranks
-from orchestrator.cluster.notices import AnswerSigterm, CutOff, Notices, Reason
+from orchestrator.cluster.notices import AnswerSigterm, EvaluationCutOff, Notices, Reason
 
 
 class Context:
@@ -52,11 +52,11 @@ def cut_off(items: int, rank: int, at: int) -> tuple[list[int], str]:
     notices = Notices(torch.device("cpu"))
     seen = []
     try:
-        for item in notices.heeding(range(items)):
+        for item in notices.check_each(range(items)):
             seen.append(item)
             if dist.get_rank() == rank and item == at:
                 notices.want_resize()
-    except CutOff as cut:
+    except EvaluationCutOff as cut:
         return seen, cut.reason.name
     return seen, ""
 

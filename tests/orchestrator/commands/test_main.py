@@ -80,17 +80,19 @@ def test_a_job_file_is_a_program(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["job.yaml", "run.json"])
 def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run.folder import absolute, claim, read_summary, run_url
+    from orchestrator.run.folder import open_run, run_url
+    from orchestrator.run.paths import absolute
+    from orchestrator.run.summary import read_summary
 
     job = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"]))
-    identity = claim(job, "digest")
-    assert claim(job, "digest") == identity
+    identity = open_run(job, "digest")
+    assert open_run(job, "digest") == identity
     folder = Path(run_url(job))
     (folder / "summary.json").write_text('{"step": 1')
     assert read_summary(job) is None
     (folder / name).write_text("{")
     with pytest.raises(JobError, match=rf"{name} is damaged"):
-        claim(job, "digest")
+        open_run(job, "digest")
 
 
 @pytest.mark.parametrize(
@@ -103,20 +105,22 @@ def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
 )
 def test_what_decides_the_result_may_not_change(override: str, digest: str, key: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run.folder import absolute, claim
+    from orchestrator.run.folder import open_run
+    from orchestrator.run.paths import absolute
 
-    claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
+    open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
     with pytest.raises(JobError, match=rf"{key}.* was started with"):
-        claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), digest)
+        open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), digest)
 
 
 @pytest.mark.parametrize("override", ["cluster.workers=3", "parallel.zero_stage=3", "checkpoint.keep=9"])
 def test_what_does_not_may(override: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run.folder import absolute, claim
+    from orchestrator.run.folder import open_run
+    from orchestrator.run.paths import absolute
 
-    first = claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
-    assert claim(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), "digest") == first
+    first = open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
+    assert open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), "digest") == first
 
 
 @pytest.mark.parametrize("words", [[], ["rum"], ["run"], ["run", DIGITS, "--sett", "a=b"], ["run", "no/such.yaml"]])

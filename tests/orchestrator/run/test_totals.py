@@ -83,7 +83,7 @@ def test_a_change_of_devices() -> None:
     """8 slow devices, then 2 fast ones, with idle time between: sums by hand."""
     slow, fast, per_image = 10e12, 400e12, 10**12
     first = Totals().add(steps=10, samples=800, flops_per_image=per_image, seconds=20.0, devices=8, peak=slow)
-    idle = first.hold(seconds=5.0, devices=2, peak=fast)
+    idle = first.add_idle(seconds=5.0, devices=2, peak=fast)
     both = idle.add(steps=10, samples=800, flops_per_image=per_image, seconds=4.0, devices=2, peak=fast)
 
     assert both.flops == 1600 * 10**12

@@ -15,7 +15,9 @@ from infra.local.stores import reached_by, s3_server
 from orchestrator.__main__ import main
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
-from orchestrator.run.folder import absolute, claim, run_url, write_summary
+from orchestrator.run.folder import open_run, run_url
+from orchestrator.run.paths import absolute
+from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
 from orchestrator.tracking import catch_up, tracker
@@ -121,7 +123,7 @@ def rank_0(overrides: list[str], steps: range, *, end: bool) -> None:
     job = absolute(load_job(DIGITS, overrides))
     assert isinstance(job, PretrainJob)
     data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
-    run_id = claim(job, data.digest)
+    run_id = open_run(job, data.digest)
     held_out = {"test": open_index(job.data.eval["test"].url)}
     tracker = Tracker.beside(describe_run(job, run_id, data, held_out, workers=1, device="CPU"), run_url(job))
     for step in steps:
@@ -148,7 +150,7 @@ def steps_there(client: MlflowClient) -> int:
 
 def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in a bucket: the first node is lost behind its checkpoint at step 50, the second ends without MLflow."""
-    monkeypatch.setattr(tracker, "SOON", 0.1)
+    monkeypatch.setattr(tracker, "DRAIN_SECONDS", 0.1)
     nowhere = f"http://127.0.0.1:{free_port()}"
 
     def node(name: str, uri: str, steps: range) -> Tracker:
@@ -167,7 +169,7 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
         storage.write_atomic(f"{bucket}/run/{PROFILE}/summary.md", b"a page")
         lost.attach(PROFILE)
         until(lambda: len(lost._queue.since(0)[0]) == 51)
-        lost.secure()
+        lost.copy_waiting()
         until(lambda: len(copies()) == 1)
         for step in range(50, 60):
             lost.log(step, {"loss": -1.0})  # done again elsewhere, from the checkpoint
@@ -175,7 +177,7 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
 
         second = node("second", nowhere, range(50, 80))
         until(lambda: len(second._queue.since(51)[0]) == 30)
-        second.secure()
+        second.copy_waiting()
         until(lambda: len(copies()) == 2)
         second.log(80, {"loss": 80.5})
         assert not second.close(timeout=0.1)
@@ -183,7 +185,7 @@ def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.Monkey
 
         third = node("third", sqlite(tmp_path), range(81, 100))
         assert third.flush(PATIENCE)
-        third.secure()
+        third.copy_waiting()
         until(lambda: not copies())
         assert third.close(timeout=PATIENCE)
         assert copies() == []

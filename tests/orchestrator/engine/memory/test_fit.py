@@ -19,7 +19,7 @@ from orchestrator.engine.memory.needed import HEAP, USABLE, exchange_bytes, stat
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Parallel
-from orchestrator.run.folder import recipe
+from orchestrator.run.recipe import recipe
 
 GPU = torch.device("cuda")
 B16, PARAMETERS, WORKERS = vit_config("ViT-B/16"), 86_567_656, 8

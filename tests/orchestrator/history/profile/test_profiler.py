@@ -31,7 +31,7 @@ class Run:
         return Profiler((first, last), self.engine, self.url, device="a CPU", workers=3, deliver=deliver, say=say)
 
     def train(self, profiler: Profiler, start: int, stop: int) -> None:
-        profiler.begin(start)
+        profiler.resume(start)
         for step in range(start, stop):
             with self.engine.phases.time("forward"):
                 torch.mm(torch.ones(8, 8), torch.ones(8, 8))
@@ -146,7 +146,7 @@ def profiled_training(url: str) -> tuple[str, dict[str, float]]:
     profiler = None
     if dist.get_rank() == 0:
         profiler = Profiler((1, 3), engine, url, device="a CPU", workers=2, deliver=delivered.append, say=print)
-        profiler.begin(0)
+        profiler.resume(0)
     share = BATCH // 2
     images = torch.randint(0, 256, (share, 3, 8, 8), dtype=torch.uint8)
     before: dict[str, float] = {}

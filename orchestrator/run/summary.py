@@ -1,0 +1,65 @@
+"""`summary.json`, the result of a complete run, and how it is printed."""
+
+import json
+from collections import defaultdict
+from typing import Any
+
+from data import storage
+from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.load import JobError
+from orchestrator.names import split_held_out
+from orchestrator.run.folder import read_fields, run_url
+from orchestrator.run.totals import Totals
+from orchestrator.wording import rate
+
+SUMMARY = "summary.json"
+
+
+def read_summary(job: PretrainJob) -> dict[str, Any] | None:
+    """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
+    if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
+        return None
+    try:
+        summary = read_fields(job, SUMMARY)
+        describe_result(summary, "")  # rendering touches every field, so this validates the file
+        return summary if isinstance(summary["step"], int) and isinstance(summary["workers"], int) else None
+    except (JobError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+def write_summary(url: str, summary: dict[str, Any]) -> None:
+    """Write the summary of the run in the folder `url`."""
+    storage.write_atomic(f"{url}/{SUMMARY}", json.dumps(summary, indent=1).encode())
+
+
+def describe_result(summary: dict[str, Any], run_url: str) -> str:
+    """A few lines: accuracy on each held-out set, speed, compute, and where everything is."""
+    totals, device = Totals.from_dict(summary["totals"]), summary["device"]
+    return "\n".join(
+        [
+            f"trained {totals.steps:,} steps, {totals.samples:,} images",
+            *_held_out_lines(summary["metrics"]),
+            f"speed:           {rate(summary['images_per_second'])}, MFU {totals.mfu:.1%} of "
+            f"{device['peak_flops'] / 1e12:,.3g} TFLOP/s a device ({device['peak_is']})",
+            f"compute:         {totals.exaflops:.3g} exaFLOPs, TPUv3-core-days {totals.core_days_allocated:.3g} "
+            f"allocated, {totals.core_days_by_work:.3g} by work",
+            f"checkpoints:     {run_url}",
+            f"history:         {summary['mlflow']}",
+        ]
+    )
+
+
+def _held_out_lines(metrics: dict[str, Any]) -> list[str]:
+    sets: dict[str, dict[str, Any]] = defaultdict(dict)
+    for name, value in metrics.items():
+        if place := split_held_out(name):
+            sets[place[0]][place[1]] = value
+    return [
+        f"held-out {name}:   {', '.join(_accuracies(found))}, loss {found['loss']:.4f} ({found['images']:,.0f} images)"
+        for name, found in sorted(sets.items())
+    ]
+
+
+def _accuracies(found: dict[str, Any]) -> list[str]:
+    labels = {"top1": "top-1", "top5": "top-5", "precision_at_1": "precision@1"}
+    return [f"{label} {found[metric]:.2%}" for metric, label in labels.items() if metric in found]
