@@ -45,7 +45,7 @@ Run = Callable[[], object]
 
 
 def attention(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
-    tokens, heads, head = config.grid**2 + config.num_prefix_tokens, config.heads, config.width // config.heads
+    tokens, heads, head = config.num_tokens, config.heads, config.width // config.heads
     packed = torch.randn(batch, tokens, 3, heads, head, device=device, dtype=dtype).requires_grad_()
     gradient = torch.randn(batch, tokens, heads * head, device=device, dtype=dtype)
 
@@ -77,7 +77,7 @@ def attention(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.d
 
 def padding(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
     block = EncoderBlock(config).to(device, dtype)
-    tokens = config.grid**2 + config.num_prefix_tokens
+    tokens = config.num_tokens
 
     def run(length: int) -> Run:
         x = torch.randn(batch, length, config.width, device=device, dtype=dtype).requires_grad_()
@@ -91,7 +91,7 @@ def memory(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.devi
     """One contender, measured before `keep_freed_memory` and after it."""
     if device.type != "cpu":
         return {}
-    x = torch.randn(batch, config.grid**2 + config.num_prefix_tokens, config.mlp_dim).to(dtype)
+    x = torch.randn(batch, config.num_tokens, config.mlp_dim).to(dtype)
     return {"": lambda: x * 2}
 
 
@@ -99,7 +99,7 @@ def subnormal(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.d
     """On one thread: the others of this process have computed already and would not take the setting over."""
     if device.type != "cpu":
         return {}
-    gradients = torch.full((batch * (config.grid**2 + config.num_prefix_tokens), config.width), 1e-39, dtype=dtype)
+    gradients = torch.full((batch * config.num_tokens, config.width), 1e-39, dtype=dtype)
     weights = torch.randn(config.width, config.mlp_dim, dtype=dtype)
 
     def run(flush: bool) -> Run:

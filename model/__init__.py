@@ -7,8 +7,7 @@ from model.variants import ViTConfig, vit_config
 
 if TYPE_CHECKING:
     from model.cost.flops import forward_macs, training_flops
-    from model.layers.recompute import checkpoint_blocks
-    from model.vit import VisionTransformer, compile_blocks, create_model
+    from model.vit import VisionTransformer, checkpoint_blocks, compile_blocks, create_model
     from model.weight_decay import decay_mask
 
 __all__ = [
@@ -26,7 +25,7 @@ __all__ = [
 # What needs torch is imported when it is first used: a job file is checked without those seconds.
 _WITH_TORCH = {
     "VisionTransformer": "model.vit",
-    "checkpoint_blocks": "model.layers.recompute",
+    "checkpoint_blocks": "model.vit",
     "compile_blocks": "model.vit",
     "create_model": "model.vit",
     "decay_mask": "model.weight_decay",

@@ -86,6 +86,11 @@ class ViTConfig:
         """Tokens before the patches: the class token, which a pooled model does not have."""
         return 1 if self.pool == "token" else 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of an image of the configured size: patches and prefix."""
+        return self.grid**2 + self.num_prefix_tokens
+
 
 def grid_side(image_size: int, patch_size: int) -> int:
     """Patches a side. Raises `ModelConfigError` unless the patches tile the image exactly."""

@@ -7,7 +7,6 @@ Shapes in comments: B images, N tokens, D width, H heads, d = D / H, K classes. 
 numbers are those of the authors' code, which its published weights assume: LayerNorm epsilon 1e-6, tanh GELU, biases.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -16,51 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.layers.attention import attention
-from model.layers.cpu_bfloat16 import Float32Linear, conv2d_in_float32, through_float32
+from model.layers.dense import Dense, PatchProjection, lecun_normal_, xavier_uniform_thirds_
 from model.layers.dropout import SampleDropout, fold_in
 from model.layers.position import resize_position_embeddings
-from model.layers.recompute import CheckpointMode, checkpointed
+from model.layers.recompute import CheckpointMode, checkpointed, require_mode
 from model.variants import ViTConfig, grid_side, vit_config
 
 LayerNorm = partial(nn.LayerNorm, eps=1e-6)
-Initializer = Callable[[Tensor], object]
-
-
-class Dense(nn.Linear):
-    """A linear layer that names its initialisation where it is made, in place of torch's default."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: Initializer, bias: Initializer = nn.init.zeros_) -> None:
-        self.initializers = (kernel, bias)  # set first: the base class's constructor calls reset_parameters
-        super().__init__(inputs, outputs)
-
-    def reset_parameters(self) -> None:
-        kernel, bias = self.initializers
-        kernel(self.weight)
-        bias(self.bias)
-
-    def forward(self, x: Tensor) -> Tensor:
-        # As a matrix: with more dimensions, the linear function that DeepSpeed puts in under ZeRO-3 adds the bias in
-        # place to a product that selective checkpointing has kept, and the second pass would add it again.
-        rows = x.flatten(0, -2)
-        if through_float32(rows):
-            return Float32Linear.apply(rows, self.weight, self.bias).unflatten(0, x.shape[:-1])
-        return super().forward(rows).unflatten(0, x.shape[:-1])
-
-
-class PatchProjection(nn.Conv2d):
-    """Cuts the image into P x P patches and projects each one linearly to D features: a convolution of stride P."""
-
-    def __init__(self, patch_size: int, width: int) -> None:
-        super().__init__(3, width, kernel_size=patch_size, stride=patch_size)
-
-    def reset_parameters(self) -> None:
-        lecun_normal_(self.weight)
-        nn.init.zeros_(self.bias)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        if through_float32(x):
-            return conv2d_in_float32(x, self.weight, self.bias, self.stride[0])  # type: ignore[arg-type]
-        return super().forward(x)
 
 
 class PatchEmbedding(nn.Module):
@@ -71,8 +32,7 @@ class PatchEmbedding(nn.Module):
         self.patch_size, self.grid, self.num_prefix_tokens = config.patch_size, config.grid, config.num_prefix_tokens
         self.projection = PatchProjection(config.patch_size, config.width)
         self.class_token = nn.Parameter(torch.zeros(1, 1, config.width)) if config.pool == "token" else None
-        tokens = config.num_prefix_tokens + config.grid**2
-        self.position = nn.Parameter(torch.empty(1, tokens, config.width).normal_(std=0.02))
+        self.position = nn.Parameter(torch.empty(1, config.num_tokens, config.width).normal_(std=0.02))
         self.dropout = SampleDropout(config.dropout, place=0)
 
     def forward(self, images: Tensor, seeds: Tensor | None) -> Tensor:
@@ -197,8 +157,17 @@ class VisionTransformer(nn.Module):
 
 
 def create_model(name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any) -> VisionTransformer:
-    """The model called `name`, freshly initialised: `VisionTransformer(vit_config(...))`, which see."""
+    """The model called `name`, freshly initialised: see `vit_config` for the arguments."""
     return VisionTransformer(vit_config(name, num_classes, image_size, **overrides))
+
+
+def checkpoint_blocks(model: VisionTransformer, mode: CheckpointMode) -> None:
+    """Sets what the encoder blocks keep for the backward pass, from the next forward pass on.
+
+    Raises `ValueError` for an unknown mode.
+    """
+    require_mode(mode)
+    model.checkpointing = mode
 
 
 def compile_blocks(model: VisionTransformer) -> None:
@@ -208,20 +177,3 @@ def compile_blocks(model: VisionTransformer) -> None:
     """
     for block in model.blocks:
         block.compile()
-
-
-def lecun_normal_(weight: Tensor) -> Tensor:
-    """Fills with a normal distribution of variance 1 / fan_in, cut off at two standard deviations (flax's default).
-
-    Cutting shrinks the standard deviation to 0.8796 of the parent's, which is therefore taken that much wider.
-    """
-    fan_in = weight[0].numel()
-    std = fan_in**-0.5 / 0.87962566103423978
-    return nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
-
-
-@torch.no_grad()
-def xavier_uniform_thirds_(weight: Tensor) -> None:
-    """Initialises the fused qkv kernel (3D, D) as the three D -> D projections that it is, not as one D -> 3D."""
-    for third in weight.chunk(3):
-        nn.init.xavier_uniform_(third)

@@ -19,7 +19,7 @@ def layers(config: ViTConfig) -> dict[str, tuple[int, int]]:
 
 def product_flops(config: ViTConfig) -> int:
     """FLOPs of one step per image: three products a layer, 2 * tokens * inputs * outputs each."""
-    tokens = config.grid**2 + config.num_prefix_tokens
+    tokens = config.num_tokens
     return sum(3 * 2 * tokens * inputs * outputs for inputs, outputs in layers(config).values())
 
 
@@ -54,7 +54,7 @@ class Products:
         if len(batch.images) != self._images:
             self._layers = []  # frees them first
             self._images = len(batch.images)
-            tokens = self._images * (self._config.grid**2 + self._config.num_prefix_tokens)
+            tokens = self._images * self._config.num_tokens
             self._layers = [self._layer(tokens, *sizes) for sizes in layers(self._config).values()]
         for layer in self._layers:
             torch.mm(layer.x, layer.w.t(), out=layer.y)

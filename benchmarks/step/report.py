@@ -7,12 +7,11 @@ from typing import Any
 
 import torch
 
-import model
 from benchmarks.step.matmul import computing_dtype, product_flops
 from benchmarks.step.phases import CATEGORIES
 from benchmarks.step.search import Trial
 from benchmarks.step.task import IMPLS, Task
-from model import ViTConfig
+from model.cost.flops import block_macs, training_flops
 from orchestrator.engine.devices import datasheet_peak
 
 GB = 1e9
@@ -52,34 +51,23 @@ class Measured:
         return statistics.median(self.rates) if self.rates else None
 
 
-def block_macs(config: ViTConfig, outputs: int, *, again: bool = False) -> int:
-    """Multiply-accumulates of an encoder block's forward pass, of which the first `outputs` tokens are wanted.
-
-    q, k and v are made for every token. again: a second time for the backward pass, which needs everything but what
-    the block's last product gives.
-    """
-    tokens, width, hidden = config.grid**2 + config.num_prefix_tokens, config.width, config.mlp_dim
-    mlp = (1 if again else 2) * width * hidden
-    return tokens * 3 * width**2 + outputs * (2 * tokens * width + width**2 + mlp)
-
-
 def hardware_flops(task: Task) -> int:
-    """FLOPs that the device does per image: the model's, less what ours leaves out, and with what is computed again.
+    """FLOPs that the device does per image: the model's, less what ours omits, plus what checkpointing recomputes.
 
-    Of its last block, ours computes the class token alone. Full checkpointing computes the blocks a second time;
-    selective keeps their matrix products and attention. What attention kernels compute again within themselves is not
-    counted.
+    Of its last block, ours computes only the class token. Full checkpointing computes the blocks a second time;
+    selective keeps their matrix products and attention. What attention kernels recompute internally is not counted.
     """
     config = task.config
-    tokens = config.grid**2 + config.num_prefix_tokens
-    in_last = 1 if task.impl == "ours" else tokens
+    tokens = config.num_tokens
+    used_of_last = 1 if task.impl == "ours" else tokens
 
-    def blocks(again: bool) -> int:
-        return (config.depth - 1) * block_macs(config, tokens, again=again) + block_macs(config, in_last, again=again)
-
-    left_out = config.depth * block_macs(config, tokens) - blocks(again=False)
-    repeated = blocks(again=True) if task.checkpointing == "full" else 0
-    return model.training_flops(config) - 6 * left_out + 2 * repeated
+    omitted = block_macs(config, tokens) - block_macs(config, tokens, used_of_last)
+    flops = training_flops(config) - 6 * omitted
+    if task.checkpointing == "full":
+        whole_block = block_macs(config, tokens, recomputed=True)
+        last_block = block_macs(config, tokens, used_of_last, recomputed=True)
+        flops += 2 * ((config.depth - 1) * whole_block + last_block)
+    return flops
 
 
 def ceilings(products: Iterable[Measured]) -> list[dict[str, Any]]:
@@ -111,7 +99,7 @@ def row(found: Measured, ceiling: dict[str, Any] | None, device: str) -> dict[st
     def utilisation(flops: int, peak: float | None) -> float | None:
         return round(found.rate * flops / peak, 4) if found.rate and peak else None
 
-    of_model, of_hardware = model.training_flops(task.config), hardware_flops(task)
+    of_model, of_hardware = training_flops(task.config), hardware_flops(task)
     return {
         "model": task.config.name,
         "impl": task.impl,

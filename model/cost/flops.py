@@ -10,24 +10,42 @@ def forward_macs(config: ViTConfig, image_size: int | None = None) -> int:
     Matrix products and attention only; norms, GELU, softmax and sums are not counted, as usual.
     """
     patches = grid_side(image_size or config.image_size, config.patch_size) ** 2
-    tokens = patches + config.num_prefix_tokens
-    width, hidden = config.width, config.mlp_dim
+    width, head_inputs = config.width, config.representation_size or config.width
 
     embedding = patches * 3 * config.patch_size**2 * width
-    projections = 4 * tokens * width**2  # q, k, v and out
-    attention = 2 * tokens**2 * width  # q k^T, and probabilities times v
-    mlp = 2 * tokens * width * hidden
-    head = config.num_classes * (config.representation_size or width)
+    blocks = config.depth * block_macs(config, patches + config.num_prefix_tokens)
     pre_logits = width * (config.representation_size or 0)
-    return embedding + config.depth * (projections + attention + mlp) + pre_logits + head
+    head = head_inputs * config.num_classes
+    return embedding + blocks + pre_logits + head
+
+
+def block_macs(config: ViTConfig, tokens: int, used: int | None = None, *, recomputed: bool = False) -> int:
+    """Multiply-accumulates of one encoder block: of its forward pass, or of its recomputation.
+
+    Args:
+        tokens: inputs of the block.
+        used: how many of its outputs are used (None: all). q, k and v are computed for every token, the rest only for
+            the used ones.
+        recomputed: count what full checkpointing computes a second time. That is all but the MLP's second product,
+            because the backward pass does not read its result; with dropout it is repeated too, because the layer's
+            mask is made after it.
+    """
+    used = tokens if used is None else used
+    width, hidden = config.width, config.mlp_dim
+    mlp_products = 1 if recomputed and not config.dropout else 2
+
+    projections = (3 * tokens + used) * width**2  # q, k, v; out
+    attention = 2 * used * tokens * width  # q k^T, and probabilities times v
+    mlp = mlp_products * used * width * hidden
+    return projections + attention + mlp
 
 
 def training_flops(config: ViTConfig, image_size: int | None = None) -> int:
-    """Floating-point operations of one training step, per image: 6 for each forward multiply-accumulate.
+    """Floating-point operations of one training step, per image: 6 for each multiply-accumulate of the forward pass.
 
-    Two operations each, and the backward pass costs two forward passes. Recomputation and the optimizer are not in it;
-    what the last block spares for a model that uses its class token alone is. So this measures the model and not the
-    way it is run. The convention reproduces the ViT paper's Table 6.
+    A multiply-accumulate is two operations, and the backward pass costs two forward passes. Not counted: recomputation
+    and the optimizer. Not subtracted: what a model that uses only its class token saves in its last block. So the
+    number describes the model, not how it is run. This convention reproduces the ViT paper's Table 6.
     """
     return 6 * forward_macs(config, image_size)
 
@@ -35,10 +53,9 @@ def training_flops(config: ViTConfig, image_size: int | None = None) -> int:
 def recomputed_flops(config: ViTConfig, checkpointing: CheckpointMode) -> int:
     """Floating-point operations that a training step does a second time for activation checkpointing, per image.
 
-    Matrix products and attention only, as above: `selective` repeats none of them. `full` repeats the blocks, but for
-    their last product without dropout, since nothing in the backward pass reads it; of the last block, for a model that
-    uses its class token alone, it repeats what training computes. What the device does is what a training step without
-    checkpointing does, and these.
+    Only matrix products and attention are counted, so `selective` repeats none. `full` repeats every block, see
+    `block_macs`; of the last block of a model that uses only its class token, it repeats what training computes.
+    Added to the operations of a training step without checkpointing, this is what the device does.
 
     Raises:
         ValueError: unknown checkpointing mode.
@@ -46,16 +63,11 @@ def recomputed_flops(config: ViTConfig, checkpointing: CheckpointMode) -> int:
     require_mode(checkpointing)
     if checkpointing != "full":
         return 0
-    tokens, width, hidden = config.grid**2 + config.num_prefix_tokens, config.width, config.mlp_dim
-
-    def block(used: int) -> int:
-        """Multiply-accumulates of a block of which `used` tokens are wanted."""
-        projections = (3 * tokens + used) * width**2  # q, k, v of all tokens; out
-        attention = 2 * used * tokens * width
-        mlp = (2 if config.dropout else 1) * used * width * hidden
-        return projections + attention + mlp
-
-    return 2 * ((config.depth - 1) * block(tokens) + block(1 if config.pool == "token" else tokens))
+    tokens = config.num_tokens
+    used_of_last = 1 if config.pool == "token" else tokens
+    whole_block = block_macs(config, tokens, recomputed=True)
+    last_block = block_macs(config, tokens, used_of_last, recomputed=True)
+    return 2 * ((config.depth - 1) * whole_block + last_block)
 
 
 def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", precision_bytes: int = 2) -> int:
@@ -73,7 +85,7 @@ def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", 
         ValueError: unknown checkpointing mode.
     """
     require_mode(checkpointing)
-    tokens = config.grid**2 + config.num_prefix_tokens
+    tokens = config.num_tokens
     stream = tokens * config.width * precision_bytes  # one activation as wide as the model
     hidden = tokens * config.mlp_dim * precision_bytes  # one as wide as the MLP
     norm_statistics = 2 * 2 * tokens * 4  # mean and inverse deviation of two norms, float32

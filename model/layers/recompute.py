@@ -11,14 +11,11 @@ wrapped, so parameter names are the same in all modes.
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-
-if TYPE_CHECKING:
-    from model.vit import VisionTransformer
 
 CheckpointMode = Literal["none", "selective", "full"]
 MODES: tuple[CheckpointMode, ...] = get_args(CheckpointMode)
@@ -34,15 +31,6 @@ KEPT = {
     aten._scaled_dot_product_efficient_attention.default,
     aten._scaled_dot_product_cudnn_attention.default,
 }
-
-
-def checkpoint_blocks(model: "VisionTransformer", mode: CheckpointMode) -> None:
-    """Sets what the encoder blocks keep for the backward pass, from the next forward pass on.
-
-    Raises `ValueError` for an unknown mode.
-    """
-    require_mode(mode)
-    model.checkpointing = mode
 
 
 def require_mode(mode: str) -> None:

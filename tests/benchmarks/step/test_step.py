@@ -67,19 +67,9 @@ def test_a_small_run(tmp_path: Path) -> None:
     (tmp_path / "timm.py").write_text("raise ValueError('broken on purpose')\n")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     remembered = tmp_path / "batches.json"
-    command = [
-        sys.executable,
-        "benchmarks/step",
-        "--quick",
-        "--device",
-        "cpu",
-        "--threads",
-        "1",
-        "--compiled",
-        "no",
-    ]
+    arguments = ["--quick", "--device", "cpu", "--threads", "1", "--compiled", "no", "--remember", str(remembered)]
     run = subprocess.run(
-        [*command, "--remember", str(remembered)],
+        [sys.executable, "-m", "benchmarks.step", *arguments],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
         capture_output=True,
