@@ -32,7 +32,8 @@ def build_engine(name: str, device: torch.device) -> Any:
     import model
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine.step import Engine
-    from orchestrator.job.sections import AdamW, Parallel
+    from orchestrator.job.choices import AdamW
+    from orchestrator.job.sections import Parallel
 
     vit = model.create_model(name, num_classes=1000, image_size=224)
     engine = Engine(

@@ -4,13 +4,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from orchestrator.job.errors import JobError
     from orchestrator.job.kinds import Job
-    from orchestrator.job.load import JobError, load_job
+    from orchestrator.job.load import load_job
 
 __all__ = ["Job", "JobError", "load_job"]
 
 # Job files need PyYAML; the training step alone (`orchestrator.engine`) runs with torch and DeepSpeed.
-_OF_JOBS = {"Job": "orchestrator.job.kinds", "JobError": "orchestrator.job.load", "load_job": "orchestrator.job.load"}
+_OF_JOBS = {"Job": "orchestrator.job.kinds", "JobError": "orchestrator.job.errors", "load_job": "orchestrator.job.load"}
 
 
 def __getattr__(name: str) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from orchestrator.commands import run, schema
 from orchestrator.commands.parsing import EXAMPLES, Parser
-from orchestrator.job.load import JobError
+from orchestrator.job.errors import JobError
 from orchestrator.redact import print_error
 
 COMMANDS = (run, schema)

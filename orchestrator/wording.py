@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers and errors as people read them."""
 
 
 def duration(seconds: float) -> str:
@@ -20,3 +20,8 @@ def rate(images_per_second: float) -> str:
 def count(number: int, thing: str) -> str:
     """(1, 'worker') -> '1 worker', (2, 'worker') -> '2 workers'."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
+
+
+def one_line(text: object) -> str:
+    """An error, a docstring or another text on one line, with single spaces."""
+    return " ".join(str(text).split())

@@ -24,7 +24,8 @@ from data.order.exclude import open_exclusions
 from data.packing.scan import index_shards
 from data.shards.writer import scan_shard
 from orchestrator.__main__ import main
-from orchestrator.job.load import JobError, load_job
+from orchestrator.job.errors import JobError
+from orchestrator.job.load import load_job
 from orchestrator.run.folder import open_run, run_url
 from orchestrator.run.paths import absolute
 from orchestrator.run.summary import read_summary

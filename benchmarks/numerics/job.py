@@ -26,7 +26,8 @@ from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.cpu import compute_with
 from orchestrator.engine.optimizer import parameter_groups
 from orchestrator.engine.step import Engine
-from orchestrator.job.sections import AdamW, Parallel
+from orchestrator.job.choices import AdamW
+from orchestrator.job.sections import Parallel
 from orchestrator.run.schedule import learning_rate
 from orchestrator.training.classify import dropout_seeds
 

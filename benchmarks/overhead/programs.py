@@ -32,7 +32,8 @@ def bare_steps(options: argparse.Namespace) -> None:
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine.cpu import compute_with
     from orchestrator.engine.step import Engine
-    from orchestrator.job.sections import AdamW, Parallel
+    from orchestrator.job.choices import AdamW
+    from orchestrator.job.sections import Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model import ViTConfig, vit_config
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
-from orchestrator.job.sections import AdamW
+from orchestrator.job.choices import AdamW
 
 PEERS = ("timm", "transformers")
 IMPLS = ("ours", *PEERS)

@@ -11,11 +11,12 @@ import ray
 
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
 from orchestrator.engine.cpu import ONE_HEAP
+from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import JobError, problem
+from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
-from orchestrator.wording import count
+from orchestrator.wording import count, one_line
 
 STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
     *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
@@ -40,8 +41,8 @@ def connect(job: PretrainJob) -> None:
             named = os.environ.get("RAY_ADDRESS")
             where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
             advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
-            reason = " ".join(str(error).split())
-            raise JobError(f"{job.source}: {where}: cannot join that cluster: {reason}{advice}") from error
+            text = f"{job.source}: {where}: cannot join that cluster: {one_line(error)}{advice}"
+            raise JobError(text) from error
     needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers

@@ -24,6 +24,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from data.loading.ranges import Unreadable
 from orchestrator.cluster.notices import PlannedExit
 from orchestrator.redact import redact_text
+from orchestrator.wording import one_line
 
 BOARD_SECONDS = 10.0  # to answer
 
@@ -106,7 +107,7 @@ def root_cause(error: BaseException) -> str:
     cause = getattr(cause, "controller_failure", cause)
     cause = getattr(cause, "health_check_failure", cause)
     cause = getattr(cause, "_base_exc", cause)
-    text = redact_text(" ".join(str(cause).split()))
+    text = redact_text(one_line(cause))
     if isinstance(cause, ray.exceptions.RayError) and _NO_MEMORY.search(text):
         return _out_of_memory(text)
     if isinstance(cause, ray.exceptions.RayActorError):

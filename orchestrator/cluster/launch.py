@@ -23,7 +23,7 @@ from orchestrator.cluster.notices import AnswerSigterm
 from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import problem
+from orchestrator.job.mistakes import problem
 from orchestrator.run.folder import remove_ray_checkpoint_list, run_url
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"

@@ -4,7 +4,8 @@ import argparse
 from pkgutil import resolve_name
 
 from orchestrator.commands.parsing import EXAMPLES, Commands
-from orchestrator.job.load import JobError, load_job, unexpected_errors_in
+from orchestrator.job.errors import JobError, unexpected_errors_in
+from orchestrator.job.load import load_job
 from orchestrator.redact import redact_logs
 
 KINDS = {"pretrain": "orchestrator.kinds.one_run.pretrain"}

@@ -2,7 +2,7 @@
 
 import torch
 
-from orchestrator.job.kinds import SGD, AdamW
+from orchestrator.job.choices import SGD, AdamW
 
 
 def parameter_groups(

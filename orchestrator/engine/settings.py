@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from orchestrator.job.kinds import Parallel
+from orchestrator.job.sections import Parallel
 
 PRECISIONS = {"bf16": torch.bfloat16, "float32": torch.float32}
 DEEPSPEED_NAMES = {"bf16": "bf16", "float32": "fp32"}

@@ -30,7 +30,8 @@ from orchestrator.engine.cpu import keep_freed_memory
 from orchestrator.engine.optimizer import create_optimizer
 from orchestrator.engine.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 from orchestrator.engine.settings import PRECISIONS, deepspeed_config, fused_clips
-from orchestrator.job.kinds import SGD, AdamW, Parallel
+from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.sections import Parallel
 
 # (logits (B, K), labels (B, L), weights (B, L)) -> loss of each sample (B,), float32
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]

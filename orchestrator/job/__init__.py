@@ -1,3 +1,3 @@
-"""What a job file may say, and the one-line errors where it says something else. Imports `redact` alone,
-and neither torch nor Ray.
+"""What a job file may say, and the one-line errors of one that is wrong. It imports `redact` and `wording`, and neither
+torch nor Ray.
 """

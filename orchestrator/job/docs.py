@@ -12,13 +12,14 @@ import yaml
 from orchestrator.job.keys import Key, keys_of
 from orchestrator.job.kinds import JOB, KINDS
 from orchestrator.job.values import Duration, Section
+from orchestrator.wording import one_line
 
 SCHEMA_FILE = Path("jobs/schema.json")
 KEYS_FILE = Path("docs/job-keys.md")
 HEAD = """\
 # Keys of a job file
 
-Generated from `orchestrator/job/sections.py` and `kinds.py` by `python -m orchestrator schema --write`.
+Generated from the classes in `orchestrator/job/` by `python -m orchestrator schema --write`.
 
 A job file is YAML; `--set a.b=c` changes a key for one run, with a YAML value: `--set data.eval=null`,
 `--set cluster.resources_per_worker.GPU=0`.
@@ -26,7 +27,7 @@ A job file is YAML; `--set a.b=c` changes a key for one run, with a YAML value: 
 - A *duration* has one unit: `{steps: 10000}`, `{epochs: 14}` (fractions are fine) or `{images: 50000000}`. Setting
   another unit replaces it.
 - `NAME` stands for a name of your own.
-- `~` and `$NAME` are expanded in paths and URLs. Relative local paths begin at `$VIT_HOME` where that is set, else at
+- `~` and `$NAME` are expanded in paths and URLs. Relative local paths begin at `$VIT_HOME` if that is set, else at
   the current directory; in a job submitted with `ray job submit --working-dir`, whose directory Ray deletes
   afterwards, at `~/vit`.
 
@@ -49,10 +50,10 @@ def keys_page() -> str:
     kinds_of: dict[Row, list[str]] = {}  # a key that differs by kind has several rows
     for name, kind in KINDS.items():
         for key in keys_of(kind):
-            if not any(key.field is unit for unit in Duration.model_fields.values()):  # told above the tables
+            if not any(key.field is unit for unit in Duration.model_fields.values()):  # explained above the tables
                 kinds_of.setdefault(_row(key), []).append(name)
 
-    page = HEAD + "".join(f"| `{name}` | {_one_line(kind.__doc__)} |\n" for name, kind in KINDS.items())
+    page = HEAD + "".join(f"| `{name}` | {one_line(kind.__doc__)} |\n" for name, kind in KINDS.items())
     in_sections = dict.fromkeys(row.section for row in kinds_of if "." in row.path)
     page += "\n## Of the whole job\n" + TABLE
     page += "".join(_line(row, kinds) for row, kinds in kinds_of.items() if row.section not in ("kind", *in_sections))
@@ -80,7 +81,7 @@ def _row(key: Key) -> Row:
     value = re.sub(r"section with .*", "section", key.type)
     value = re.sub(r"duration such as .*}", "duration", value)
     only = f" Only for {key.only}." if key.only else ""
-    return Row(key.path, re.sub(r"\ban? ", "", value), _default(key), _one_line(key.description) + only)
+    return Row(key.path, re.sub(r"\ban? ", "", value), _default(key), one_line(key.description) + only)
 
 
 def _line(row: Row, kinds: list[str]) -> str:
@@ -107,7 +108,3 @@ def _kinds(kinds: list[str]) -> str:
     if not missing:
         return "all"
     return f"all but {', '.join(missing)}" if len(missing) < len(kinds) else ", ".join(kinds)
-
-
-def _one_line(text: str | None) -> str:
-    return " ".join((text or "").split())

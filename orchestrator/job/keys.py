@@ -32,7 +32,7 @@ class Key:
     def description(self) -> str:
         """What it means. A section says so itself."""
         return self.field.description or next(
-            (section.__doc__ or "" for section in sections(self.field.annotation)), ""
+            (section.__doc__ or "" for section in sections_of(self.field.annotation)), ""
         )
 
 
@@ -49,7 +49,7 @@ def alternatives(annotation: Any) -> list[Any]:
     return [] if annotation is types.NoneType else [annotation]
 
 
-def sections(annotation: Any) -> list[type[Section]]:
+def sections_of(annotation: Any) -> list[type[Section]]:
     """The section classes that a value of this annotation may be an instance of."""
     return [found for found in alternatives(annotation) if isinstance(found, type) and issubclass(found, Section)]
 
@@ -62,7 +62,7 @@ def mapping_value(annotation: Any) -> Any | None:
 
 def children(annotation: Any) -> dict[str, FieldInfo]:
     """The keys of a section; of all its alternatives where it has several."""
-    return {name: field for section in sections(annotation) for name, field in section.model_fields.items()}
+    return {name: field for section in sections_of(annotation) for name, field in section.model_fields.items()}
 
 
 def child(annotation: Any, key: str) -> Any | None:
@@ -88,7 +88,7 @@ def split_key(kind: type[Section], dotted: str) -> list[str]:
     annotation: Any = kind
     for depth, part in enumerate(parts):
         value = mapping_value(annotation)
-        if value is not None and not sections(value):
+        if value is not None and not sections_of(value):
             return [*parts[:depth], ".".join(parts[depth:])]
         annotation = child(annotation, part)
     return parts
@@ -98,7 +98,7 @@ def tagged(annotation: Any) -> dict[str, type[Section]]:
     """Alternative sections by the `name` that chooses one: {"adamw": AdamW, "sgd": SGD}; empty without a choice."""
     return {
         tag: section
-        for section in sections(annotation)
+        for section in sections_of(annotation)
         if "name" in section.model_fields
         for tag in choices(section.model_fields["name"].annotation)
     }
@@ -117,7 +117,7 @@ def _key_and_below(path: str, field: FieldInfo) -> Iterator[Key]:
     if alternative:
         yield from _keys_of_alternatives(path, alternative)
         return
-    for section in sections(field.annotation if value is None else value):
+    for section in sections_of(field.annotation if value is None else value):
         yield from keys_of(section, f"{path}." if value is None else f"{path}.{PLACEHOLDER}.")
 
 

@@ -1,6 +1,6 @@
-"""The job: one class for each kind, made of the sections in `job/sections.py`, and the checks between sections.
+"""The job: one class for each kind, made of sections, and the checks between sections.
 
-The same classes give the error lines (`job/load.py`), the JSON Schema that editors complete from and the page of keys
+The same classes give the error lines (`job/mistakes.py`), the JSON Schema for editors and the page of keys
 (`job/docs.py`).
 """
 
@@ -8,35 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from orchestrator.job.sections import (
-    SGD,
-    AdamW,
-    Arithmetic,
-    Augment,
-    Checkpoint,
-    Cluster,
-    Data,
-    Encoder,
-    Evaluate,
-    HeldOutAugment,
-    HeldOutData,
-    Model,
-    Objective,
-    Parallel,
-    Profile,
-    Schedule,
-    Tracking,
-    Training,
-    VtabData,
-)
+from orchestrator.job import choices, data_sections, sections
 from orchestrator.job.values import Count, ImpossibleValue, Section, Text
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-AnyOptimizer = Annotated[AdamW | SGD, Field(discriminator="name")]
+AnyOptimizer = Annotated[choices.AdamW | choices.SGD, Field(discriminator="name")]
 
 
 class Job(Section):
-    """What every kind of job has; `load_job` gives one of the kinds below."""
+    """What every kind of job has; `load_job` returns one of the kinds below."""
 
     kind: str
     """What the job does."""
@@ -50,25 +30,25 @@ class Job(Section):
         return self._source
 
 
-class Run(Job):
-    """What every kind has that trains one network."""
+class NetworkJob(Job):
+    """What every kind that trains one network has."""
 
     seed: Seed = 0
     """Decides order, augmentation, initialisation and dropout."""
-    model: Encoder
-    data: Data
+    model: sections.Encoder
+    data: data_sections.Data
     optimizer: AnyOptimizer
     """The optimizer: its name and the keys that it has."""
-    schedule: Schedule
+    schedule: sections.Schedule
     batch_size: Count
     """Images in a step, over all workers."""
-    parallel: Parallel = Parallel()
-    training: Training = Training()
-    cluster: Cluster = Cluster()
-    checkpoint: Checkpoint = Checkpoint()
-    evaluate: Evaluate = Evaluate()
-    tracking: Tracking = Tracking()
-    profile: Profile | None = None
+    parallel: sections.Parallel = sections.Parallel()
+    training: sections.Training = sections.Training()
+    cluster: sections.Cluster = sections.Cluster()
+    checkpoint: sections.Checkpoint = sections.Checkpoint()
+    evaluate: sections.Evaluate = sections.Evaluate()
+    tracking: sections.Tracking = sections.Tracking()
+    profile: sections.Profile | None = None
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -78,24 +58,24 @@ class Run(Job):
         _check_resize(self.data.train.augment, self.model, "data.train")
         for name, held_out in self.data.eval.items():
             _check_resize(held_out.augment, self.model, f"data.eval.{name}")
-        self.model.vit_config()  # last, as in the kinds below: it is the only check that loads `model`
+        self.model.vit_config()  # last, as in the other kinds: it is the only check that loads `model`
         return self
 
 
-class TrainingJob(Run):
+class ClassifierJob(NetworkJob):
     """Supervised training of a classifier, from scratch or not."""
 
-    model: Model
-    objective: Objective
+    model: sections.Model
+    objective: choices.Objective
 
 
-class PretrainJob(TrainingJob):
+class PretrainJob(ClassifierJob):
     """Train on a large labelled set."""
 
     kind: Literal["pretrain"]
 
 
-class FinetuneJob(TrainingJob):
+class FinetuneJob(ClassifierJob):
     """Train a pre-trained network under a new head on a smaller set."""
 
     kind: Literal["finetune"]
@@ -106,7 +86,7 @@ class FinetuneJob(TrainingJob):
         return self
 
 
-class MaskedPatchJob(Run):
+class MaskedPatchJob(NetworkJob):
     """Train without labels, by predicting the mean colour of corrupted patches."""
 
     kind: Literal["masked_patch"]
@@ -116,14 +96,14 @@ class EvaluateJob(Job):
     """Measure a trained network on held-out sets."""
 
     kind: Literal["evaluate"]
-    model: Model
-    data: HeldOutData
-    objective: Objective
+    model: sections.Model
+    data: data_sections.HeldOutData
+    objective: choices.Objective
     batch_size: Count
     """Images in a step, over all workers."""
-    parallel: Arithmetic = Arithmetic()
-    cluster: Cluster = Cluster()
-    tracking: Tracking = Tracking()
+    parallel: sections.Arithmetic = sections.Arithmetic()
+    cluster: sections.Cluster = sections.Cluster()
+    tracking: sections.Tracking = sections.Tracking()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -136,24 +116,24 @@ class EvaluateJob(Job):
 
 
 class VtabJob(Job):
-    """Fine-tune a pre-trained network on each of the 19 VTAB tasks, under a head of its own each."""
+    """Fine-tune a pre-trained network on each of the 19 VTAB tasks, with a new head for each."""
 
     kind: Literal["vtab"]
     seed: Seed = 0
     """Decides order, augmentation, initialisation and dropout."""
-    model: Encoder
-    data: VtabData
-    objective: Objective
+    model: sections.Encoder
+    data: data_sections.VtabData
+    objective: choices.Objective
     optimizer: AnyOptimizer
     """The optimizer: its name and the keys that it has."""
-    schedule: Schedule
+    schedule: sections.Schedule
     batch_size: Count
     """Images in a step, over all workers."""
-    parallel: Parallel = Parallel()
-    training: Training = Training()
-    cluster: Cluster = Cluster()
-    checkpoint: Checkpoint = Checkpoint()
-    tracking: Tracking = Tracking()
+    parallel: sections.Parallel = sections.Parallel()
+    training: sections.Training = sections.Training()
+    cluster: sections.Cluster = sections.Cluster()
+    checkpoint: sections.Checkpoint = sections.Checkpoint()
+    tracking: sections.Tracking = sections.Tracking()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -167,11 +147,11 @@ class VtabJob(Job):
 
 
 class SweepJob(Job):
-    """Run a base job once for every combination of the values of some of its keys."""
+    """Run a base job once for every combination of values of some of its keys."""
 
     kind: Literal["sweep"]
     base: Text
-    """The job file that is varied, relative to this one."""
+    """The job file to vary; its path is relative to this file."""
     grid: Annotated[dict[str, Annotated[list[Any], Field(min_length=1)]], Field(min_length=1)]
     """The values to try of each key, such as {optimizer.lr: [1.0e-3, 3.0e-3]}."""
 
@@ -190,13 +170,13 @@ AnyJob = Annotated[
 JOB: TypeAdapter[AnyJob] = TypeAdapter(AnyJob)
 
 
-def _check_batch(batch_size: int, cluster: Cluster) -> None:
+def _check_batch(batch_size: int, cluster: sections.Cluster) -> None:
     if batch_size < cluster.max_workers:
         raise ImpossibleValue("batch_size", f"smaller than the {cluster.max_workers} workers of cluster.workers")
 
 
-def _check_warmup(schedule: Schedule) -> None:
-    """In the same unit this needs no data; other pairs are compared by `open_inputs`, in steps."""
+def _check_warmup(schedule: sections.Schedule) -> None:
+    """Durations in the same unit need no data; other pairs are compared when the data is open, in steps."""
     if schedule.warmup is None:
         return
     [(unit, warmup)], [(unit_of_length, length)] = schedule.warmup.as_dict().items(), schedule.length.as_dict().items()
@@ -209,12 +189,14 @@ def _check_lanes(lanes: int | None, batch_size: int) -> None:
         raise ImpossibleValue("data.train.lanes", f"more than batch_size = {batch_size}")
 
 
-def _check_resize(augment: Augment | HeldOutAugment, model: Encoder, key: str) -> None:
+def _check_resize(
+    augment: data_sections.Augment | data_sections.HeldOutAugment, model: sections.Encoder, key: str
+) -> None:
     if augment.resize is not None and augment.resize < model.image_size:
         problem = f"smaller than model.image_size = {model.image_size}, which is cut out of it"
         raise ImpossibleValue(f"{key}.augment.resize", problem)
 
 
-def _check_init_from(model: Encoder) -> None:
+def _check_init_from(model: sections.Encoder) -> None:
     if model.init_from is None:
         raise ImpossibleValue("model.init_from", "this kind of job starts from trained weights; give their URL")

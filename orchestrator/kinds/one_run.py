@@ -4,8 +4,8 @@ import json
 import sys
 from typing import Any
 
+from orchestrator.job.errors import unexpected_errors_in
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import unexpected_errors_in
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
 from orchestrator.run.folder import open_run, run_url

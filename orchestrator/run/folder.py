@@ -20,8 +20,9 @@ import yaml
 from pydantic import ValidationError
 
 from data import storage
+from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import JobError
+from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.redact import redact_fields
 from orchestrator.run.recipe import recipe
 
@@ -85,19 +86,10 @@ def _recipe_before(job: PretrainJob) -> dict[str, Any]:
         raise _damaged(job, JOB, "no resolved job") from error
 
 
-class _NoAliases(yaml.SafeLoader):
-    """Safe YAML without aliases, which `open_run` never writes: a few of them can stand for any number of keys."""
-
-    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.composer.ComposerError(None, None, "an alias", self.peek_event().start_mark)
-        return super().compose_node(parent, index)
-
-
 def read_fields(job: PretrainJob, name: str) -> dict[str, Any]:
     content = storage.read(f"{run_url(job)}/{name}")
     try:
-        found = json.loads(content) if name.endswith(".json") else yaml.load(content, _NoAliases)  # noqa: S506
+        found = json.loads(content) if name.endswith(".json") else parse_without_aliases(content)
         if not isinstance(found, dict):
             raise ValueError("no mapping")
     except (ValueError, RecursionError, yaml.YAMLError) as error:

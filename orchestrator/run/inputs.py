@@ -15,9 +15,11 @@ from data.order.sample_order import Order, SampleOrder
 from data.shards.index import INDEX_NAME, Index, open_index
 from data.sources.digits import pack_digits
 from data.sources.shapes import pack_shapes
-from orchestrator.job.kinds import Run
-from orchestrator.job.load import JobError, problem
-from orchestrator.job.sections import Model, Pack
+from orchestrator.job.choices import Pack
+from orchestrator.job.errors import JobError
+from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.mistakes import problem
+from orchestrator.job.sections import Model
 from orchestrator.run.paths import PathError, resolve_url
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
@@ -42,7 +44,7 @@ class Inputs:
     calendar: Calendar
 
 
-def open_inputs(job: Run) -> Inputs:
+def open_inputs(job: NetworkJob) -> Inputs:
     """Open everything that a job needs.
 
     Packs the images of `data.pack` first, if they are not there yet.
@@ -66,7 +68,7 @@ def open_inputs(job: Run) -> Inputs:
     return Inputs(train, held_out, _calendar(job, train))
 
 
-def _training_set(job: Run) -> TrainingSet:
+def _training_set(job: NetworkJob) -> TrainingSet:
     try:
         return open_training_set(
             job.data.train,
@@ -79,7 +81,7 @@ def _training_set(job: Run) -> TrainingSet:
         raise problem(job, error.key, str(error)) from error
 
 
-def _calendar(job: Run, train: TrainingSet) -> Calendar:
+def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:
     """The calendar of the run, whose parts fit each other."""
     calendar = Calendar.of(job, train.order.steps_per_epoch)
     warmup, total = calendar.warmup_steps, calendar.total_steps
@@ -90,7 +92,7 @@ def _calendar(job: Run, train: TrainingSet) -> Calendar:
     return calendar
 
 
-def _check_memory(job: Run, train: TrainingSet, held_out: dict[str, Index]) -> None:
+def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index]) -> None:
     """The encoded and decoded images of a worker fit into `data.memory`, with the fewest workers that the job takes."""
     if job.data.memory is None:
         return
@@ -109,12 +111,12 @@ def _check_memory(job: Run, train: TrainingSet, held_out: dict[str, Index]) -> N
             )
 
 
-def _check_cache(job: Run, folder: str) -> None:
+def _check_cache(job: NetworkJob, folder: str) -> None:
     if "://" in folder and not folder.startswith("file://"):
         raise problem(job, "data.cache_dir", "must be a local folder, on each node")
 
 
-def _open(job: Run, key: str, url: str) -> Index:
+def _open(job: NetworkJob, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
         storage.check_reachable(resolved)
@@ -126,14 +128,14 @@ def _open(job: Run, key: str, url: str) -> Index:
     return index
 
 
-def _check_labels(job: Run, num_classes: int, key: str, url: str, index: Index) -> None:
+def _check_labels(job: NetworkJob, num_classes: int, key: str, url: str, index: Index) -> None:
     """Stray labels beyond the classes are bad samples, to be masked; more of them are a mistake in the job."""
     outside = sum(count for label, count in index.label_counts.items() if label >= num_classes)
     if not index.label_counts or outside > job.data.max_bad_fraction * index.num_samples:
         raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
 
 
-def _pack(job: Run, settings: Pack) -> None:
+def _pack(job: NetworkJob, settings: Pack) -> None:
     folder = _resolve(job, "data.pack.to", settings.to)
     try:
         if settings.source == "shapes":
@@ -144,7 +146,7 @@ def _pack(job: Run, settings: Pack) -> None:
         raise problem(job, "data.pack.to", str(error)) from error
 
 
-def _check_exists(job: Run, key: str, url: str) -> None:
+def _check_exists(job: NetworkJob, key: str, url: str) -> None:
     resolved = _resolve(job, key, url)
     try:
         found = storage.exists(resolved)
@@ -155,7 +157,7 @@ def _check_exists(job: Run, key: str, url: str) -> None:
         raise _at(job, key, url, resolved, "does not exist")
 
 
-def _check_writable(job: Run, key: str, url: str) -> None:
+def _check_writable(job: NetworkJob, key: str, url: str) -> None:
     """Checks the scheme and local permissions. Bucket permissions are only known at the first write."""
     resolved = _resolve(job, key, url)
     if resolved.startswith(READ_ONLY):
@@ -176,7 +178,7 @@ def _check_writable(job: Run, key: str, url: str) -> None:
         raise problem(job, key, f"no right to write in {folder}")
 
 
-def _check_tracking(job: Run) -> None:
+def _check_tracking(job: NetworkJob) -> None:
     uri = _resolve(job, "tracking.uri", job.tracking.uri)
     if not uri.startswith(TRACKING_SCHEMES):
         raise problem(
@@ -184,7 +186,7 @@ def _check_tracking(job: Run) -> None:
         )
 
 
-def _resolve(job: Run, key: str, url: str) -> str:
+def _resolve(job: NetworkJob, key: str, url: str) -> str:
     if PLACEHOLDER in url:
         raise problem(job, key, f"put your own bucket in place of {PLACEHOLDER}, in the file or with --set")
     try:
@@ -193,7 +195,7 @@ def _resolve(job: Run, key: str, url: str) -> str:
         raise problem(job, key, str(error).removeprefix(f"{url}: ")) from error
 
 
-def _at(job: Run, key: str, url: str, resolved: str, text: str) -> JobError:
+def _at(job: NetworkJob, key: str, url: str, resolved: str, text: str) -> JobError:
     """The error of a URL, which tells where a relative path was looked for."""
     text = text.removeprefix(f"{resolved}: ")
     return problem(job, key, text if url == resolved else f"{text} (looked for at {resolved})")

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, Self
 
-from orchestrator.job.kinds import Run
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.values import Duration
 
 
@@ -37,7 +37,7 @@ class Calendar:
     decay: Literal["linear", "cosine"]
 
     @classmethod
-    def of(cls, job: Run, steps_per_epoch: int) -> Self:
+    def of(cls, job: NetworkJob, steps_per_epoch: int) -> Self:
         """The calendar of a job whose training set has that many steps an epoch."""
 
         def steps(duration: Duration) -> int:

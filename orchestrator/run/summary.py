@@ -5,8 +5,8 @@ from collections import defaultdict
 from typing import Any
 
 from data import storage
+from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.load import JobError
 from orchestrator.names import split_held_out
 from orchestrator.run.folder import read_fields, run_url
 from orchestrator.run.totals import Totals

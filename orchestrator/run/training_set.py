@@ -14,7 +14,7 @@ from data.order.mixture import Mixture, shares
 from data.order.sample_order import Order, SampleOrder
 from data.order.selection import Selection, everything, joined, subset, without
 from data.shards.index import Index, concatenate, open_index
-from orchestrator.job.sections import Source, TrainSet
+from orchestrator.job.data_sections import Source, TrainSet
 
 
 @dataclass(frozen=True, eq=False)

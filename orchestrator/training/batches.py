@@ -10,7 +10,7 @@ from data.loading.loader import Batch
 from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
-from orchestrator.job import sections
+from orchestrator.job import data_sections
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.run.training_set import TrainingSet
 
@@ -20,7 +20,7 @@ def open_loader(
     index: Index,
     order: Order,
     engine: Engine,
-    augment: sections.Augment | sections.HeldOutAugment,
+    augment: data_sections.Augment | data_sections.HeldOutAugment,
     start: int,
     stop: int,
 ) -> Loader:

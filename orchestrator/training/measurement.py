@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from data import Index, SampleOrder, open_index
 from data.loading.loader import Bad, Batch
 from orchestrator.engine.step import Engine
-from orchestrator.job import sections
+from orchestrator.job import data_sections
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.training.batches import open_loader
 
-MIDDLE = sections.HeldOutAugment(crop="center")
+MIDDLE = data_sections.HeldOutAugment(crop="center")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Measurement:
     _report_bad: Callable[[str, Iterable[Bad]], None]
 
     @contextmanager
-    def open(self, name: str, url: str, augment: sections.HeldOutAugment = MIDDLE) -> Iterator[HeldOutSet]:
+    def open(self, name: str, url: str, augment: data_sections.HeldOutAugment = MIDDLE) -> Iterator[HeldOutSet]:
         """Open a set of images for one pass; every rank opens the same ones in the same order.
 
         Args:

@@ -16,7 +16,8 @@ from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.step import Engine
-from orchestrator.job.sections import SGD, AdamW, Parallel
+from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.sections import Parallel
 from orchestrator.training.classify import dropout_seeds
 
 BATCH, MICRO = 24, 5  # neither divides among 1 to 4 workers evenly

@@ -15,8 +15,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import KINDS
-from orchestrator.job.load import JobError, load_job
+from orchestrator.job.load import load_job
 from orchestrator.redact import (
     REDACTED,
     holds_credential,
@@ -168,14 +169,14 @@ def test_names(name: str, secret: bool) -> None:
 
 def test_no_key_of_a_job_is_called_like_a_credential() -> None:
     def keys(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[str]:
-        from orchestrator.job.keys import sections
+        from orchestrator.job.keys import sections_of
 
         if model in seen:
             return set()
         seen.add(model)
         found = set(model.model_fields)
         for field in model.model_fields.values():
-            found |= {key for section in sections(field.annotation) for key in keys(section, seen)}
+            found |= {key for section in sections_of(field.annotation) for key in keys(section, seen)}
         return found
 
     for kind in KINDS.values():
@@ -267,7 +268,7 @@ def test_in_lists_and_in_the_grid_of_a_sweep(tmp_path: Path) -> None:
 
 
 def test_what_was_written_without_its_credential_does_not_run_by_mistake() -> None:
-    with pytest.raises(JobError, match=r"tracking\.uri: a credential was taken out"):
+    with pytest.raises(JobError, match=r"tracking\.uri: a credential was removed"):
         load_job(DIGITS, [f"tracking.uri=http://me:{REDACTED}@mlflow"])
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.wording import count, duration, rate
+from orchestrator.wording import count, duration, one_line, rate
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,7 @@ def test_rates() -> None:
 
 def test_counts() -> None:
     assert [count(n, "worker") for n in (1, 2)] == ["1 worker", "2 workers"]
+
+
+def test_an_error_on_one_line() -> None:
+    assert one_line(ValueError("no\n  such\tfile ")) == "no such file"

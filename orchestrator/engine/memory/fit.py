@@ -23,7 +23,7 @@ from model import ViTConfig, training_flops
 from model.cost.flops import activation_bytes, recomputed_flops
 from model.layers.recompute import MODES, CheckpointMode
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
-from orchestrator.job.kinds import Parallel
+from orchestrator.job.sections import Parallel
 from orchestrator.wording import count
 
 # The fixed cost of a pass through a block, forward and backward, in FLOPs. GPU: each product ends with a wave of tiles

@@ -6,7 +6,7 @@ import torch
 
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine.settings import deepspeed_config
-from orchestrator.job.kinds import Parallel
+from orchestrator.job.sections import Parallel
 
 USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
 HEAP: dict[CheckpointMode, float] = {"none": 1.5, "selective": 1.5, "full": 5.5}

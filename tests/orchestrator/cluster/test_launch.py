@@ -18,7 +18,8 @@ from orchestrator.cluster.connect import missing_resources
 from orchestrator.cluster.display import Display
 from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy
 from orchestrator.cluster.launch import start_board
-from orchestrator.job.load import JobError, load_job
+from orchestrator.job.errors import JobError
+from orchestrator.job.load import load_job
 from orchestrator.job.sections import Cluster
 from tests.cluster import RayHead
 from tests.orchestrator.tracking.stores import until

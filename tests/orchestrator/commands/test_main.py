@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.__main__ import main
-from orchestrator.job.load import JobError
+from orchestrator.job.errors import JobError
 from tests.paths import ROOT
 
 DIGITS = "jobs/pretrain_digits.yaml"

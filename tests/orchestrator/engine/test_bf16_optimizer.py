@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from infra.local.ranks import run_ranks
 from orchestrator.engine.step import Engine
-from orchestrator.job.sections import SGD, AdamW, Parallel
+from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.sections import Parallel
 
 IMAGES = 8
 CLIP = 0.5  # below some norms here, above others

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from orchestrator.job.docs import KEYS_FILE, SCHEMA_FILE, json_schema, keys_page
 from orchestrator.job.keys import keys_of
 from orchestrator.job.kinds import KINDS
-from orchestrator.job.load import parse_yaml
+from orchestrator.job.safe_yaml import parse_yaml
 
 JOBS = sorted(Path("jobs").glob("*.yaml"))
 

@@ -1,55 +1,26 @@
-"""Job files: what they hold when they are right, and the one line that is said when they are wrong."""
+"""Job files: what they hold when they are right, and the errors of files that cannot be read."""
 
 import pickle
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import yaml
 
 import data.images.augment
 from orchestrator import JobError, load_job
+from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.data_sections import Augment
 from orchestrator.job.kinds import FinetuneJob, PretrainJob, SweepJob
-from orchestrator.job.sections import SGD, AdamW, Augment
+from tests.orchestrator.job.job_files import VALID, line_of, load_pretrain, load_text
 from tests.paths import ROOT
-
-VALID = """\
-kind: pretrain
-model: {name: ViT-Ti/16, image_size: 32, num_classes: 10}
-data:
-  train: {url: digits/train}
-  eval:
-    val: {url: digits/val}
-objective: {loss: softmax}
-optimizer: {name: adamw, lr: 1.0e-3, weight_decay: 0.1}
-schedule: {length: {epochs: 10}, warmup: {epochs: 1}, decay: cosine}
-batch_size: 64
-"""
 
 
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-
-
-def load_text(text: str, *overrides: str) -> Any:
-    Path("job.yaml").write_text(text)
-    return load_job("job.yaml", overrides)
-
-
-def load_pretrain(*overrides: str) -> Any:
-    job = load_text(VALID, *overrides)
-    assert isinstance(job, PretrainJob)
-    return job
-
-
-def line_of(text: str, *overrides: str) -> str:
-    with pytest.raises(JobError) as caught:
-        load_text(text, *overrides)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # ---------------------------------------------------------------------------------------------------------- right files
@@ -185,142 +156,6 @@ def test_set_changes_one_of_two_places_that_share_an_alias() -> None:
 # ---------------------------------------------------------------------------------------------------------- wrong files
 
 
-@pytest.mark.parametrize(
-    ("change", "line"),
-    [
-        # keys that do not exist
-        ("model.heds=3", "model.heds: unknown key; did you mean model.heads?"),
-        ("lr=3", "lr: unknown key; did you mean optimizer.lr?"),
-        ("optimizer.decay=linear", "optimizer.decay: unknown key; did you mean schedule.decay?"),
-        ("data.evil.x.url=a", "data.evil: unknown key; did you mean data.eval?"),
-        ("data.eval.val.urrl=a", "data.eval.val.urrl: unknown key; did you mean data.eval.val.url?"),
-        ("schedule.warmup.epoch=3", "schedule.warmup.epoch: unknown key; did you mean schedule.warmup.epochs?"),
-        (
-            "every=1",
-            "every: unknown key; did you mean checkpoint.every, evaluate.every or tracking.every?",
-        ),
-        ("objective.zzz=1", "objective.zzz: unknown key; there are loss, label_smoothing"),
-        ("optimizer.momentum=0.9", "optimizer.momentum: only for optimizer.name = sgd, and it is adamw"),
-        ("grid={seed: [1]}", "grid: only for kind = sweep, and it is pretrain"),
-        # values of a wrong type
-        ("batch_size=many", "batch_size = many: expected an integer >= 1"),
-        ("batch_size='128'", "batch_size = '128': expected an integer >= 1"),
-        ("batch_size=true", "batch_size = true: expected an integer >= 1"),
-        ("batch_size=64.5", "batch_size = 64.5: expected an integer >= 1"),
-        ("optimizer.lr=null", "optimizer.lr = null: expected a number > 0"),
-        ("optimizer.betas=[0.9]", "optimizer.betas = [0.9]: expected [a number >= 0 and < 1, a number >= 0 and < 1]"),
-        ("parallel.compile=1", "parallel.compile = 1: expected true or false"),
-        ("tracking.tags.a=[1]", "tracking.tags.a = [1]: expected text"),
-        ("objective=softmax", "objective = softmax: expected a section with loss, label_smoothing"),
-        (
-            "schedule.length=14",
-            "schedule.length = 14: expected a duration such as {steps: 1000}, {epochs: 1.5} or {images: 4096}",
-        ),
-        # values out of range
-        ("optimizer.lr=-1", "optimizer.lr = -1: expected a number > 0"),
-        ("optimizer.lr=.nan", "optimizer.lr = .nan: expected a number > 0"),
-        ("optimizer.lr=.inf", "optimizer.lr = .inf: expected a number > 0"),
-        ("model.dropout=1", "model.dropout = 1: expected a number >= 0 and < 1"),
-        ("parallel.zero_stage=4", "parallel.zero_stage = 4: expected an integer >= 0 and <= 3"),
-        ("parallel.micro_batch=0", "parallel.micro_batch = 0: expected an integer >= 1 or auto"),
-        ("parallel.precision=bf61", "parallel.precision = bf61: expected bf16 or float32; did you mean bf16?"),
-        ("optimizer.name=lion", "optimizer.name = lion: expected adamw or sgd"),
-        (
-            "kind=pretran",
-            "kind = pretran: expected pretrain, masked_patch, finetune, evaluate, sweep or vtab; "
-            "did you mean pretrain?",
-        ),
-        ("name=a/b", "name = a/b: expected text matching ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
-        ("data.train.url=''", "data.train.url = '': expected text or null"),
-        # values that cannot work together
-        ("model.heads=5", "model.heads: 5 heads do not divide the width 192"),
-        ("model.image_size=225", "model.image_size: 225 is not a multiple of the patch size 16 (nearest: 224 or 240)"),
-        ("model.name=ViT-HH/14", "model.name: unknown model 'ViT-HH/14'; the nearest is ViT-H/14"),
-        ("cluster.workers=65", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
-        ("cluster.workers=[1, 65]", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
-        ("cluster.workers=[4, 2]", "cluster.workers = [4, 2]: least above most; use [2, 4]"),
-        ("schedule.warmup.epochs=11", "schedule.warmup = {epochs: 11}: longer than the run of 10 epochs"),
-        ("schedule.end_lr=1e-5", "schedule.end_lr = 1.0e-05: only for decay = linear; a cosine ends at 0"),
-        ("schedule.length={}", "schedule.length = {}: expected exactly one of steps, epochs or images"),
-        (
-            "schedule.length={epochs: 1, steps: 2}",
-            "schedule.length = {epochs: 1, steps: 2}: expected exactly one of steps, epochs or images",
-        ),
-        ("data.train.lanes=65", "data.train.lanes = 65: more than batch_size = 64"),
-        (
-            "data.train.augment={crop: resize, min_area: 0.5}",
-            "data.train.augment.min_area = 0.5: only for crop = inception, and it is resize",
-        ),
-        (
-            "data.train.augment={crop: resize_crop, resize: 31}",
-            "data.train.augment.resize = 31: smaller than model.image_size = 32, which is cut out of it",
-        ),
-        (
-            "data.eval.val.augment={crop: center, resize: 16}",
-            "data.eval.val.augment.resize = 16: smaller than model.image_size = 32, which is cut out of it",
-        ),
-        (
-            "data.eval.val.augment={crop: inception}",
-            "data.eval.val.augment.crop = inception: expected resize or center",
-        ),
-        ("profile.steps=[15, 10]", "profile.steps = [15, 10]: the first is not below the last; use [10, 15]"),
-        ("profile.steps=[10, 10]", "profile.steps = [10, 10]: the first is not below the last; use [10, 11]"),
-        ("profile.steps=[10, 61]", "profile.steps = [10, 61]: more than 50 steps; use [10, 60]"),
-        ("profile.steps=[0, 5]", "profile.steps = [0, 5]: expected [an integer >= 1, an integer >= 1]"),
-        ("profile.steps=10", "profile.steps = 10: expected [an integer >= 1, an integer >= 1]"),
-        ("profile.step=[10, 15]", "profile.step: unknown key; did you mean profile.steps?"),
-        ("profile={}", "profile.steps: missing; expected [an integer >= 1, an integer >= 1]"),
-        ("kind=finetune", "model.init_from: this kind of job starts from trained weights; give their URL"),
-        # --set itself
-        ("batch_size", "--set batch_size: expected KEY=VALUE, such as --set optimizer.lr=3e-4"),
-        ("a..b=3", "--set a..b=3: expected KEY=VALUE, such as --set optimizer.lr=3e-4"),
-        ("seed=[", "--set seed=[: not YAML: expected the node content, but found '<stream end>'"),
-    ],
-)
-def test_a_mistake_is_one_line(change: str, line: str) -> None:
-    assert line_of(VALID, change) == f"job.yaml: {line}"
-
-
-@pytest.mark.parametrize(
-    ("old", "new", "line"),
-    [
-        ("batch_size: 64\n", "", "job.yaml: batch_size: missing; expected an integer >= 1"),
-        ("kind: pretrain\n", "", "job.yaml: kind: expected pretrain, masked_patch, finetune, evaluate, sweep or vtab"),
-        ("name: adamw, ", "", "job.yaml: optimizer.name: expected adamw or sgd"),
-        ("{url: digits/val}", "{}", "job.yaml: data.eval.val.url: missing; expected text"),
-        ("lr: 1.0e-3", "lrr: 1.0e-3", "job.yaml: optimizer.lrr: unknown key; did you mean optimizer.lr?"),
-        ("batch_size: 64", "batch_size: 64\nbatch_size: 32", "job.yaml:11: not YAML: duplicate key batch_size"),
-        ("{loss: softmax}", "{loss: softmax", "job.yaml:8: not YAML: expected ',' or '}', but got ':'"),
-        ("batch_size: 64", "? [a]\n: 1", "job.yaml:10: not YAML: a key must be text"),
-        (
-            "batch_size: 64",
-            "batch_size: 0\nseed: -1\nsead: 1",
-            "job.yaml: sead: unknown key; did you mean seed? (and 2 more)",
-        ),
-        (
-            "kind: pretrain",
-            "kind: !!python/name:os.system",
-            "job.yaml:1: not YAML: could not determine a constructor for the tag "
-            "'tag:yaml.org,2002:python/name:os.system'",
-        ),
-        (VALID, "- kind\n", "job.yaml: expected keys such as kind: pretrain, found [kind]"),
-        (VALID, "", "job.yaml: expected keys such as kind: pretrain, found null"),
-        (
-            "kind: pretrain",
-            "kind: \x00",
-            "job.yaml: not YAML: unacceptable character #x0000: special characters are not allowed",
-        ),
-    ],
-)
-def test_a_broken_file_is_one_line(old: str, new: str, line: str) -> None:
-    assert old in VALID
-    assert line_of(VALID.replace(old, new)) == line
-
-
-def test_even_a_key_of_two_lines_is_told_in_one() -> None:
-    assert line_of(VALID + '"a\\nb": 1\n').startswith("job.yaml: a b: unknown key; there are kind, name, ")
-
-
 def test_files_that_are_not_there_or_are_no_files() -> None:
     with pytest.raises(JobError, match=r"^absent\.yaml: no such file$"):
         load_job("absent.yaml")
@@ -330,17 +165,6 @@ def test_files_that_are_not_there_or_are_no_files() -> None:
     Path("latin.yaml").write_bytes("kind: é".encode("latin-1"))
     with pytest.raises(JobError, match=r"^latin\.yaml: cannot be read: .*utf-8"):
         load_job("latin.yaml")
-
-
-def test_a_key_of_another_kind_of_job_says_so() -> None:
-    assert line_of(VALID.replace(", num_classes: 10", ""), "kind=masked_patch") == (
-        "job.yaml: objective: only for kind = pretrain, finetune, evaluate or vtab, and it is masked_patch"
-    )
-
-
-def test_long_values_are_cut_to_stay_readable() -> None:
-    line = line_of(VALID, f"batch_size={'x' * 500}")
-    assert line == f"job.yaml: batch_size = {'x' * 117}...: expected an integer >= 1"
 
 
 # --------------------------------------------------------------------------------------------------------- other kinds
@@ -394,7 +218,7 @@ def test_a_sweep_is_checked_down_to_every_value_of_its_grid() -> None:
         "job.yaml: grid.schedule.length.steps = []: expected a list of anything"
     )
     assert line_of(sweep.replace("base.yaml", "absent.yaml")) == "job.yaml: absent.yaml: no such file"
-    assert line_of(sweep.replace("base.yaml", "job.yaml")) == "job.yaml: base = job.yaml: a sweep itself"
+    assert line_of(sweep.replace("base.yaml", "job.yaml")) == "job.yaml: base = job.yaml: is itself a sweep"
 
 
 # --------------------------------------------------------------------------------------------------------------- speed

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import pytest
 
 from orchestrator import load_job
+from orchestrator.job.choices import AdamW
 from orchestrator.job.kinds import PretrainJob
-from orchestrator.job.sections import AdamW
 
 JOBS = sorted(Path("jobs").glob("*.yaml"))
 

@@ -14,7 +14,7 @@ from data import open_index
 from data.shards.index import write_index
 from data.sources.digits import pack_digits
 from orchestrator import JobError, load_job
-from orchestrator.job.kinds import Run
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.inputs import Inputs, open_inputs
 from tests.paths import ROOT
 
@@ -37,7 +37,7 @@ def _elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def check(*overrides: str) -> Inputs:
     job = load_job(DIGITS, overrides)
-    assert isinstance(job, Run)
+    assert isinstance(job, NetworkJob)
     return open_inputs(job)
 
 
@@ -164,7 +164,7 @@ def test_the_big_recipe_runs_on_small_local_shards(packed: Path, tmp_path: Path)
             f"checkpoint.url={tmp_path}",
         ],
     )
-    assert isinstance(job, Run)
+    assert isinstance(job, NetworkJob)
     inputs = open_inputs(job)
     assert (inputs.calendar.total_steps, inputs.calendar.warmup_steps, inputs.held_out) == (2, 0, {})
 

@@ -8,7 +8,7 @@ import pytest
 
 from data import DataError, open_index
 from data.order.exclude import Excluded, write_exclusions
-from orchestrator.job.sections import TrainSet
+from orchestrator.job.data_sections import TrainSet
 from orchestrator.run.training_set import TrainingSet, open_training_set
 
 

@@ -18,7 +18,8 @@ from orchestrator.engine import settings, step
 from orchestrator.engine.memory import needed
 from orchestrator.engine.memory.measured import activation_peaks
 from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
-from orchestrator.job.sections import AdamW, Parallel
+from orchestrator.job.choices import AdamW
+from orchestrator.job.sections import Parallel
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 PLAIN = Parallel(zero_stage=0, precision="float32")
