@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator import load_job
+from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.values import Duration
-from orchestrator.run.schedule import is_time, learning_rate, steps_of
+from orchestrator.run.schedule import Calendar, is_time, learning_rate, steps_of
 
 JFT_STEPS = 1_035_650  # 14 epochs of ceil(303e6 / 4096) = 73,975 steps
 
@@ -82,3 +84,29 @@ def test_durations_in_steps(duration: Duration, steps: int) -> None:
 def test_what_is_due_is_every_so_many_steps_and_the_end_and_nothing_else(every: int, total: int) -> None:
     due = [step for step in range(total + 1) if is_time(step, every, total)]
     assert due == sorted({*range(every, total + 1, every), total})
+
+
+def test_a_calendar_is_the_jobs_durations_in_steps() -> None:
+    job = load_job(
+        "jobs/pretrain_digits.yaml",
+        [
+            *("batch_size=100", "data.train.lanes=1", "schedule.length={epochs: 3}", "schedule.warmup={images: 450}"),
+            *("tracking.every={steps: 4}", "evaluate.every={epochs: 1.5}", "checkpoint.every={images: 901}"),
+        ],
+    )
+    assert isinstance(job, PretrainJob)
+    calendar = Calendar.of(job, steps_per_epoch=14)
+
+    assert (calendar.total_steps, calendar.warmup_steps) == (42, 5)
+    assert [step for step in range(43) if calendar.log_due(step)] == [*range(4, 42, 4), 42]
+    assert [step for step in range(43) if calendar.evaluation_due(step)] == [21, 42]
+    assert [step for step in range(43) if calendar.save_due(step)] == [10, 20, 30, 40, 42]
+    assert [calendar.is_over(step) for step in (0, 41, 42)] == [False, False, True]
+    assert calendar.epoch(21) == 1.5
+
+    section = job.schedule
+    for step in range(42):
+        expected = learning_rate(
+            step, base=job.optimizer.lr, total_steps=42, warmup_steps=5, decay=section.decay, end_lr=section.end_lr
+        )
+        assert calendar.lr(step) == expected

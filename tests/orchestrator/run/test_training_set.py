@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data import DataError, open_index
+from data import open_index
 from data.order.exclude import Excluded, write_exclusions
 from orchestrator.job.data_sections import TrainSet
-from orchestrator.run.training_set import TrainingSet, open_training_set
+from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
 
 
 def train_set(**keys: object) -> TrainingSet:
@@ -71,10 +71,12 @@ def test_a_subset_and_an_exclusion(urls: tuple[str, str], tmp_path: Path) -> Non
     offset = open_index(urls[1]).num_samples
     everything = range(offset + index.num_samples)
     assert set(epoch_of(mixed)) == set(everything) - {offset + number for number in left_out}
-    with pytest.raises(DataError):
+    with pytest.raises(TrainingSetError) as wrong:
         train_set(url=urls[1], exclude=exclusions)  # made for the other set
+    assert wrong.value.key == "data.train.exclude"
 
 
 def test_a_subset_larger_than_the_set(urls: tuple[str, str]) -> None:
-    with pytest.raises(DataError, match="1442"):
-        train_set(url=urls[0], subset=5000)
+    with pytest.raises(TrainingSetError, match="1442") as wrong:
+        train_set(sources={"a": {"url": urls[1]}, "b": {"url": urls[0], "subset": 5000}})
+    assert wrong.value.key == "data.train.sources.b.subset"
