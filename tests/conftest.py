@@ -14,6 +14,9 @@ from tests.cluster import RayHead, start_head
 os.environ["RAY_AUTH_MODE"] = "token"
 os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
+# Threads that wait for each other's work must not spin: processes that share the suite would wait for the cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 # A shell that starts the tests in the background has them ignore Ctrl-C; what they start must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
