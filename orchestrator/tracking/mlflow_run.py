@@ -22,7 +22,7 @@ from data import storage
 from orchestrator.redact import redact_text
 from orchestrator.run.provenance import provenance, requirements_text
 from orchestrator.tracking.description import RunDescription, TrackedDataset
-from orchestrator.tracking.tracker import Point, Status
+from orchestrator.tracking.points import Point, Status
 
 RUN_KEY_TAG = "vit.run_key"
 ATTEMPT_TAG = "vit.attempt"

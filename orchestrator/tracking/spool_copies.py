@@ -1,32 +1,56 @@
-"""Copies of a spool in a run's folder that is in a bucket: they outlive the node that the spool lies on.
+"""Copies of a spool in the run's folder, for runs in a bucket: they outlive the node that holds the spool.
 
     {run}/tracking-1f2e3d4c5b6a7980.000003-9c2f.jsonl    records that MLflow had not taken when this was written
 
-Copying adds a file with the records since the last one, so that long outages cost no more than short ones. The next
-tracker of the run, on whatever node, takes the copies over and removes them once their records were delivered.
+Each copy is a file with the records since the previous one, so that long outages cost no more than short ones. The next
+tracker of the run, on any node, takes the copies over and removes them once their records are delivered.
 """
 
+import logging
 import secrets
+import threading
 
 from data import storage
+from orchestrator.tracking.points import one_line
 from orchestrator.tracking.spool import Record, SpooledQueue, format_records, parse_records
+
+DRAIN_SECONDS = 5.0
+"""How long a reachable store may take to drain the queue before the queue is copied."""
+
+_log = logging.getLogger(__name__)
 
 
 class SpoolCopies:
-    """The copies of the spool `name` in the folder `url`. Call `load` first; `add` and `remove` from one thread."""
+    """The copies of one spool. Call `load` first; `add` and `remove` from one thread.
+
+    Args:
+        url: the run's folder.
+        name: of the spool, with which the names of its copies begin.
+    """
 
     def __init__(self, url: str, name: str) -> None:
-        self._url, self._name = url, name
-        self._found: list[str] = []
+        self._url = url
+        self._name = name
+        self._names: list[str] = []  # of the copies whose records are in the queue
+        self._number = 0  # of the last copy
         self._position = 0  # in the queue: what was before it has been copied
 
     def load(self) -> list[Record]:
-        """The records of all copies, oldest first. Raises what the file system raises."""
-        self._found = storage.matching(self._url, f"{self._name}.*.jsonl")
+        """The records of all copies, oldest first.
+
+        If one cannot be read, there is a warning, no record, and all copies stay for the run's next tracker.
+        """
         records = []
-        for name in self._found:
-            url = f"{self._url}/{name}"
-            records += parse_records(storage.read(url), url)
+        try:
+            names = storage.matching(self._url, f"{self._name}.*.jsonl")
+            self._number = max(map(_number, names), default=0)
+            for name in names:
+                url = f"{self._url}/{name}"
+                records += parse_records(storage.read(url), url)
+        except Exception as error:  # of any file system
+            _log.warning("tracking: the queue saved with the run cannot be read: %s", one_line(error))
+            return []
+        self._names = names
         self._position = len(records)
         return records
 
@@ -35,17 +59,55 @@ class SpoolCopies:
         records, position = queue.since(self._position)
         if not records:
             return
-        number = 1 + max((_number(name) for name in self._found), default=0)
-        name = f"{self._name}.{number:06d}-{secrets.token_hex(2)}.jsonl"
+        name = f"{self._name}.{self._number + 1:06d}-{secrets.token_hex(2)}.jsonl"
         storage.write_atomic(f"{self._url}/{name}", format_records(records))
-        self._found.append(name)
+        self._names.append(name)
+        self._number += 1
         self._position = position
 
     def remove(self) -> None:
         """Remove the copies that were loaded or added: their records were delivered."""
-        while self._found:
-            storage.remove(f"{self._url}/{self._found[-1]}")
-            self._found.pop()
+        while self._names:
+            storage.remove(f"{self._url}/{self._names[-1]}")
+            self._names.pop()
+
+
+class Copier:
+    """A thread that copies a queue each time it is asked to, and removes the copies once the queue is empty."""
+
+    def __init__(self, copies: SpoolCopies, queue: SpooledQueue) -> None:
+        self._copies = copies
+        self._queue = queue
+        self._asked = threading.Event()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="tracking-copies", daemon=True)
+        self._thread.start()
+
+    def copy(self) -> None:
+        """Copy what waits in the queue now. Returns at once."""
+        self._asked.set()
+
+    def finish(self, timeout: float) -> None:
+        """Copy what waits, or remove the copies, one last time, within `timeout` seconds."""
+        self._ending.set()
+        self._asked.set()
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        self._queue.wait_loaded()
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            ending = self._ending.is_set()
+            try:
+                if self._queue.wait_drained(0.0 if ending else DRAIN_SECONDS):
+                    self._copies.remove()
+                else:
+                    self._copies.add(self._queue)
+            except Exception as error:  # of any file system; what waits is still in the spool
+                _log.warning("tracking: the queue could not be saved with the run: %s", one_line(error))
+            if ending:
+                return
 
 
 def _number(name: str) -> int:

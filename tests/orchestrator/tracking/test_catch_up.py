@@ -20,7 +20,7 @@ from orchestrator.run.paths import absolute
 from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
-from orchestrator.tracking import catch_up, tracker
+from orchestrator.tracking import catch_up, spool_copies
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 from tests.orchestrator.tracking.stores import (
@@ -77,7 +77,7 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     summary = tmp_path / "away" / "summary.json"
     monkeypatch.setattr(catch_up, "REACH_SECONDS", 0.2)
     assert main(command) == 0
-    assert "the same command tries again" in capsys.readouterr().out
+    assert "run the same command again to retry" in capsys.readouterr().out
     assert json.loads(summary.read_text())["mlflow_run_id"] is None
 
     server.start()
@@ -89,7 +89,7 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     assert steps_there(client) < STEPS, "it was killed too late to show anything"
     assert only_run(client).info.status == "RUNNING"
     assert main(command) == 0
-    assert "MLflow now has" in capsys.readouterr().out
+    assert "MLflow now has the whole run" in capsys.readouterr().out
 
     run = only_run(client)
     for metric, values in (
@@ -110,8 +110,8 @@ def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     server.kill()
     assert main(command) == 0
     told = capsys.readouterr()
-    assert "MLflow now has" not in told.out
-    assert "try" not in told.out
+    assert "MLflow now has the whole run" not in told.out
+    assert "retry" not in told.out
     assert json.loads(summary.read_text()) == found
     files = [path for path in (tmp_path / "away").rglob("*") if path.is_file()]
     assert not [path for path in files if b"hunter2" in path.read_bytes()]
@@ -150,7 +150,7 @@ def steps_there(client: MlflowClient) -> int:
 
 def test_what_waits_outlives_its_node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run in a bucket: the first node is lost behind its checkpoint at step 50, the second ends without MLflow."""
-    monkeypatch.setattr(tracker, "DRAIN_SECONDS", 0.1)
+    monkeypatch.setattr(spool_copies, "DRAIN_SECONDS", 0.1)
     nowhere = f"http://127.0.0.1:{free_port()}"
 
     def node(name: str, uri: str, steps: range) -> Tracker:
