@@ -31,7 +31,7 @@ class Reason(Enum):
     """Why an attempt ends; the first one in this order is told."""
 
     PREEMPTION = "a node is being taken away"
-    TERMINATION = "a worker was told to end"
+    TERMINATION = "a worker received SIGTERM"
     RESIZE = "the number of workers changes"
 
 

@@ -101,11 +101,13 @@ class Watchdog(WorkerGroupCallback):
         if not silent:
             return
         stopped = [rank for rank in silent if not self._answers(rank)]
-        who = stopped or silent
-        kind = "does not answer" if stopped else "stands still"
-        named = ", ".join(map(str, who[:8])) + (", ..." if len(who) > 8 else "")
-        self._board.say.remote(f"worker {named} {kind} since {min(silence[r] for r in who):.0f} s and is killed")
-        for rank in who:
+        ranks = stopped or silent
+        problem = "not answered" if stopped else "made no progress"
+        named = ", ".join(map(str, ranks[:8])) + (", ..." if len(ranks) > 8 else "")
+        self._board.say.remote(
+            f"worker {named} has {problem} for {min(silence[rank] for rank in ranks):.0f} s; killing it"
+        )
+        for rank in ranks:
             self._kill(rank)
             del self._workers[rank]
 
@@ -115,7 +117,7 @@ class Watchdog(WorkerGroupCallback):
             stacks = ray.get(self._workers[rank].execute_async(_stacks), timeout=ANSWER_SECONDS)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
             return False
-        log.warning("worker %d stands still here:\n%s", rank, stacks)
+        log.warning("worker %d makes no progress here:\n%s", rank, stacks)
         return True
 
     def _kill(self, rank: int) -> None:

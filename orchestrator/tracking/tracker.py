@@ -142,7 +142,7 @@ class Tracker:
         self._queue.put({"time": int(time.time() * 1000), "files": path})
 
     def copy_waiting(self) -> None:
-        """Copy the queue to the run's folder, unless the spool is there. Returns at once; call it at each checkpoint."""
+        """Copy the queue to the run's folder, unless the spool is there. Returns at once. Call it at checkpoints."""
         if self._copier is not None:
             self._copier.copy()
 

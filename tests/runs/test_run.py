@@ -210,7 +210,7 @@ def test_killed_again_and_again(quiet: Path, ray_head: RayHead, folder: Path) ->
     wait_for_checkpoint(run, 3 * EVERY, process)
     process.kill()
     output, _ = process.communicate()
-    assert "worker 1 does not answer" in output
+    assert "worker 1 has not answered for" in output
     assert len(re.findall(r"continuing at step \d+ of 60 on 2 workers", output)) == 2
     here, there = weights(quiet, 3 * EVERY), weights(run, 3 * EVERY)
     assert all(torch.equal(here[key], there[key]) for key in here)
