@@ -18,6 +18,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 from benchmarks.chaos import report
 from benchmarks.chaos.kills import RESIZE, START_SIZE, WITHOUT_RESTART, Event, schedule, strike
 from benchmarks.chaos.world import BATCH, ChaosError, Job, World, until
+from benchmarks.shared.curve import read_curve
 
 EPILOG = """
 The same job runs twice on a cluster of this machine with Ray's own autoscaler: once with two workers and undisturbed,
@@ -113,8 +114,8 @@ def evaluate(
     from data import SampleOrder, open_index
     from orchestrator.history.ledger import trained_samples
 
-    curve, losses = report.read_curve(world.tracker.database, "chaos")
-    quiet_curve, quiet_losses = report.read_curve(world.tracker.database, "quiet")
+    curve, losses = read_curve(world.tracker.database, "chaos")
+    quiet_curve, quiet_losses = read_curve(world.tracker.database, "quiet")
     a_step = quiet_curve.seconds_a_step()
     order = SampleOrder(open_index(f"{world.bucket.url}/shapes/train"), batch_size=BATCH)
     lost, repeated = report.count_samples(trained_samples(world.run_url("chaos")), order, options.steps)

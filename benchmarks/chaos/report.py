@@ -6,7 +6,6 @@ was done first.
 """
 
 import json
-from bisect import bisect_left
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 
 from benchmarks.chaos.kills import RESIZE, Event
 from benchmarks.chaos.world import Attempt
+from benchmarks.shared.curve import Curve
 from data import storage
 from data.order.sample_order import Order
 
@@ -32,23 +32,6 @@ class Struck:
     back: float
     before: int
     after: int
-
-
-@dataclass(frozen=True)
-class Curve:
-    """The steps done and when (seconds since the epoch) each was done first, both rising."""
-
-    steps: Sequence[int]
-    times: Sequence[float]
-
-    def peak(self, time: float) -> int:
-        """Steps that were done by then."""
-        place = bisect_left(self.times, time)
-        return self.steps[place - 1] if place else 0
-
-    def seconds_a_step(self) -> float:
-        """Mean, from the first point to the last: with the saves and evaluations in between."""
-        return (self.times[-1] - self.times[0]) / (self.steps[-1] - self.steps[0])
 
 
 def count_samples(trained: Mapping[int, Sequence[int]], order: Order, steps: int) -> tuple[int, int]:
@@ -106,19 +89,6 @@ def read_weights(run_url: str) -> tuple[int, dict[str, np.ndarray]]:
         if state == "weight":
             weights[name][start : start + size] = files[file][f"{state}/{name}@{start}"]
     return int(manifest["step"]), weights
-
-
-def read_curve(database: str, run_name: str, metric: str = "train/loss") -> tuple[Curve, list[float]]:
-    """A metric of a run: its curve and its values, in the order of the steps."""
-    from mlflow.tracking import MlflowClient
-
-    client = MlflowClient(database)
-    experiment = client.get_experiment_by_name("vit")
-    [run] = client.search_runs([experiment.experiment_id], filter_string=f"attributes.run_name = '{run_name}'")
-    points = sorted((p.step, p.timestamp / 1000, p.value) for p in client.get_metric_history(run.info.run_id, metric))
-    steps, times, values = zip(*points, strict=True)
-    # in a database the clock of one node may be a little behind that of another
-    return Curve(steps, np.maximum.accumulate(times).tolist()), list(values)
 
 
 def table(events: Sequence[Struck], lost: Sequence[float], redone: Sequence[int]) -> str:

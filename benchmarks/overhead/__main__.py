@@ -17,9 +17,9 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from benchmarks.chaos.report import Curve, read_curve
 from benchmarks.overhead.programs import NAME, WARM_UP, bare_steps, database, job_command
 from benchmarks.overhead.turns import OwnClock, Program
+from benchmarks.shared.curve import Curve, read_curve
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -27,7 +27,7 @@ def bare_steps(options: argparse.Namespace) -> None:
     import torch.distributed as dist
 
     import model
-    from benchmarks.step.ours import join_alone
+    from benchmarks.shared.alone import join_alone
     from data import Augment, Loader, SampleOrder, open_index
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine.cpu import compute_with

@@ -100,7 +100,12 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = _Parser(description=__doc__, epilog=EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = _Parser(
+        prog="python -m benchmarks.scaling",
+        description=__doc__,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     add = parser.add_argument
     modes = parser.add_mutually_exclusive_group()
     modes.add_argument("--tally", action="store_true", help="count what the ranks of a step send each other")
@@ -114,7 +119,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--ranks", type=_count, nargs="+", default=list(RANKS), help="accelerators (8 64 512 2048)")
     add("--stages", type=int, nargs="+", choices=(1, 2, 3), default=[1, 2, 3], help="of ZeRO (all)")
     rate = parser.add_mutually_exclusive_group()
-    rate.add_argument("--step", type=Path, metavar="FILE", help="what benchmarks/step printed: the measured rate")
+    rate.add_argument("--step", type=Path, metavar="FILE", help="what benchmarks.step printed: the measured rate")
     forty = 395.6  # 40 % of the datasheet's 989 TFLOP/s of an H100 or H200
     rate.add_argument("--tflops", type=_positive, default=forty, help="without --step, ASSUMED (%(default)s)")
     add("--memory-gb", type=_positive, default=141.0, help="of an accelerator (%(default)s, an H200's)")

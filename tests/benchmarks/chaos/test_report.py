@@ -1,16 +1,15 @@
-"""The schedule of the chaos benchmark and the arithmetic of its report, on histories whose answers are known."""
+"""The arithmetic of the chaos benchmark's report, on histories whose answers are known."""
 
-import itertools
 import json
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks.chaos import report
-from benchmarks.chaos.kills import KINDS, RESIZE, SIZES, START_SIZE, Event, schedule
-from benchmarks.chaos.world import Attempt, Job
+from benchmarks.chaos.kills import Event
+from benchmarks.chaos.world import Attempt
+from benchmarks.shared.curve import Curve
 from orchestrator.history.ledger import trained_samples
 
 
@@ -31,26 +30,6 @@ def write(folder: Path, attempt: int, rank: int, steps: dict[int, list[int]]) ->
     path.write_text(json.dumps({"attempt": attempt, "steps": steps}))
 
 
-def test_every_kind_and_every_size_comes_and_the_seed_decides() -> None:
-    events = schedule(kills=25, steps=1000, seed=3, first=40)
-    kinds = Counter(event.kind for event in events if event.kind != RESIZE)
-    assert kinds.total() == 25
-    assert set(kinds) == set(KINDS)
-    assert max(kinds.values()) - min(kinds.values()) <= 1
-    sizes = [START_SIZE, *(event.workers for event in events if event.kind == RESIZE)]
-    assert set(sizes) == set(SIZES)
-    assert all(before != after for before, after in itertools.pairwise(sizes))
-    steps = [event.step for event in events]
-    assert steps == sorted(set(steps))
-    assert steps[0] >= 40
-    assert steps[-1] < 1000
-    assert events == schedule(25, 1000, 3, 40)
-    assert events != schedule(25, 1000, 4, 40)
-    assert {event.workers for event in schedule(3, 400, 0, 40) if event.kind == RESIZE} == {1, 3, 4}
-    with pytest.raises(ValueError, match="too few"):
-        schedule(25, 80, 0, 40)
-
-
 def test_samples_are_counted_in_the_final_history(tmp_path: Path) -> None:
     write(tmp_path, 1, 0, {0: [0, 1], 1: [4, 5], 2: [8, 9]})
     write(tmp_path, 1, 1, {0: [2, 3], 1: [6, 7]})
@@ -68,9 +47,7 @@ def test_samples_are_counted_in_the_final_history(tmp_path: Path) -> None:
 def test_steps_and_seconds() -> None:
     """A step a second to step 30, a kill there, on at step 20 after 15 s, and no point for what is done again."""
     times = [float(second) for second in (*range(1, 31), *range(30 + 15 + 11, 30 + 15 + 41))]
-    curve = report.Curve(list(range(1, 61)), times)
-    assert [curve.peak(time) for time in (0.5, 30.5, 44.0, 56.5)] == [0, 30, 30, 31]
-    assert report.Curve([1, 2, 3], [0.0, 1.0, 4.0]).seconds_a_step() == 2
+    curve = Curve(list(range(1, 61)), times)
     attempts = [Attempt(45.5, 20, 2)]
     assert report.redone_steps(attempts, curve) == [10]
     struck = report.Struck(Event(25, "worker", 0.5), began=30.2, back=56.2, before=2, after=2)
@@ -108,18 +85,3 @@ def test_weights_are_read_from_the_newest_complete_checkpoint(tmp_path: Path) ->
     step, weights = report.read_weights(str(tmp_path))
     assert step == 40
     assert weights["w"].tolist() == [40, 40, -40]
-
-
-def test_a_job_is_followed_at_its_terminal(tmp_path: Path) -> None:
-    words = [
-        r"packing: 100%|###| 2000/2000 [00:01<00:00]\r",
-        r"chaos:  30%|### | 30/100 [00:01<00:02]\r",
-        r"chaos: continuing at step 20 of 100 on 3 workers\n",
-    ]
-    words += [r"chaos:  25%|##  | 25/100 [00:01<00:02]\r\n"]
-    job = Job("chaos", ["printf", "%b", "".join(words)], {}, tmp_path / "log")
-    job.start()
-    job._reader.join(timeout=60)
-    assert (job.step, job.peak) == (25, 30)
-    assert [(attempt.step, attempt.workers) for attempt in job.attempts] == [(20, 3)]
-    assert job.lines[1:] == ["chaos: continuing at step 20 of 100 on 3 workers"]

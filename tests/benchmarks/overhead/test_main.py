@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.chaos.report import Curve
 from benchmarks.overhead import __main__ as overhead
 from benchmarks.overhead.programs import WARM_UP
 from benchmarks.overhead.turns import OwnClock
+from benchmarks.shared.curve import Curve
 from tests.paths import ROOT
 
 

@@ -1,19 +1,11 @@
-"""benchmarks/scaling: its arithmetic against numbers by hand and limits, its table against a fresh
-count."""
+"""The arithmetic of benchmarks/scaling against numbers by hand, simulations and limits."""
 
 import dataclasses
 import itertools
-import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-from benchmarks.scaling import __main__ as scaling
-from benchmarks.scaling import check
 from benchmarks.scaling.model import (
     Device,
     Links,
@@ -25,11 +17,7 @@ from benchmarks.scaling.model import (
     measured_device,
     step_time,
 )
-from benchmarks.scaling.tally import TRAFFIC, expected, tally
-from infra.local.ranks import run_ranks
 from model import training_flops, vit_config
-from orchestrator.engine.settings import REDUCE_BUCKET
-from tests.paths import ROOT
 
 LINKS = Links(node=8, inside=400e9, between=25e9, hop_inside=2e-6, hop_between=10e-6, fraction=0.5)
 H14 = vit_config("H/14", num_classes=18291, representation_size=1280)
@@ -124,102 +112,3 @@ def test_a_measured_device_takes_what_was_measured() -> None:
     device = measured_device(H14, 32, 300.0, 1.2e11)
     assert device.pass_seconds(H14, 32) == pytest.approx(32 / 300)
     assert device.pass_seconds(H14, 64) < 2 * 32 / 300  # the fixed cost comes once
-
-
-@pytest.mark.parametrize("stage", [1, 2, 3])
-def test_the_table_says_what_is_sent(stage: int) -> None:
-    """A fresh count of two micro-batches, between two processes; one of each is in the table as well."""
-    counted = {(c.kind, c.phase): c for c in run_ranks(2, tally, stage, 2)[0]}
-    table = {(c.kind, c.phase): c for c in expected(stage, 2)}
-    assert counted.keys() == table.keys()
-    for key, row in table.items():
-        assert counted[key].calls == row.calls, key
-        # Norms and biases weigh ten times more in the network that is counted, which is a tenth as wide.
-        assert counted[key].size == pytest.approx(row.size, abs=0.02), key
-    # A gradient that no longer fits leaves some of its bucket empty, so there may be one bucket more.
-    ideal = len(bucket_shares(WORK.parameters, REDUCE_BUCKET))
-    assert all(ideal <= t.calls <= ideal + 1 for t in TRAFFIC[stage] if t.hides == "backward")
-
-
-def run(*words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "benchmarks.scaling", *words]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
-
-
-def test_the_command_line(tmp_path: Path) -> None:
-    """From a measurement: of the rows, the fastest of ours with this model in bf16."""
-    row = {"model": "ViT-H/14", "impl": "ours", "precision": "bf16", "checkpointing": "none", "compiled": True}
-    rows = [
-        {**row, "batch": 32, "images_per_s": 300.0},
-        {**row, "batch": 64, "images_per_s": 320.0},
-        {**row, "batch": 64, "images_per_s": None},  # failed
-        {**row, "batch": 64, "images_per_s": 900.0, "impl": "timm"},
-        {**row, "batch": 64, "images_per_s": 900.0, "precision": "float32"},
-        {**row, "batch": 64, "images_per_s": 900.0, "model": "ViT-B/16"},
-    ]
-    (tmp_path / "step.txt").write_text("a table\n" + json.dumps({"device": "NVIDIA X", "rows": rows}) + "\n")
-    done = run("--step", str(tmp_path / "step.txt"), "--ranks", "64", "128")
-    assert done.returncode == 0, done.stderr
-    *table, last = done.stdout.splitlines()
-    found = json.loads(last)
-    assert found["device"]["source"] == "measured on NVIDIA X"
-    assert "ASSUMED" not in done.stdout
-    assert [(row["ranks"], row["stage"]) for row in found["rows"]] == list(itertools.product((64, 128), (1, 2, 3)))
-    assert found["rows"][0]["compute_ms"] == pytest.approx(1e3 * 64 / 320, rel=1e-3)  # 64 images, as measured
-    assert found["rows"][0]["state_gb"] == 4.06  # docs/sizing.md
-    assert any("128" in line for line in table)
-    for ranks in ("64", "128"):
-        of_ranks = [row for row in found["rows"] if row["ranks"] == int(ranks)]
-        assert found["fastest"][ranks] == min(of_ranks, key=lambda row: row["step_ms"])["stage"]
-
-
-def test_an_assumption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert scaling.main(["--ranks", "8"]) == 0
-    *table, last = capsys.readouterr().out.splitlines()
-    assert "ASSUMED" in table[1]
-    assert json.loads(last)["device"]["source"] == "ASSUMED"
-
-
-@pytest.mark.parametrize(
-    ("words", "said"),
-    [
-        (["--ranks", "8192"], "fewer images than accelerators"),
-        (["--ranks", "0"], "is not a whole number above 0"),
-        (["--between", "-1"], "is not a number above 0"),
-        (["--fraction", "1.5"], "above 1"),
-        (["--model", "Huge"], "Huge"),
-        (["--step", "nowhere.txt"], "nowhere.txt"),
-        (["--step", "pyproject.toml"], "pyproject.toml: its last line is not what"),
-    ],
-)
-def test_bad_input_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    try:
-        code = scaling.main(words)
-    except SystemExit as end:
-        code = end.code  # type: ignore[assignment]
-    assert code == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    assert error.startswith("error: ")
-    assert said in error
-
-
-def test_predicted_bytes_by_hand() -> None:
-    """Stage 1, two processes: a ring sends all of the 2 bytes for the all-reduce, and half of them for the gather."""
-    assert check.sent_bytes(1, 2, 1000) == pytest.approx(2000 + 1000)
-    assert check.sent_bytes(3, 4, 1000) == pytest.approx(1.5 * 2000 + 0.75 * 2000)
-    slow, fast = (check.predicted(0.1, 1, 2, 10**6, rate) for rate in (10, 20))
-    assert slow - 0.1 == pytest.approx(2 * (fast - 0.1))
-
-
-def test_behind_a_throttled_link() -> None:
-    """Real processes: the bytes are the table's, and halving the rate makes a step longer by about its bytes."""
-    if why := check.missing():
-        pytest.skip(why)
-    fast, slow = check.check([2], [1], [100.0, 50.0], 3)
-    for row in (fast, slow):
-        assert row["sent_ratio"] == pytest.approx(1.0, abs=0.1)
-        assert 0.6 < row["ratio"] < 1.8
-    assert slow["measured_s"] > 1.4 * fast["measured_s"]
-    left = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
-    assert f"scaling-{os.getpid()}-" not in left
