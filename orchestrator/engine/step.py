@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from orchestrator.engine.cpu import keep_freed_memory
+from orchestrator.engine.lean_imports import import_deepspeed, leave_out_compiler
 from orchestrator.engine.optimizer import create_optimizer
 from orchestrator.engine.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 from orchestrator.engine.settings import PRECISIONS, deepspeed_config, fused_clips
@@ -85,8 +86,7 @@ class Engine:
         local_batch: int,
         device: torch.device,
     ) -> None:
-        import deepspeed
-
+        deepspeed = import_deepspeed()
         # A CPU all-reduce for inference, which training never calls; building it takes minutes of g++ on a new machine,
         # and a lock that a killed build leaves behind would stop every later start.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
@@ -100,6 +100,7 @@ class Engine:
         self.micro_batches = math.ceil(local_batch / self.micro_batch)
         self.objective = objective
         self.world_size = dist.get_world_size()
+        leave_out_compiler()
         # DeepSpeed ranks a flat optimizer state per parameter group; the client optimizer is built on the plain model.
         self._engine, _, _, _ = deepspeed.initialize(
             model=model.to(device),
