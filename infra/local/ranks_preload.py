@@ -4,8 +4,8 @@ import os
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
-import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-import torch._inductor.compile_fx  # noqa: F401
-
 import data.loading.loader  # noqa: F401
 import orchestrator.training.loop  # noqa: F401
+from orchestrator.engine.lean_imports import import_deepspeed
+
+import_deepspeed()
