@@ -12,7 +12,7 @@ import ray
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
 from orchestrator.engine.cpu import ONE_HEAP
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
@@ -24,7 +24,7 @@ STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with
 )
 
 
-def connect(job: PretrainJob) -> None:
+def connect(job: NetworkJob) -> None:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
 
     Raises:

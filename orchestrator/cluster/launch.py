@@ -22,7 +22,7 @@ from orchestrator.cluster.failures import root_cause
 from orchestrator.cluster.notices import AnswerSigterm
 from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.run.folder import remove_ray_checkpoint_list, run_url
 
@@ -42,7 +42,7 @@ class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
 
 
-def launch(job: PretrainJob, run_id: str, work: Callable[[dict[str, Any]], None]) -> None:
+def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None]) -> None:
     """Run a job to its end.
 
     Args:
@@ -109,7 +109,7 @@ def launch(job: PretrainJob, run_id: str, work: Callable[[dict[str, Any]], None]
             raise RunFailed(reason)
 
 
-def start_board(job: PretrainJob, run_id: str) -> Any:
+def start_board(job: NetworkJob, run_id: str) -> Any:
     """The run's progress actor, on this node. Its name is the run's, so that one cluster trains a run only once.
 
     Raises:

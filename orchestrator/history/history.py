@@ -25,7 +25,7 @@ from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.profile.profiler import Profiler
 from orchestrator.history.quarantine import Quarantine
 from orchestrator.history.spikes import Spikes
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
@@ -49,7 +49,7 @@ class History:
 
     def __init__(
         self,
-        job: PretrainJob,
+        job: NetworkJob,
         run_url: str,
         run_id: str,
         board: Any,
@@ -291,7 +291,7 @@ class History:
         numbers = (found.bytes_read, found.bytes_used, found.retries)
         return [torch.tensor(float(number), device=self._valid.device) for number in numbers]
 
-    def _connect(self, job: PretrainJob, run_id: str, data: TrainingSet) -> Tracker:
+    def _connect(self, job: NetworkJob, run_id: str, data: TrainingSet) -> Tracker:
         held_out = {name: open_index(held_out.url) for name, held_out in job.data.eval.items()}
         description = describe_run(job, run_id, data, held_out, workers=self._world, device=self._peak.name)
         return Tracker.beside(description, self._run_url)

@@ -5,7 +5,7 @@ import sys
 from typing import Any
 
 from orchestrator.job.errors import unexpected_errors_in
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob, PretrainJob
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
 from orchestrator.run.folder import open_run, run_url
@@ -19,7 +19,7 @@ def pretrain(job: PretrainJob, *, as_json: bool) -> int:
     return run(job, task="orchestrator.training.classify.Classify", as_json=as_json)
 
 
-def run(job: PretrainJob, *, task: str, as_json: bool) -> int:
+def run(job: NetworkJob, *, task: str, as_json: bool) -> int:
     """Train one network to its end, or print the result of a run that is complete.
 
     Args:
@@ -52,7 +52,7 @@ def run(job: PretrainJob, *, task: str, as_json: bool) -> int:
     return 0
 
 
-def prepare(job: PretrainJob) -> tuple[PretrainJob, str, Inputs]:
+def prepare(job: NetworkJob) -> tuple[NetworkJob, str, Inputs]:
     """The job with absolute URLs, the identity of its run, and what it reads: all checked, nothing started.
 
     Raises:
@@ -64,7 +64,7 @@ def prepare(job: PretrainJob) -> tuple[PretrainJob, str, Inputs]:
         return job, open_run(job, inputs.train.digest), inputs
 
 
-def train(job: PretrainJob, run_id: str, task: str) -> int:
+def train(job: NetworkJob, run_id: str, task: str) -> int:
     """Train on Ray to the end of the run; returns the exit code."""
     from data.ray_session import settle_authentication
 
@@ -82,7 +82,7 @@ def train(job: PretrainJob, run_id: str, task: str) -> int:
     return 0
 
 
-def complete_tracking(job: PretrainJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> None:
+def complete_tracking(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> None:
     """Deliver to MLflow what it lacks of a complete run."""
     from orchestrator.tracking.catch_up import deliver_rest, is_incomplete
 

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from data import storage
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.redact import redact_fields
 from orchestrator.run.recipe import recipe
@@ -30,12 +30,12 @@ RUN, JOB = "run.json", "job.yaml"
 RAY_CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
 
 
-def run_url(job: PretrainJob) -> str:
+def run_url(job: NetworkJob) -> str:
     """The run's folder, of a job with absolute URLs."""
     return f"{job.checkpoint.url.rstrip('/')}/{job.name}"
 
 
-def open_run(job: PretrainJob, digest: str) -> str:
+def open_run(job: NetworkJob, digest: str) -> str:
     """Write the job into its run's folder; returns the run's identity, which a folder keeps as long as it exists.
 
     Args:
@@ -76,7 +76,7 @@ def remove_ray_checkpoint_list(url: str) -> None:
     storage.remove(f"{url}/{RAY_CHECKPOINT_LIST}")
 
 
-def _recipe_before(job: PretrainJob) -> dict[str, Any]:
+def _recipe_before(job: NetworkJob) -> dict[str, Any]:
     fields = read_fields(job, JOB)
     with suppress(ValidationError):  # of a version that had other keys: it is compared as it stands
         fields = type(job).model_validate(fields).model_dump(mode="json")  # keys that are new since get their defaults
@@ -86,7 +86,7 @@ def _recipe_before(job: PretrainJob) -> dict[str, Any]:
         raise _damaged(job, JOB, "no resolved job") from error
 
 
-def read_fields(job: PretrainJob, name: str) -> dict[str, Any]:
+def read_fields(job: NetworkJob, name: str) -> dict[str, Any]:
     content = storage.read(f"{run_url(job)}/{name}")
     try:
         found = json.loads(content) if name.endswith(".json") else parse_without_aliases(content)
@@ -97,5 +97,5 @@ def read_fields(job: PretrainJob, name: str) -> dict[str, Any]:
     return found
 
 
-def _damaged(job: PretrainJob, name: str, reason: str) -> JobError:
+def _damaged(job: NetworkJob, name: str, reason: str) -> JobError:
     return JobError(f"{job.source}: {run_url(job)}/{name} is damaged ({reason}); move the run's folder away")

@@ -11,8 +11,9 @@ taken out again of what is written (`redact.py`). A relative local path (and tha
 
 import os
 from pathlib import Path
+from typing import TypeVar
 
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.redact import VARIABLE, is_secret_name, redact_text
 from orchestrator.run.recipe import FREE_SOURCE_KEYS
 
@@ -21,6 +22,8 @@ SQLITE = "sqlite:///"
 
 PROJECT = Path(__file__).resolve().parents[2]
 """The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
+
+AnyNetworkJob = TypeVar("AnyNetworkJob", bound=NetworkJob)
 
 
 class PathError(ValueError):
@@ -47,7 +50,7 @@ def resolve_url(url: str) -> str:
     return expanded if "://" in expanded else _absolute(expanded)
 
 
-def absolute(job: PretrainJob) -> PretrainJob:
+def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
     """The job with every URL made independent of the current directory, as workers and MLflow get it."""
     fields = job.model_dump(mode="json")
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)

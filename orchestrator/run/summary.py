@@ -6,7 +6,7 @@ from typing import Any
 
 from data import storage
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import split_held_out
 from orchestrator.run.folder import read_fields, run_url
 from orchestrator.run.totals import Totals
@@ -15,7 +15,7 @@ from orchestrator.wording import rate
 SUMMARY = "summary.json"
 
 
-def read_summary(job: PretrainJob) -> dict[str, Any] | None:
+def read_summary(job: NetworkJob) -> dict[str, Any] | None:
     """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
     if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
         return None

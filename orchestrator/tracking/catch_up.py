@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.folder import run_url
 from orchestrator.run.inputs import Inputs
 from orchestrator.run.summary import write_summary
@@ -21,7 +21,7 @@ def is_incomplete(summary: dict[str, Any]) -> bool:
     return summary.get("mlflow_run_id") is None or not summary.get("mlflow_complete", True)
 
 
-def deliver_rest(job: PretrainJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> bool:
+def deliver_rest(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> bool:
     """Bring to MLflow what a complete run still owes it, and end its run there. Returns whether that was done.
 
     Then `summary`, here and in the run's folder, tells where the run is in MLflow. A call that is interrupted, or that

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from data.shards.index import Index
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.redact import redact_fields, redact_text
 from orchestrator.run.training_set import TrainingSet
 
@@ -45,7 +45,7 @@ class RunDescription:
 
 
 def describe_run(
-    job: PretrainJob, run_id: str, data: TrainingSet, held_out: Mapping[str, Index], *, workers: int, device: str
+    job: NetworkJob, run_id: str, data: TrainingSet, held_out: Mapping[str, Index], *, workers: int, device: str
 ) -> RunDescription:
     """The description of a job's run.
 

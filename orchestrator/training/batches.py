@@ -10,13 +10,13 @@ from data.loading.loader import Batch
 from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
-from orchestrator.job import data_sections
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job import data_sections, sections
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.training_set import TrainingSet
 
 
 def open_loader(
-    job: PretrainJob,
+    job: NetworkJob,
     index: Index,
     order: Order,
     engine: Engine,
@@ -38,7 +38,7 @@ def open_loader(
         slots_per_rank=engine.micro_batch * engine.micro_batches,
         threads=job.data.workers or max(1, int(job.cluster.resources_per_worker.get("CPU", 1))),
         prefetch=job.data.prefetch,
-        num_classes=job.model.num_classes,
+        num_classes=job.model.num_classes if isinstance(job.model, sections.Model) else None,
         memory=job.data.memory,
         cache=None if job.data.cache_dir is None else Cache(job.data.cache_dir, job.data.cache_size),
         mask_unreadable=job.data.unreadable == "mask",
@@ -58,7 +58,7 @@ class TrainingBatches:
 
     def __init__(
         self,
-        job: PretrainJob,
+        job: NetworkJob,
         data: TrainingSet,
         engine: Engine,
         *,

@@ -22,7 +22,7 @@ from orchestrator.engine.memory.needed import held_memory
 from orchestrator.engine.settings import PRECISIONS
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import open_training_set
 from orchestrator.training.batches import TrainingBatches
@@ -74,7 +74,7 @@ class Parts:
     checkpoints: Checkpoints
 
 
-def build(job: PretrainJob, task: Task, run: RunPlace) -> Parts:
+def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     """Build all parts of a run, with new weights. Collective."""
     data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
     calendar = Calendar.of(job, data.order.steps_per_epoch)
@@ -100,7 +100,7 @@ def build(job: PretrainJob, task: Task, run: RunPlace) -> Parts:
     return Parts(task, calendar, engine, batches, health, history, notices, held_out, checkpoints)
 
 
-def build_engine(job: PretrainJob, task: Task) -> tuple[Engine, str]:
+def build_engine(job: NetworkJob, task: Task) -> tuple[Engine, str]:
     """The engine; and in words what was chosen for it and why, empty if the job left no choice."""
     device, world_size = worker_device(job), dist.get_world_size()
     torch.manual_seed(job.seed)
@@ -138,7 +138,7 @@ def build_engine(job: PretrainJob, task: Task) -> tuple[Engine, str]:
     return engine, choice.why
 
 
-def worker_device(job: PretrainJob) -> torch.device:
+def worker_device(job: NetworkJob) -> torch.device:
     """The GPU that Ray gave this worker, or the CPU with as many threads as the worker has CPUs."""
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cpu":

@@ -15,7 +15,7 @@ from orchestrator.engine.collectives import on_all_ranks
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.ledger import Ledger
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import IN_A_ROW
 from orchestrator.run.totals import Totals
 from orchestrator.training.health import Diverged, GoBack, Health
@@ -33,7 +33,7 @@ class Checkpoints:
     """
 
     def __init__(
-        self, job: PretrainJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Heartbeat
+        self, job: NetworkJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Heartbeat
     ) -> None:
         self._job = job
         self._run_url = run_url

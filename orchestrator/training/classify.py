@@ -8,7 +8,7 @@ from data.splitmix import key, stream
 from model import VisionTransformer
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.engine.step import Engine, Objective
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import ClassifierJob
 from orchestrator.training.evaluators.accuracy import evaluate
 from orchestrator.training.measurement import HeldOutSet
 from orchestrator.training.task import Task
@@ -19,7 +19,7 @@ _DROPOUT = 0x64726F70  # separates dropout's keys from `splitmix.Purpose` (small
 class Classify(Task):
     """Train a network to name the classes of images."""
 
-    job: PretrainJob
+    job: ClassifierJob
 
     def network(self) -> VisionTransformer:
         return VisionTransformer(self.job.model.vit_config())

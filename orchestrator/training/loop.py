@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from orchestrator.history.quarantine import TooManyBadSamples
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import JOB, NetworkJob
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.training.build import Parts, RunPlace, build
 from orchestrator.training.health import Diverged, GoBack
@@ -25,7 +25,8 @@ def train(config: dict[str, Any]) -> None:
     """
     redact_logs()  # every log record of this process, including libraries'
     try:
-        job = PretrainJob.model_validate(config["job"])
+        job = JOB.validate_python(config["job"])
+        assert isinstance(job, NetworkJob)
         task = resolve_name(config["task"])(job)
         train_to_the_end(build(job, task, RunPlace(config["run_url"], config["run_id"], config["board"])))
     except (TooManyBadSamples, Diverged) as stop:

@@ -8,7 +8,7 @@ from data import Index, SampleOrder, open_index
 from data.loading.loader import Bad, Batch
 from orchestrator.engine.step import Engine
 from orchestrator.job import data_sections
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.training.batches import open_loader
 
 MIDDLE = data_sections.HeldOutAugment(crop="center")
@@ -38,7 +38,7 @@ class Measurement:
     """
 
     engine: Engine
-    job: PretrainJob
+    job: NetworkJob
     step: int
     _around: Callable[[Iterable[Batch]], Iterator[Batch]]
     _report_bad: Callable[[str, Iterable[Bad]], None]

@@ -10,7 +10,7 @@ from torch import Tensor
 from data.loading.loader import Batch
 from model import VisionTransformer
 from orchestrator.engine.step import Engine, Objective
-from orchestrator.job.kinds import PretrainJob
+from orchestrator.job.kinds import NetworkJob
 from orchestrator.training.measurement import HeldOutSet
 
 
@@ -21,7 +21,7 @@ class Task(ABC):
         job: the job, with absolute URLs.
     """
 
-    def __init__(self, job: PretrainJob) -> None:
+    def __init__(self, job: NetworkJob) -> None:
         self.job = job
 
     @abstractmethod
