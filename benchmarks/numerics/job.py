@@ -23,7 +23,7 @@ from model.layers.dropout import fold_in
 from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.engine.collectives import all_reduce_sums
-from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.cpu import set_cpu_threads
 from orchestrator.engine.optimizer import parameter_groups
 from orchestrator.engine.step import Engine
 from orchestrator.job.choices import AdamW
@@ -137,7 +137,7 @@ def whole_forward(vit: model.VisionTransformer, pixels: Tensor, seeds: Tensor) -
 def train_variant(shards: str, recipe: Recipe, seed: int, variant: Variant) -> list[float]:
     """The loss of each step over all ranks, through `orchestrator.engine.step.Engine`."""
     warnings.simplefilter("ignore", FutureWarning)  # new names in torch for what DeepSpeed calls
-    compute_with(1)
+    set_cpu_threads(1)
     vit = new_model(seed)
     model.checkpoint_blocks(vit, variant.checkpointing)
     if variant.compiled:

@@ -30,14 +30,14 @@ def bare_steps(options: argparse.Namespace) -> None:
     from benchmarks.shared.alone import join_alone
     from data import Augment, Loader, SampleOrder, open_index
     from model.objectives import dense_targets, softmax_cross_entropy
-    from orchestrator.engine.cpu import compute_with
+    from orchestrator.engine.cpu import set_cpu_threads
     from orchestrator.engine.step import Engine
     from orchestrator.job.choices import AdamW
     from orchestrator.job.sections import Parallel
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu":
-        compute_with(options.threads)
+        set_cpu_threads(options.threads)
     join_alone(device)
     vit = model.create_model(options.model, num_classes=1000, image_size=options.image_size)
     model.checkpoint_blocks(vit, options.checkpointing)

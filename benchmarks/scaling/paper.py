@@ -13,7 +13,7 @@ from model import ViTConfig, vit_config
 from model.cost.flops import activation_bytes
 from model.cost.summary import summarize
 from orchestrator.engine.memory.fit import FIXED_FLOPS
-from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
+from orchestrator.engine.memory.needed import ACTIVATION_SHARE, exchange_bytes, state_bytes
 from orchestrator.job.sections import Parallel
 
 SHOWS = 0.1  # a step's share of exposed communication from which on it shows
@@ -123,7 +123,7 @@ def memory_bytes(work: Work, stage: int, ranks: int) -> tuple[int, int]:
     state = state_bytes(work.parameters, parallel, ranks)
     beside, at_the_end = exchange_bytes(work.parameters, parallel, torch.device("cuda"))
     activations = work.passes(ranks)[1] * activation_bytes(work.config)
-    return state, int((state + beside + max(activations, at_the_end)) / USABLE)
+    return state, int((state + beside + max(activations, at_the_end)) / ACTIVATION_SHARE)
 
 
 COLUMNS = (

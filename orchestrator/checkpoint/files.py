@@ -16,7 +16,7 @@ from torch import Tensor
 from data import storage
 from orchestrator.checkpoint.manifest import CheckpointError, File
 
-FULL = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+DISK_FULL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def write_file(path: Path, pieces: list[Piece]) -> File:
             os.fsync(file.fileno())
     except OSError as error:
         path.unlink(missing_ok=True)
-        if error.errno in FULL:
+        if error.errno in DISK_FULL_ERRNOS:
             raise disk_full(path, size) from error
         raise
     return File(bytes=size, sha256=digest.hexdigest())

@@ -12,7 +12,7 @@ OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, f
 T = TypeVar("T")
 
 
-class Outlast:
+class StoreRetry:
     """Carries out work on a store however long that is away, up to OUTAGE seconds. Says so once, and when it is back.
 
     Args:

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from safetensors import SafetensorError, safe_open
 
 from data import storage
-from orchestrator.checkpoint.files import FULL, disk_full, piece_key, sha256, staging_folder
+from orchestrator.checkpoint.files import DISK_FULL_ERRNOS, disk_full, piece_key, sha256, staging_folder
 from orchestrator.checkpoint.fragments import (
     allocate_optimizer_state,
     held_fragments,
@@ -27,7 +27,7 @@ from orchestrator.checkpoint.fragments import (
     publish_weights,
 )
 from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, complete_checkpoints
-from orchestrator.checkpoint.outage import Outlast
+from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.checkpoint.snapshot import parameter_sizes
 from orchestrator.engine.step import Engine
 
@@ -45,11 +45,11 @@ def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warn
             starting over would be worse than stopping; or there is no room on local disk for what comes from a bucket.
         Exception: what the store raised, after an hour, or at once if waiting cannot change it.
     """
-    outlast = Outlast(run_url, warn if dist.get_rank() == 0 else log.warning)
+    retry = StoreRetry(run_url, warn if dist.get_rank() == 0 else log.warning)
     found: list[Any] = [None, False]
     if dist.get_rank() == 0:
         damaged: list[str] = []
-        manifests = outlast(lambda: list(complete_checkpoints(run_url, damaged.append)))
+        manifests = retry(lambda: list(complete_checkpoints(run_url, damaged.append)))
         for message in dict.fromkeys(damaged):  # once, however often the store was asked
             warn(message)
         found = [manifests, bool(damaged)]
@@ -57,7 +57,7 @@ def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warn
     manifests, any_damaged = found
     for manifest in manifests:
         with ExitStack() as stack:
-            reader = _Reader(engine, manifest, f"{run_url}/{manifest.name}", outlast, stack)
+            reader = _Reader(engine, manifest, f"{run_url}/{manifest.name}", retry, stack)
             damage = reader.fetch()
             damaged_ranks = torch.tensor(float(damage is not None), device=engine.device)
             dist.all_reduce(damaged_ranks)
@@ -80,12 +80,12 @@ class _Reader:
     Files from a bucket lie in a folder of local disk until `stack` is closed.
     """
 
-    def __init__(self, engine: Engine, manifest: Manifest, url: str, outlast: Outlast, stack: ExitStack) -> None:
+    def __init__(self, engine: Engine, manifest: Manifest, url: str, retry: StoreRetry, stack: ExitStack) -> None:
         sizes = parameter_sizes(engine)
         if sizes != manifest.parameters:
             odd = sorted(set(sizes.items()) ^ set(manifest.parameters.items()))[0][0]
             raise CheckpointError(f"{url}: parameter {odd} differs from this job's model; use another run name")
-        self.engine, self.manifest, self.url, self.outlast = engine, manifest, url, outlast
+        self.engine, self.manifest, self.url, self.retry = engine, manifest, url, retry
         self.local = storage.is_local(url)
         if self.local:
             self.folder = Path(storage.resolve(url)[1])
@@ -108,8 +108,8 @@ class _Reader:
             path = self.folder / file
             try:
                 if not self.local:
-                    self.outlast(partial(storage.get_file, f"{self.url}/{file}", path))
-                if self.outlast(partial(sha256, path)) != self.manifest.files[file].sha256:
+                    self.retry(partial(storage.get_file, f"{self.url}/{file}", path))
+                if self.retry(partial(sha256, path)) != self.manifest.files[file].sha256:
                     return f"{file} does not match its SHA-256"
                 with safe_open(path, "pt") as tensors:
                     if (wrong := self._wrong_tensor(file, tensors)) is not None:
@@ -117,7 +117,7 @@ class _Reader:
             except (FileNotFoundError, SafetensorError) as error:
                 return f"{file}: {error}"
             except OSError as error:
-                if error.errno in FULL:
+                if error.errno in DISK_FULL_ERRNOS:
                     raise disk_full(path, self.manifest.files[file].bytes) from error
                 raise
         return None

@@ -23,9 +23,9 @@ import torch
 import torch.distributed as dist
 
 from data import storage
-from orchestrator.checkpoint.files import FULL, Files, staging_folder, write_file
+from orchestrator.checkpoint.files import DISK_FULL_ERRNOS, Files, staging_folder, write_file
 from orchestrator.checkpoint.manifest import CheckpointError, File, new_name, prune, remove_unfinished
-from orchestrator.checkpoint.outage import Outlast
+from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.checkpoint.snapshot import HostBuffer, owned_files, part_of
 from orchestrator.checkpoint.upload import Abandoned, publish, remove_parts
 from orchestrator.engine.step import Engine
@@ -75,7 +75,7 @@ class Saver:
         self._idle = threading.Event()
         self._idle.set()
         self._stop = threading.Event()
-        self._outlast = Outlast(run_url, self._say, self._stop)
+        self._retry = StoreRetry(run_url, self._say, self._stop)
         self._uploaded = ""  # name of the last checkpoint that was begun, until it is settled
         self._cause: str | None = None  # why it failed, on this rank
         self._failed_in_a_row = 0
@@ -119,7 +119,7 @@ class Saver:
         files = owned_files(self._engine, self._rank, self._world)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held = self._buffer.hold(files)
+            held = self._buffer.copy(files)
             staged: Iterable[tuple[Path, File]]
             staged = list(_written(directory, files)) if held is None else _written(directory, held)
         except (OSError, CheckpointError) as error:
@@ -158,7 +158,7 @@ class Saver:
         destination = f"{self._run_url}/{name}"
         try:
             if self._before is not None:
-                self._outlast(self._before)
+                self._retry(self._before)
             publish(
                 staged,
                 partial(part_of, self._engine, files),
@@ -168,7 +168,7 @@ class Saver:
                 step=step,
                 totals=totals,
                 metrics=metrics,
-                outlast=self._outlast,
+                retry=self._retry,
                 stop=self._stop,
             )
         except Abandoned:
@@ -206,7 +206,7 @@ class Saver:
             first = self._rank == 0
             flags = [
                 not self._idle.is_set(),
-                self._outlast.away,
+                self._retry.away,
                 self._cause is not None,
                 first and time.monotonic() - began > allowance,
                 secrets.randbits(32) if first else 0,
@@ -266,6 +266,6 @@ def _failing(error: Exception) -> Iterator[tuple[Path, File]]:
 def _describe(error: Exception, run_url: str) -> str:
     if isinstance(error, CheckpointError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in FULL:
+    if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
         return f"{run_url} is full"
     return storage.describe(error)

@@ -15,7 +15,7 @@ from orchestrator.engine.memory.available import available_memory
 from orchestrator.engine.step import Engine
 
 FILE_BYTES = 512 * 2**20  # a file ends when it has so many
-USABLE = 0.7  # of the memory that is free on the node: the data plane goes on reading ahead
+SNAPSHOT_SHARE = 0.7  # of the memory that is free on the node: the data plane goes on reading ahead
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +58,14 @@ class HostBuffer:
         self._device, self._sharers = device, sharers
         self._memory = torch.empty(0)
 
-    def hold(self, files: Files) -> Files | None:
+    def copy(self, files: Files) -> Files | None:
         """A copy of the files' contents as they are now; None if the node has no memory for it.
 
         It is whole when this returns. It stays until the next call.
         """
         needed = sum(piece.values.numel() for pieces in files.values() for piece in pieces)
         if self._memory.numel() < needed:
-            if 4 * needed > USABLE * available_memory() / self._sharers:
+            if 4 * needed > SNAPSHOT_SHARE * available_memory() / self._sharers:
                 return None
             self._allocate(needed)
         held: Files = {}

@@ -11,7 +11,7 @@ from typing import Any
 
 from data import storage
 from orchestrator.checkpoint.manifest import MANIFEST, CheckpointError, File, Manifest, Part
-from orchestrator.checkpoint.outage import Outlast
+from orchestrator.checkpoint.outage import StoreRetry
 
 
 class Abandoned(CheckpointError):
@@ -28,7 +28,7 @@ def publish(
     step: int,
     totals: dict[str, Any],
     metrics: dict[str, float],
-    outlast: Outlast,
+    retry: StoreRetry,
     stop: threading.Event,
 ) -> None:
     """Move this rank's files to a checkpoint's folder; on rank 0 also wait for all other ranks and write the manifest.
@@ -38,7 +38,7 @@ def publish(
         describe: from the digests by name, this rank's part of the manifest.
         destination: URL of the checkpoint's folder, the same on all ranks.
         step, totals, metrics: steps done, the accounting totals and the latest metrics, restored with the weights.
-        outlast: carries out the requests.
+        retry: carries out the requests.
         stop: once set, the other ranks are not waited for any more.
 
     Raises:
@@ -49,19 +49,19 @@ def publish(
     written: dict[str, File] = {}
     for path, entry in files:
         written[path.name] = entry
-        outlast(partial(storage.put_file, path, f"{destination}/{path.name}"))
+        retry(partial(storage.put_file, path, f"{destination}/{path.name}"))
     part = describe(written).model_dump_json().encode()
-    outlast(partial(storage.write_atomic, f"{destination}/{_part(rank)}", part))
+    retry(partial(storage.write_atomic, f"{destination}/{_part(rank)}", part))
     if rank != 0:
         return
 
     expected = {_part(other) for other in range(world_size)}
     pause = 0.02
-    while missing := expected - set(outlast(partial(storage.contents, destination))):
+    while missing := expected - set(retry(partial(storage.contents, destination))):
         if stop.wait(pause):
             raise Abandoned(f"{len(missing)} of {world_size} ranks did not finish their upload")
         pause = min(2.0, pause * 1.5)
-    texts = [outlast(partial(storage.read, f"{destination}/{name}")) for name in sorted(expected)]
+    texts = [retry(partial(storage.read, f"{destination}/{name}")) for name in sorted(expected)]
     parts = [Part.model_validate_json(text) for text in texts]
     manifest = Manifest(
         step=step,
@@ -72,7 +72,7 @@ def publish(
         files={name: entry for part in parts for name, entry in part.files.items()},
         fragments=[fragment for part in parts for fragment in part.fragments],
     )
-    outlast(partial(storage.write_atomic, f"{destination}/{MANIFEST}", manifest.dumps().encode()))
+    retry(partial(storage.write_atomic, f"{destination}/{MANIFEST}", manifest.dumps().encode()))
 
 
 def remove_parts(destination: str) -> None:

@@ -19,7 +19,7 @@ from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from torch import Tensor
 
 
-class FewerPasses(BF16_Optimizer):
+class DirectAccumulationOptimizer(BF16_Optimizer):
     """DeepSpeed's optimizer, where the first gradient of a step is copied, instead of added to zeros."""
 
     @torch.no_grad()
@@ -49,7 +49,7 @@ class FewerPasses(BF16_Optimizer):
         self.fp32_groups_has_gradients = [[False] * len(totals) for totals in self.fp32_groups_gradients]
 
 
-def spare_passes(optimizer: BF16_Optimizer, grad_clip: float | None) -> None:
+def use_direct_accumulation(optimizer: BF16_Optimizer, grad_clip: float | None) -> None:
     """Turn DeepSpeed's optimizer, which it makes itself, into the one above.
 
     Args:
@@ -57,7 +57,7 @@ def spare_passes(optimizer: BF16_Optimizer, grad_clip: float | None) -> None:
             clip.
         grad_clip: norm to which the fused optimizer clips; None: it does not.
     """
-    optimizer.__class__ = FewerPasses
+    optimizer.__class__ = DirectAccumulationOptimizer
     if grad_clip:
 
         def clip(fused: Any, *_: object) -> None:

@@ -18,7 +18,7 @@ ONE_HEAP = {"MALLOC_ARENA_MAX": "1"}
 """Environment of a process whose threads share the main thread's heap. glibc reads it when the process starts."""
 
 
-def compute_with(threads: int) -> None:
+def set_cpu_threads(threads: int) -> None:
     """Let that many threads do what the calling thread computes, and take numbers below 1.2e-38 for zero.
 
     A CPU may take two hundred times as long for those (IEEE 754 calls them subnormal; `benchmarks/kernels.py`), and

@@ -26,9 +26,9 @@ def deepspeed_config(
 ) -> dict[str, Any]:
     """The configuration that `deepspeed.initialize` takes.
 
-    bf16 runs at stages 1 to 3 accumulate gradients in float32; stage 0 has no such accumulator in DeepSpeed and
-    accumulates in bf16. In float32 at stage 0 (`Engine._clip_in_optimizer`) and in bf16 at stage 1 (`spare_passes`)
-    it is the fused optimizer that clips.
+    bf16 runs at stages 1 to 3 accumulate gradients in float32. Stage 0 has no such accumulator in DeepSpeed and
+    accumulates in bf16. The fused optimizer clips in float32 at stage 0 (`Engine._clip_in_optimizer`) and in bf16 at
+    stage 1 (`use_direct_accumulation`).
     """
     bf16 = parallel.precision == "bf16"
     config: dict[str, Any] = {

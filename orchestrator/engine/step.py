@@ -113,16 +113,16 @@ class Engine:
             ),
             dist_init_required=False,
         )
-        self._plain = fused_clips(parallel) and parallel.precision == "float32"
+        self._float32_unsharded = fused_clips(parallel) and parallel.precision == "float32"
         self._grad_clip = optimizer.grad_clip
         if fused_clips(parallel) and parallel.precision == "bf16":
-            from orchestrator.engine.bf16_optimizer import spare_passes
+            from orchestrator.engine.bf16_optimizer import use_direct_accumulation
 
-            spare_passes(self._engine.optimizer, optimizer.grad_clip)
+            use_direct_accumulation(self._engine.optimizer, optimizer.grad_clip)
         if fused_clips(parallel) and self.world_size == 1:  # nothing to reduce: it would copy whole gradients and back
             self._engine.enable_backward_allreduce = False
         self._forget_warm_up_step()
-        if self._plain and isinstance(optimizer, SGD):
+        if self._float32_unsharded and isinstance(optimizer, SGD):
             self._begin_momentum()
 
     @property
@@ -144,8 +144,8 @@ class Engine:
         self._engine.train()
         for group in self._engine.optimizer.param_groups:
             group["lr"] = lr
-        keep = self._on_device(valid)
-        total = keep.sum(dtype=torch.float32)
+        valid_mask = self._on_device(valid)
+        total = valid_mask.sum(dtype=torch.float32)
         dist.all_reduce(total)
         scale = self.micro_batches * self.world_size / total.clamp(min=1.0)
 
@@ -154,14 +154,14 @@ class Engine:
             part = slice(i * self.micro_batch, (i + 1) * self.micro_batch)
             of_part = None if seeds is None else seeds[part]
             with self.phases.time(FORWARD):
-                losses = self._losses(images[part], labels[part], weights[part], keep[part], of_part)
-                micro_sum = torch.where(keep[part], losses, torch.zeros_like(losses)).sum()
+                losses = self._losses(images[part], labels[part], weights[part], valid_mask[part], of_part)
+                micro_sum = torch.where(valid_mask[part], losses, torch.zeros_like(losses)).sum()
                 # 0 * NaN and 0 * inf are NaN: a loss can be infinite with a finite gradient, and must spoil it
                 loss = micro_sum * (scale + 0.0 * micro_sum.detach())
             with self.phases.time(BACKWARD):
                 self._engine.backward(loss)
             with self.phases.time(OPTIMIZER):
-                if self._plain and self._engine.is_gradient_accumulation_boundary():
+                if self._float32_unsharded and self._engine.is_gradient_accumulation_boundary():
                     self._clip_in_optimizer()
                 self._engine.step()
             loss_sum += micro_sum.detach()
@@ -176,7 +176,7 @@ class Engine:
 
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient before clipping."""
-        return float(self._norm if self._plain else self._engine.get_global_grad_norm())
+        return float(self._norm if self._float32_unsharded else self._engine.get_global_grad_norm())
 
     def _on_device(self, x: Tensor) -> Tensor:
         """`x` where the model is. To a GPU by way of pinned memory: a copy from elsewhere makes the host wait."""
@@ -184,13 +184,15 @@ class Engine:
             x = x.pin_memory()
         return x.to(self.device, non_blocking=True)
 
-    def _losses(self, images: Tensor, labels: Tensor, weights: Tensor, keep: Tensor, seeds: Tensor | None) -> Tensor:
+    def _losses(
+        self, images: Tensor, labels: Tensor, weights: Tensor, valid_mask: Tensor, seeds: Tensor | None
+    ) -> Tensor:
         images, labels, weights = (self._on_device(x) for x in (images, labels, weights))
         # A masked slot goes in black and without labels: hiding its loss alone would not do, since the backward pass
         # multiplies the hidden loss's zero gradient with what the forward pass left, and 0 * NaN is NaN.
-        pixels = normalise(images * keep[:, None, None, None], self.dtype)
+        pixels = normalise(images * valid_mask[:, None, None, None], self.dtype)
         logits = self._engine(pixels, None if seeds is None else self._on_device(seeds))
-        return self.objective(logits, labels, weights.masked_fill(~keep[:, None], 0.0))
+        return self.objective(logits, labels, weights.masked_fill(~valid_mask[:, None], 0.0))
 
     def _clip_in_optimizer(self) -> None:
         """Clip the reduced gradient to its norm, and skip one that is not finite, without a pass over it.
@@ -205,7 +207,7 @@ class Engine:
             optimizer.grad_scale = (self._norm / self._grad_clip).clamp(min=1.0).nan_to_num(nan=1.0, posinf=1.0)
 
     def _applied(self) -> Tensor:
-        if self._plain:
+        if self._float32_unsharded:
             return self._norm.isfinite()
         return torch.full((), self._engine.was_step_applied(), device=self.device)
 

@@ -14,10 +14,10 @@ from model.layers.recompute import CheckpointMode
 from orchestrator.cluster.notices import Notices
 from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.collectives import on_all_ranks
-from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.cpu import set_cpu_threads
 from orchestrator.engine.memory.available import free_memory
-from orchestrator.engine.memory.fit import Rank, fit
-from orchestrator.engine.memory.measured import activation_peaks
+from orchestrator.engine.memory.fit import WorkerShare, choose
+from orchestrator.engine.memory.measured import measured_peaks
 from orchestrator.engine.memory.needed import held_memory
 from orchestrator.engine.settings import PRECISIONS
 from orchestrator.engine.step import Engine
@@ -109,19 +109,19 @@ def build_engine(job: NetworkJob, task: Task) -> tuple[Engine, str]:
     def measured(checkpointing: CheckpointMode, micro_batch: int) -> dict[int, int]:
         """Bytes of activations by micro-batch, the most of all ranks."""
         dtype = PRECISIONS[job.parallel.precision]
-        peaks = activation_peaks(network, objective, checkpointing, micro_batch, dtype=dtype, device=device)
+        peaks = measured_peaks(network, objective, checkpointing, micro_batch, dtype=dtype, device=device)
         held = {images: held_memory(peak, checkpointing, device) for images, peak in peaks.items()}
         return {images: max(on_all_ranks(size)) for images, size in held.items()}
 
     memory = free_memory(device, ray.train.get_context().get_local_world_size())
-    share = Rank(
+    share = WorkerShare(
         parameters=sum(p.numel() for p in network.parameters()),
         local_batch=math.ceil(job.batch_size / world_size),
         world_size=world_size,
         memory=min(on_all_ranks(memory)),
         device=device,
     )
-    choice = fit(network.config, job.parallel, share, measured)
+    choice = choose(network.config, job.parallel, share, measured)
     model.checkpoint_blocks(network, choice.checkpointing)
     if job.parallel.compile:
         model.compile_blocks(network)
@@ -142,5 +142,5 @@ def worker_device(job: NetworkJob) -> torch.device:
     """The GPU that Ray gave this worker, or the CPU with as many threads as the worker has CPUs."""
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cpu":
-        compute_with(max(1, int(job.cluster.resources_per_worker.get("CPU", 1))))
+        set_cpu_threads(max(1, int(job.cluster.resources_per_worker.get("CPU", 1))))
     return device

@@ -18,7 +18,7 @@ from orchestrator.history.ledger import Ledger
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import IN_A_ROW
 from orchestrator.run.totals import Totals
-from orchestrator.training.health import Diverged, GoBack, Health
+from orchestrator.training.health import Diverged, Health, RollBack
 
 
 class Checkpoints:
@@ -44,7 +44,7 @@ class Checkpoints:
 
         self._ledger: Ledger
         self._saver: Saver
-        self._rolled_back: GoBack | None = None
+        self._rolled_back: RollBack | None = None
 
     def resume(self) -> int:
         """Restore the newest intact checkpoint, and begin an attempt there.
@@ -100,7 +100,7 @@ class Checkpoints:
         self.save(step, wait=True)
         raise PlannedExit(f"{notice.value}: saved at step {step}")
 
-    def roll_back(self, reason: GoBack) -> None:
+    def roll_back(self, reason: RollBack) -> None:
         """Prepare to restore the last checkpoint: finish uploads, count the discarded steps, and say so."""
         self._rolled_back = reason
         self._saver.finish()

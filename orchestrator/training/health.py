@@ -23,7 +23,7 @@ from orchestrator.training.diagnosis import diagnose
 from orchestrator.wording import count
 
 
-class GoBack(Exception):
+class RollBack(Exception):
     """The run must go on from its last checkpoint. The message is one line, the reason."""
 
 
@@ -57,7 +57,7 @@ class Health:
         """Note a step's verdict; `batch` and `seeds` are what it was trained on. Collective when there are too many.
 
         Raises:
-            GoBack: too many in a row for the first time; on all ranks alike.
+            RollBack: too many in a row for the first time; on all ranks alike.
             Diverged: for the second time; on all ranks alike.
         """
         late = self._one_step_late()
@@ -88,4 +88,4 @@ class Health:
         if self._went_back:
             raise Diverged(f"{reason}; going back to a checkpoint did not help")
         self._went_back = True
-        raise GoBack(reason)
+        raise RollBack(reason)

@@ -13,7 +13,7 @@ from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import JOB, NetworkJob
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.training.build import Parts, RunPlace, build
-from orchestrator.training.health import Diverged, GoBack
+from orchestrator.training.health import Diverged, RollBack
 
 
 def train(config: dict[str, Any]) -> None:
@@ -50,7 +50,7 @@ def attempt(p: Parts) -> int:
     """Train from the newest checkpoint. Returns the steps done; 0 if the run is rolled back."""
     try:
         return train_from_checkpoint(p)
-    except GoBack as reason:
+    except RollBack as reason:
         p.checkpoints.roll_back(reason)
         return 0
     finally:
@@ -69,7 +69,7 @@ def train_from_checkpoint(p: Parts) -> int:
         result = p.engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=lr)
         step = batch.step + 1
         p.history.stepped(step, result, batch)
-        p.health.stepped(result, batch, seeds)  # raises GoBack or Diverged
+        p.health.stepped(result, batch, seeds)  # raises RollBack or Diverged
 
         # 2. Once in a while: a point of the curves.
         if p.calendar.log_due(step):

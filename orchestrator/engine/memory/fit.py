@@ -22,7 +22,7 @@ import torch
 from model import ViTConfig, training_flops
 from model.cost.flops import activation_bytes, recomputed_flops
 from model.layers.recompute import MODES, CheckpointMode
-from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
+from orchestrator.engine.memory.needed import ACTIVATION_SHARE, exchange_bytes, state_bytes
 from orchestrator.job.sections import Parallel
 from orchestrator.wording import count
 
@@ -34,12 +34,12 @@ from orchestrator.wording import count
 FIXED_FLOPS = {"cuda": 1.2e11, "cpu": 1e9}
 # Norms, GELU and sums, once forward, as a share of a step: they move about 10 MB an image through each block of H/14,
 # which at the ratio of arithmetic to bandwidth of an A100 or H100 takes a twentieth of the time of the products.
-CHEAP = 0.05
-PLENTY = 6  # times what arithmetic says, more than `memory.HEAP`: room for this much makes a trial superfluous
+CHEAP_SHARE = 0.05
+AMPLE_FACTOR = 6  # times what arithmetic says, more than `memory.HEAP`: room for this much makes a trial superfluous
 
 
 @dataclass(frozen=True)
-class Rank:
+class WorkerShare:
     """A rank's share of a run.
 
     Attributes:
@@ -56,12 +56,12 @@ class Rank:
     device: torch.device
 
 
-Trial = Callable[[CheckpointMode, int], Mapping[int, int]]
-"""(mode, micro_batch) -> most bytes alive by number of images, as `activation_peaks` returns, the same on all ranks."""
+Measure = Callable[[CheckpointMode, int], Mapping[int, int]]
+"""(mode, micro_batch) -> most bytes alive by number of images, as `measured_peaks` returns, the same on all ranks."""
 
 
 @dataclass(frozen=True)
-class Fit:
+class Choice:
     """How a step is taken.
 
     Attributes:
@@ -83,7 +83,7 @@ class _Need:
     def of(self, images: int) -> int:
         return self.fixed + images * self.each
 
-    def with_trial(self, peaks: Mapping[int, int]) -> "_Need":
+    def with_measured(self, peaks: Mapping[int, int]) -> "_Need":
         """The least need with at least these bytes an image that covers every peak."""
         (fewest, low), (most, high) = min(peaks.items()), max(peaks.items())
         slope = math.ceil((high - low) / (most - fewest)) if most > fewest else math.ceil(high / most)
@@ -103,7 +103,7 @@ class _Room:
         return max(need.of(images), self.at_the_end) - self.activations
 
 
-def fit(config: ViTConfig, parallel: Parallel, rank: Rank, trial: Trial) -> Fit:
+def choose(config: ViTConfig, parallel: Parallel, share: WorkerShare, measure: Measure) -> Choice:
     """Choose what `parallel` leaves open. `trial` is asked once for each mode at most, on all ranks alike.
 
     Raises:
@@ -111,24 +111,24 @@ def fit(config: ViTConfig, parallel: Parallel, rank: Rank, trial: Trial) -> Fit:
     """
     wanted = parallel.micro_batch
     if wanted != "auto" and parallel.activation_checkpointing != "auto":
-        return Fit(parallel.activation_checkpointing, wanted, "")
+        return Choice(parallel.activation_checkpointing, wanted, "")
     modes = MODES if parallel.activation_checkpointing == "auto" else (parallel.activation_checkpointing,)
-    room = _room(rank, parallel, rank.world_size)
+    room = _room(share, parallel, share.world_size)
     by_arithmetic = {mode: _need_by_arithmetic(config, mode, parallel) for mode in MODES}
     needs = dict(by_arithmetic)
-    tried: set[CheckpointMode] = set()
+    measured: set[CheckpointMode] = set()
     while True:
-        parts = {mode: _micro_batch(needs[mode], room, wanted, rank.local_batch) for mode in modes}
-        costs = {mode: step_flops(config, mode, part, rank) for mode, part in parts.items() if part}
+        parts = {mode: _micro_batch(needs[mode], room, wanted, share.local_batch) for mode in modes}
+        costs = {mode: step_flops(config, mode, part, share) for mode, part in parts.items() if part}
         if not costs:
-            raise ValueError(_too_small(config, parallel, rank, needs))
+            raise ValueError(_too_small(config, parallel, share, needs))
         best = min(costs, key=costs.__getitem__)
-        if not tried and PLENTY * needs[best].of(parts[best]) <= room.activations:
-            return Fit(best, parts[best], "")
-        if best in tried:
+        if not measured and AMPLE_FACTOR * needs[best].of(parts[best]) <= room.activations:
+            return Choice(best, parts[best], "")
+        if best in measured:
             break
-        needs[best] = needs[best].with_trial(trial(best, parts[best]))
-        tried.add(best)
+        needs[best] = needs[best].with_measured(measure(best, parts[best]))
+        measured.add(best)
 
     part, need = parts[best], needs[best]
     others = [
@@ -139,26 +139,26 @@ def fit(config: ViTConfig, parallel: Parallel, rank: Rank, trial: Trial) -> Fit:
     taken = f"{need.of(part) / 2**30:.2f} of {room.activations / 2**30:.2f} GiB for activations"
     image = f"{need.each / 2**20:.1f} MiB an image (by arithmetic {by_arithmetic[best].each / 2**20:.1f})"
     why = "; ".join([taken, image, ", ".join(others)] if others else [taken, image])
-    passes = math.ceil(rank.local_batch / part)
-    return Fit(best, part, f"activation_checkpointing {best}, {passes} x {count(part, 'image')} a step: {why}")
+    passes = math.ceil(share.local_batch / part)
+    return Choice(best, part, f"activation_checkpointing {best}, {passes} x {count(part, 'image')} a step: {why}")
 
 
-def step_flops(config: ViTConfig, checkpointing: CheckpointMode, micro_batch: int, rank: Rank) -> float:
+def step_flops(config: ViTConfig, checkpointing: CheckpointMode, micro_batch: int, share: WorkerShare) -> float:
     """The time of a step's passes, as FLOPs at the best speed."""
     training = training_flops(config)
-    repeated = 0.0 if checkpointing == "none" else CHEAP + recomputed_flops(config, checkpointing) / training
-    of_pass = micro_batch * training + config.depth * FIXED_FLOPS[rank.device.type]
-    return math.ceil(rank.local_batch / micro_batch) * (1 + repeated) * of_pass
+    repeated = 0.0 if checkpointing == "none" else CHEAP_SHARE + recomputed_flops(config, checkpointing) / training
+    of_pass = micro_batch * training + config.depth * FIXED_FLOPS[share.device.type]
+    return math.ceil(share.local_batch / micro_batch) * (1 + repeated) * of_pass
 
 
 def _need_by_arithmetic(config: ViTConfig, mode: CheckpointMode, parallel: Parallel) -> _Need:
     return _Need(0, activation_bytes(config, mode, 2 if parallel.precision == "bf16" else 4))
 
 
-def _room(rank: Rank, parallel: Parallel, world_size: int) -> _Room:
-    beside, at_the_end = exchange_bytes(rank.parameters, parallel, rank.device)
-    taken = state_bytes(rank.parameters, parallel, world_size) + beside
-    return _Room(int(USABLE * rank.memory) - taken, at_the_end)
+def _room(share: WorkerShare, parallel: Parallel, world_size: int) -> _Room:
+    beside, at_the_end = exchange_bytes(share.parameters, parallel, share.device)
+    taken = state_bytes(share.parameters, parallel, world_size) + beside
+    return _Room(int(ACTIVATION_SHARE * share.memory) - taken, at_the_end)
 
 
 def _micro_batch(need: _Need, room: _Room, wanted: int | str, local_batch: int) -> int:
@@ -172,22 +172,22 @@ def _micro_batch(need: _Need, room: _Room, wanted: int | str, local_batch: int) 
     return math.ceil(local_batch / math.ceil(local_batch / most))
 
 
-def _too_small(config: ViTConfig, parallel: Parallel, rank: Rank, needs: Mapping[CheckpointMode, _Need]) -> str:
+def _too_small(config: ViTConfig, parallel: Parallel, share: WorkerShare, needs: Mapping[CheckpointMode, _Need]) -> str:
     """What is needed, and what would fit: the first of the settings that change least."""
     mode = "full" if parallel.activation_checkpointing == "auto" else parallel.activation_checkpointing
-    images = 1 if parallel.micro_batch == "auto" else min(parallel.micro_batch, rank.local_batch)
+    images = 1 if parallel.micro_batch == "auto" else min(parallel.micro_batch, share.local_batch)
 
     def missing(workers: int, stage: int, mode: CheckpointMode, images: int) -> int:
-        room = _room(rank, parallel.model_copy(update={"zero_stage": stage}), workers)
+        room = _room(share, parallel.model_copy(update={"zero_stage": stage}), workers)
         return room.missing(needs[mode], images)
 
     def advice() -> str:
-        for workers in (rank.world_size << doubled for doubled in range(11)):
+        for workers in (share.world_size << doubled for doubled in range(11)):
             for stage in range(parallel.zero_stage, 4):
                 for less_kept, fewer in ((mode, images), ("full", images), ("full", 1)):
                     if missing(workers, stage, less_kept, fewer) <= 0:
                         changes = {
-                            f"{workers} workers": workers != rank.world_size,
+                            f"{workers} workers": workers != share.world_size,
                             f"parallel.zero_stage: {stage}": stage != parallel.zero_stage,
                             "parallel.activation_checkpointing: auto": less_kept != mode,
                             "parallel.micro_batch: auto": fewer != images,
@@ -195,8 +195,8 @@ def _too_small(config: ViTConfig, parallel: Parallel, rank: Rank, needs: Mapping
                         return " and ".join(change for change, made in changes.items() if made)
         return "a device with more memory"
 
-    needed = rank.memory + missing(rank.world_size, parallel.zero_stage, mode, images) / USABLE
+    needed = share.memory + missing(share.world_size, parallel.zero_stage, mode, images) / ACTIVATION_SHARE
     return (
         f"{config.name} needs {needed / 2**30:.1f} GiB a worker for {count(images, 'image')} at once and has "
-        f"{rank.memory / 2**30:.1f}: use {advice()}"
+        f"{share.memory / 2**30:.1f}: use {advice()}"
     )

@@ -28,10 +28,10 @@ from model import VisionTransformer, checkpoint_blocks
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine.step import Objective, normalise
 
-NEVER = 2**62  # bytes: what did not fit
+DID_NOT_FIT = 2**62  # bytes: what did not fit
 
 
-def trial_sizes(micro_batch: int) -> list[int]:
+def measured_sizes(micro_batch: int) -> list[int]:
     """Images of the passes that stand for a micro-batch: a quarter and a half of it; at least 1 and 2, if it has two.
 
     Two sizes tell what an image adds from what is there anyway. They are large enough for activations to outweigh all
@@ -41,7 +41,7 @@ def trial_sizes(micro_batch: int) -> list[int]:
     return sorted({math.ceil(half / 2), half})
 
 
-def activation_peaks(
+def measured_peaks(
     model: VisionTransformer,
     objective: Objective,
     checkpointing: CheckpointMode,
@@ -55,11 +55,11 @@ def activation_peaks(
     Args:
         model: on any device, in any dtype; it stays as it is.
         objective: loss of each sample.
-        micro_batch: what `trial_sizes` stand for.
+        micro_batch: what `measured_sizes` stand for.
         dtype, device: what the run computes in and on.
 
     Returns:
-        for each size of `trial_sizes`; `NEVER` where the device had too little memory.
+        for each size of `measured_sizes`; `DID_NOT_FIT` where the device had too little memory.
     """
     if device.type != "cuda":
         return _peaks_without_arithmetic(model, objective, checkpointing, micro_batch, dtype, device)
@@ -104,13 +104,13 @@ def _peaks_of_allocator(
     twin = _twin(model, checkpointing, dtype, device)
     peaks = {}
     before = torch.cuda.memory_allocated(device)  # once: what libraries allocate in the first pass, they keep
-    for images in trial_sizes(micro_batch):
+    for images in measured_sizes(micro_batch):
         torch.cuda.reset_peak_memory_stats(device)
         try:
             _forward_and_backward(twin, objective, images, dtype, device)
             peaks[images] = torch.cuda.max_memory_allocated(device) - before
         except torch.OutOfMemoryError:  # an answer, and no reason to leave the other ranks waiting for theirs
-            peaks[images] = NEVER
+            peaks[images] = DID_NOT_FIT
     return peaks
 
 
@@ -126,14 +126,14 @@ def _peaks_without_arithmetic(
     with FakeTensorMode():
         twin = _twin(model, checkpointing, dtype, device)
         given = [tensor for p in twin.parameters() for tensor in (p, p.grad) if tensor is not None]
-        for images in trial_sizes(micro_batch):
-            with Living(given) as living:
+        for images in measured_sizes(micro_batch):
+            with LiveBytes(given) as live:
                 _forward_and_backward(twin, objective, images, dtype, device)
-            peaks[images] = living.peak
+            peaks[images] = live.peak
     return peaks
 
 
-class Living(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Adds up the bytes of the storages that operations make while it is entered, from their birth to their death.
 
     Args:
@@ -156,10 +156,10 @@ class Living(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 self._known.add(storage._cdata)
                 self._alive += storage.nbytes()
-                weakref.finalize(storage, self._bury, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self._alive)
         return result
 
-    def _bury(self, storage: int, size: int) -> None:
+    def _freed(self, storage: int, size: int) -> None:
         self._known.discard(storage)
         self._alive -= size

@@ -8,7 +8,7 @@ from model.layers.recompute import CheckpointMode
 from orchestrator.engine.settings import deepspeed_config
 from orchestrator.job.sections import Parallel
 
-USABLE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
+ACTIVATION_SHARE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
 HEAP: dict[CheckpointMode, float] = {"none": 1.5, "selective": 1.5, "full": 5.5}
 """By how many times its activations a CPU worker grows. Large blocks of many sizes leave holes in a heap that is not
 given back (`engine/cpu.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without

@@ -13,11 +13,11 @@ from orchestrator.cluster.connect import worker_environment
 THREADS = """
 import sys, threading
 import torch
-from orchestrator.engine.cpu import compute_with
+from orchestrator.engine.cpu import set_cpu_threads
 
 def train():
     if "flush" in sys.argv:
-        compute_with(2)
+        set_cpu_threads(2)
     elif "worker" in sys.argv:
         from types import SimpleNamespace
         import ray.train.torch

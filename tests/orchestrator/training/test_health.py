@@ -23,7 +23,7 @@ from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.spikes import FEWEST, WINDOW, SpikeDetector, Spikes
 from orchestrator.names import IN_A_ROW, SKIPPED, WENT_BACK
 from orchestrator.training.diagnosis import Diagnosis, diagnose
-from orchestrator.training.health import Diverged, GoBack, Health
+from orchestrator.training.health import Diverged, Health, RollBack
 from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
 
 SHARE = BATCH // 2  # slots of each of two ranks: micro-batches of 5, 5 and 2
@@ -253,7 +253,7 @@ def train_with_health(run: str) -> dict[str, object]:
     write_checkpoint(engine, run, 4, saved)
     train(range(4, 6))
     there = state_of(engine)
-    with pytest.raises(GoBack) as back:
+    with pytest.raises(RollBack) as back:
         train(range(6, 20))
     results["went back"] = str(back.value)
 

@@ -1,4 +1,4 @@
-"""What `auto` chooses: the fastest that fits, by arithmetic and by trial, and that choosing changes nothing else."""
+"""What `auto` chooses: the fastest that fits, by arithmetic and by measure, and that choosing changes nothing else."""
 
 import math
 from collections.abc import Mapping
@@ -13,9 +13,17 @@ from infra.local.ranks import run_ranks
 from model.cost.flops import activation_bytes, recomputed_flops, training_flops
 from model.layers.recompute import MODES, CheckpointMode
 from model.variants import ViTConfig, vit_config
-from orchestrator.engine.memory.fit import CHEAP, FIXED_FLOPS, PLENTY, Fit, Rank, fit, step_flops
-from orchestrator.engine.memory.measured import NEVER, trial_sizes
-from orchestrator.engine.memory.needed import HEAP, USABLE, exchange_bytes, state_bytes
+from orchestrator.engine.memory.fit import (
+    AMPLE_FACTOR,
+    CHEAP_SHARE,
+    FIXED_FLOPS,
+    Choice,
+    WorkerShare,
+    choose,
+    step_flops,
+)
+from orchestrator.engine.memory.measured import DID_NOT_FIT, measured_sizes
+from orchestrator.engine.memory.needed import ACTIVATION_SHARE, HEAP, exchange_bytes, state_bytes
 from orchestrator.job.kinds import PretrainJob
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Parallel
@@ -25,24 +33,26 @@ GPU = torch.device("cuda")
 B16, PARAMETERS, WORKERS = vit_config("ViT-B/16"), 86_567_656, 8
 
 
-class Trial:
+class Measure:
     """As the arithmetic says, but for `each` more bytes an image in some modes; remembers what was tried."""
 
     def __init__(self, more: Mapping[str, int] | None = None) -> None:
-        self.more, self.tried = more or {}, []
+        self.more, self.asked = more or {}, []
 
     def __call__(self, mode: CheckpointMode, micro_batch: int) -> dict[int, int]:
-        self.tried.append((mode, micro_batch))
+        self.asked.append((mode, micro_batch))
         each = activation_bytes(B16, mode, 2) + self.more.get(mode, 0)
-        return {images: images * each for images in trial_sizes(micro_batch)}
+        return {images: images * each for images in measured_sizes(micro_batch)}
 
 
-def choose(room_for_activations: float, trial: Trial | None = None, local_batch: int = 64, **keys: Any) -> Fit:
+def choice_with_room(
+    room_for_activations: float, measure: Measure | None = None, local_batch: int = 64, **keys: Any
+) -> Choice:
     """Where the memory leaves this room, in bytes, beside state and exchange."""
     parallel = Parallel(**keys)
     beside, _ = exchange_bytes(PARAMETERS, parallel, GPU)
-    memory = math.ceil((state_bytes(PARAMETERS, parallel, WORKERS) + beside + room_for_activations) / USABLE)
-    return fit(B16, parallel, Rank(PARAMETERS, local_batch, WORKERS, memory, GPU), trial or Trial())
+    memory = math.ceil((state_bytes(PARAMETERS, parallel, WORKERS) + beside + room_for_activations) / ACTIVATION_SHARE)
+    return choose(B16, parallel, WorkerShare(PARAMETERS, local_batch, WORKERS, memory, GPU), measure or Measure())
 
 
 def bytes_of(mode: CheckpointMode, images: float) -> float:
@@ -50,7 +60,7 @@ def bytes_of(mode: CheckpointMode, images: float) -> float:
 
 
 def test_the_whole_local_batch_and_nothing_repeated_where_they_fit() -> None:
-    chosen = choose(bytes_of("none", 65))
+    chosen = choice_with_room(bytes_of("none", 65))
     assert (chosen.checkpointing, chosen.micro_batch) == ("none", 64)
     assert chosen.why.startswith("activation_checkpointing none, 1 x 64 images a step: ")
     assert "selective 1.05 times as long, full 1.2" in chosen.why
@@ -58,80 +68,80 @@ def test_the_whole_local_batch_and_nothing_repeated_where_they_fit() -> None:
 
 @pytest.mark.parametrize(("fit_in", "expected"), [(63.5, 32), (31.5, 22), (22.5, 22)])
 def test_an_equal_part_where_they_do_not(fit_in: float, expected: int) -> None:
-    assert choose(bytes_of("none", fit_in), activation_checkpointing="none").micro_batch == expected
+    assert choice_with_room(bytes_of("none", fit_in), activation_checkpointing="none").micro_batch == expected
 
 
 def test_the_fastest_is_the_least_of_a_table_of_all() -> None:
     """Against a brute force over modes and numbers of images."""
-    rank = Rank(PARAMETERS, 64, WORKERS, 0, GPU)
+    share = WorkerShare(PARAMETERS, 64, WORKERS, 0, GPU)
     chosen = set()
     for room in range(60 * 2**20, 4 * 2**30, 40 * 2**20):
         table = {
-            (mode, math.ceil(64 / passes)): step_flops(B16, mode, math.ceil(64 / passes), rank)
+            (mode, math.ceil(64 / passes)): step_flops(B16, mode, math.ceil(64 / passes), share)
             for mode in MODES
             for passes in range(1, 65)
             if max(bytes_of(mode, math.ceil(64 / passes)), 6 * PARAMETERS) <= room
         }
         if table:
-            found = choose(room)
+            found = choice_with_room(room)
             assert table[found.checkpointing, found.micro_batch] == min(table.values())
             chosen.add(found.checkpointing)
     assert chosen == {"none", "selective", "full"}
 
 
 def test_a_pass_runs_at_half_speed_where_its_arithmetic_takes_as_long_as_its_fixed_cost() -> None:
-    rank = Rank(PARAMETERS, 1000, 1, 0, GPU)
+    share = WorkerShare(PARAMETERS, 1000, 1, 0, GPU)
     half = B16.depth * FIXED_FLOPS["cuda"] / training_flops(B16)  # images
     best = 1000 * training_flops(B16)
-    assert step_flops(B16, "none", 1000, rank) == pytest.approx(best * (1 + half / 1000))
-    assert step_flops(B16, "none", 1, rank) == pytest.approx(best * (1 + half))
-    full = 1 + CHEAP + recomputed_flops(B16, "full") / training_flops(B16)
-    assert step_flops(B16, "full", 10, rank) == pytest.approx(full * step_flops(B16, "none", 10, rank))
+    assert step_flops(B16, "none", 1000, share) == pytest.approx(best * (1 + half / 1000))
+    assert step_flops(B16, "none", 1, share) == pytest.approx(best * (1 + half))
+    full = 1 + CHEAP_SHARE + recomputed_flops(B16, "full") / training_flops(B16)
+    assert step_flops(B16, "full", 10, share) == pytest.approx(full * step_flops(B16, "none", 10, share))
 
 
 def test_a_trial_that_needs_more_leaves_room_for_fewer() -> None:
-    trial = Trial({"none": activation_bytes(B16, "none", 2) // 2})  # half as much again
-    chosen = choose(bytes_of("none", 48), trial, activation_checkpointing="none")
-    assert trial.tried == [("none", 32)]
+    measure = Measure({"none": activation_bytes(B16, "none", 2) // 2})  # half as much again
+    chosen = choice_with_room(bytes_of("none", 48), measure, activation_checkpointing="none")
+    assert measure.asked == [("none", 32)]
     assert chosen.micro_batch == 32  # exactly as many
-    assert choose(bytes_of("none", 47), trial, activation_checkpointing="none").micro_batch == 22
+    assert choice_with_room(bytes_of("none", 47), measure, activation_checkpointing="none").micro_batch == 22
 
 
 def test_a_trial_that_needs_less_changes_nothing() -> None:
-    trial = Trial({"none": -(activation_bytes(B16, "none", 2) // 2)})
-    assert choose(bytes_of("none", 32), trial, activation_checkpointing="none").micro_batch == 32
+    measure = Measure({"none": -(activation_bytes(B16, "none", 2) // 2)})
+    assert choice_with_room(bytes_of("none", 32), measure, activation_checkpointing="none").micro_batch == 32
 
 
 def test_what_was_too_optimistic_gives_way_to_the_next_and_each_is_tried_once() -> None:
     room = bytes_of("none", 65)
-    trial = Trial({"none": NEVER})
-    assert choose(room, trial).checkpointing == "selective"
-    assert [mode for mode, _ in trial.tried] == ["none", "selective"]
-    trial = Trial(dict.fromkeys(MODES, NEVER))
+    measure = Measure({"none": DID_NOT_FIT})
+    assert choice_with_room(room, measure).checkpointing == "selective"
+    assert [mode for mode, _ in measure.asked] == ["none", "selective"]
+    measure = Measure(dict.fromkeys(MODES, DID_NOT_FIT))
     with pytest.raises(ValueError, match="needs"):
-        choose(room, trial)
-    assert [mode for mode, _ in trial.tried] == ["none", "selective", "full"]
+        choice_with_room(room, measure)
+    assert [mode for mode, _ in measure.asked] == ["none", "selective", "full"]
 
 
 def test_a_given_number_of_images_is_kept() -> None:
-    chosen = choose(bytes_of("selective", 40), micro_batch=40)
+    chosen = choice_with_room(bytes_of("selective", 40), micro_batch=40)
     assert (chosen.checkpointing, chosen.micro_batch) == ("selective", 40)
-    assert choose(bytes_of("none", 70), micro_batch=1000).micro_batch == 64  # all that there are
+    assert choice_with_room(bytes_of("none", 70), micro_batch=1000).micro_batch == 64  # all that there are
 
 
 def test_nothing_is_tried_where_nothing_is_to_choose() -> None:
-    trial = Trial()
-    assert choose(0, trial, micro_batch=7, activation_checkpointing="full") == Fit("full", 7, "")
-    assert trial.tried == []
+    measure = Measure()
+    assert choice_with_room(0, measure, micro_batch=7, activation_checkpointing="full") == Choice("full", 7, "")
+    assert measure.asked == []
 
 
 def test_nothing_is_tried_where_memory_is_plenty() -> None:
-    assert max(HEAP.values()) < PLENTY, "without a trial, the holes of a heap would not be counted"
-    trial = Trial()
-    assert choose(bytes_of("none", PLENTY * 64), trial) == Fit("none", 64, "")
-    assert trial.tried == []
-    choose(bytes_of("none", PLENTY * 64 - 1), trial)
-    assert trial.tried == [("none", 64)]
+    assert max(HEAP.values()) < AMPLE_FACTOR, "without a measure, the holes of a heap would not be counted"
+    measure = Measure()
+    assert choice_with_room(bytes_of("none", AMPLE_FACTOR * 64), measure) == Choice("none", 64, "")
+    assert measure.asked == []
+    choice_with_room(bytes_of("none", AMPLE_FACTOR * 64 - 1), measure)
+    assert measure.asked == [("none", 64)]
 
 
 LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the exchange of gradients
@@ -150,9 +160,9 @@ LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the
 def test_too_small_a_device_is_told_what_would_fit(
     config: ViTConfig, memory: float, keys: dict[str, Any], advice: str
 ) -> None:
-    rank = Rank(PARAMETERS, 64, WORKERS, int(memory * 2**30), GPU)
+    share = WorkerShare(PARAMETERS, 64, WORKERS, int(memory * 2**30), GPU)
     with pytest.raises(ValueError, match=r"^ViT-B/16 needs \d+\.\d GiB a worker for .* and has \d\.\d: use ") as told:
-        fit(config, Parallel(**keys), rank, Trial())
+        choose(config, Parallel(**keys), share, Measure())
     assert str(told.value).endswith(f": use {advice}")
 
 
@@ -191,7 +201,7 @@ def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
     parameters = 205_000
     beside, at_the_end = exchange_bytes(parameters, job.parallel, torch.device("cpu"))
     room = max(at_the_end, 5 * activation_bytes(config, "full", 4))
-    memory = int((state_bytes(parameters, job.parallel, 2) + beside + room) / USABLE)
+    memory = int((state_bytes(parameters, job.parallel, 2) + beside + room) / ACTIVATION_SHARE)
     build.free_memory = lambda device, workers_here: memory
     build.held_memory = lambda activations, checkpointing, device: activations
 

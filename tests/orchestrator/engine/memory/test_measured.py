@@ -10,7 +10,7 @@ from model import VisionTransformer, checkpoint_blocks, create_model
 from model.cost.flops import activation_bytes
 from model.layers.recompute import MODES, CheckpointMode
 from model.objectives import dense_targets, sigmoid_cross_entropy
-from orchestrator.engine.memory.measured import activation_peaks, trial_sizes
+from orchestrator.engine.memory.measured import measured_peaks, measured_sizes
 
 CPU = torch.device("cpu")
 
@@ -27,13 +27,13 @@ def small_model(depth: int = 3, dropout: float = 0.0) -> VisionTransformer:
     ("micro_batch", "sizes"), [(1, [1]), (2, [1, 2]), (3, [1, 2]), (4, [1, 2]), (5, [2, 3]), (64, [16, 32])]
 )
 def test_sizes(micro_batch: int, sizes: list[int]) -> None:
-    assert trial_sizes(micro_batch) == sizes
+    assert measured_sizes(micro_batch) == sizes
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_an_image_takes_what_the_arithmetic_says(mode: CheckpointMode) -> None:
     model = small_model()
-    peaks = activation_peaks(model, objective, mode, 16, dtype=torch.float32, device=CPU)
+    peaks = measured_peaks(model, objective, mode, 16, dtype=torch.float32, device=CPU)
     assert list(peaks) == [4, 8]
     pixels = 3 * 128**2 * (1 + 4)  # of the image, in uint8 and float32, which the arithmetic leaves out
     expected = activation_bytes(model.config, mode, 4) + pixels
@@ -48,7 +48,7 @@ def test_what_the_arithmetic_does_not_know_of_counts() -> None:
 
     model, each = small_model(depth=1), []
     for loss in (objective, large):
-        peaks = activation_peaks(model, loss, "none", 2, dtype=torch.float32, device=CPU)
+        peaks = measured_peaks(model, loss, "none", 2, dtype=torch.float32, device=CPU)
         each.append(peaks[2] - peaks[1])
     assert each[1] > each[0] + 1_000_000
 
@@ -60,7 +60,7 @@ def test_nothing_is_left_behind() -> None:
     random = torch.get_rng_state()
     gc.collect()
     alive = sum(isinstance(thing, Tensor) for thing in gc.get_objects())
-    activation_peaks(model, objective, "full", 2, dtype=torch.bfloat16, device=CPU)
+    measured_peaks(model, objective, "full", 2, dtype=torch.bfloat16, device=CPU)
     gc.collect()
     assert sum(isinstance(thing, Tensor) for thing in gc.get_objects()) == alive
     assert torch.equal(torch.get_rng_state(), random)
@@ -75,6 +75,6 @@ def test_nothing_is_left_behind() -> None:
 def test_on_a_gpu_the_allocator_agrees(mode: CheckpointMode) -> None:
     model, gpu = small_model(), torch.device("cuda")
     before = torch.cuda.memory_allocated()
-    peaks = activation_peaks(model, objective, mode, 64, dtype=torch.bfloat16, device=gpu)
+    peaks = measured_peaks(model, objective, mode, 64, dtype=torch.bfloat16, device=gpu)
     assert (peaks[32] - peaks[16]) / 16 == pytest.approx(activation_bytes(model.config, mode, 2), rel=0.2)
     assert torch.cuda.memory_allocated() - before < 2**26, "workspaces of libraries stay, and nothing else"

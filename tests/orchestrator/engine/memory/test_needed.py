@@ -16,8 +16,8 @@ from model.cost.flops import activation_bytes
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine import settings, step
 from orchestrator.engine.memory import needed
-from orchestrator.engine.memory.measured import activation_peaks
-from orchestrator.engine.memory.needed import USABLE, exchange_bytes, state_bytes
+from orchestrator.engine.memory.measured import measured_peaks
+from orchestrator.engine.memory.needed import ACTIVATION_SHARE, exchange_bytes, state_bytes
 from orchestrator.job.choices import AdamW
 from orchestrator.job.sections import Parallel
 
@@ -108,10 +108,10 @@ def every_setting() -> dict[tuple[int, str, str | None], tuple[float, float]]:
 
 
 def test_a_step_holds_what_the_arithmetic_says() -> None:
-    """DeepSpeed itself, on two ranks: what the arithmetic leaves out must find room in what `USABLE` leaves free."""
+    """DeepSpeed itself, on two ranks. What `ACTIVATION_SHARE` leaves free must hold what the arithmetic leaves out."""
     for counted in run_ranks(2, every_setting):
         for setting, (predicted, alive) in counted.items():
-            assert needed.USABLE * alive < predicted < 1.15 * alive, (setting, counted)
+            assert needed.ACTIVATION_SHARE * alive < predicted < 1.15 * alive, (setting, counted)
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
@@ -120,12 +120,12 @@ def test_a_cpu_worker_holds_no_more_than_what_is_counted_on(mode: CheckpointMode
     few, many = 4, 20
     held = [run_ranks(1, largest_size, mode, images)[0] for images in (few, many)]
     vit = model.create_model("ViT-S/16", num_classes=10)
-    peaks = activation_peaks(vit, cross_entropy, mode, many, dtype=torch.float32, device=CPU)
+    peaks = measured_peaks(vit, cross_entropy, mode, many, dtype=torch.float32, device=CPU)
     (fewer, low), (more, high) = peaks.items()
     counted = needed.held_memory((high - low) // (more - fewer), mode, CPU) * (many - few)
     state = state_bytes(sum(p.numel() for p in vit.parameters()), PLAIN, 1)
-    # Of the memory, USABLE is shared out by arithmetic; the rest is for what the arithmetic does not know.
-    assert 0.5 * counted < held[1] - held[0] < (state + counted) / USABLE - state
+    # Of the memory, ACTIVATION_SHARE is shared out by arithmetic; the rest is for what the arithmetic does not know.
+    assert 0.5 * counted < held[1] - held[0] < (state + counted) / ACTIVATION_SHARE - state
 
 
 def largest_size(mode: CheckpointMode, images: int) -> int:
