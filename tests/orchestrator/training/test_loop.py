@@ -7,7 +7,7 @@ import pytest
 
 from orchestrator.cluster.notices import PlannedExit, Reason
 from orchestrator.run.schedule import Calendar
-from orchestrator.training.health import Diverged, GoBack
+from orchestrator.training.health import Diverged, RollBack
 from orchestrator.training.loop import train_to_the_end
 
 
@@ -128,7 +128,7 @@ def test_other_numbers_of_workers_are_wanted_before_the_ranks_agree() -> None:
 
 
 def test_rolling_back_restores_and_goes_on_to_the_end() -> None:
-    calls = run(Notes(resume=[0, 3], healthy=[None, None, None, GoBack("too many")]))
+    calls = run(Notes(resume=[0, 3], healthy=[None, None, None, RollBack("too many")]))
     back = calls.index("roll_back()")
     assert calls[back - 1 : back + 4] == ["healthy()", "roll_back()", "close()", "resume()", "is_owed(3)"]
     assert calls[back + 4] == "train_step()"
