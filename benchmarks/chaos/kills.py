@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.chaos.world import World, until
-from infra.local import ClusterError
+from infra.local.cluster import ClusterError
 
 RESIZE = "resize"
 KINDS = {

@@ -20,7 +20,8 @@ from typing import Any, Self, TypeVar
 import psutil
 
 from data import storage
-from infra.local import LocalCluster, Scaling
+from infra.local.autoscaler import Scaling
+from infra.local.cluster import LocalCluster
 from infra.local.stores import FaultyProxy, Server, free_port, gcs_server, reached_by
 
 ROOT = Path(__file__).resolve().parents[2]

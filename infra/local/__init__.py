@@ -1,6 +1,1 @@
-"""A cluster on one machine that grows and shrinks: `python -m infra.local up`, from Python `LocalCluster.start`."""
-
-from infra.local.autoscaler import Scaling
-from infra.local.cluster import ClusterError, LocalCluster, Node
-
-__all__ = ["ClusterError", "LocalCluster", "Node", "Scaling"]
+"""A cluster on one machine that grows and shrinks, and what tests and benchmarks need beside it: stores, ranks."""

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from infra.local import LocalCluster, Scaling
+from infra.local.autoscaler import Scaling
+from infra.local.cluster import LocalCluster
 
 
 @pytest.fixture(scope="session")

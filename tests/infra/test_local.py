@@ -19,8 +19,8 @@ import psutil
 import pytest
 
 from data import SampleOrder, open_index
-from infra.local import ClusterError, LocalCluster
 from infra.local.__main__ import main
+from infra.local.cluster import ClusterError, LocalCluster
 from orchestrator.history.ledger import trained_samples
 from tests.paths import ROOT
 
