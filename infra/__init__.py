@@ -1,1 +1,1 @@
-"""Where jobs run: clusters and the tracking server."""
+"""Where jobs run: clusters and the tracking server. Imports anything but benchmarks and tests."""

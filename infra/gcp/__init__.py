@@ -1,1 +1,1 @@
-"""Google Compute Engine."""
+"""A cluster on Google Compute Engine."""

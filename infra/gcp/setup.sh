@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Makes what infra/gcp/cluster.yaml names, once for a project, and writes runs/gcp.yaml. Run it again at any time: what
-# is there stays as it is. Of all this only the disk (50 GB) and the address translation (NAT) cost money while idle.
+# Creates what infra/gcp/cluster.yaml names, once for a project, and writes runs/gcp.yaml. It may be run again at any
+# time: what exists stays unchanged. While idle, only the disk (50 GB) and the address translation (NAT) cost money.
 #
 #     infra/gcp/setup.sh PROJECT REGION ZONE BUCKET [RESERVATION]
 #
-# infra/gcp/teardown.sh removes it.
+# infra/gcp/teardown.sh removes everything but the bucket and the disk.
 set -euo pipefail
 
 if [[ $# -lt 4 || $# -gt 5 ]]; then
@@ -18,20 +18,21 @@ key=~/.ssh/vit-ray
 token=~/.ray/auth_token
 head=vit-head@$project.iam.gserviceaccount.com
 worker=vit-worker@$project.iam.gserviceaccount.com
-# All that the autoscaler on the head may do: start, see and delete machines of this project.
+# The complete rights of the autoscaler on the head: start, list and delete machines of this project.
 permissions=compute.disks.create,compute.instances.create,compute.instances.delete,compute.instances.get
 permissions+=,compute.instances.list,compute.instances.setLabels,compute.instances.setMetadata
 permissions+=,compute.instances.setServiceAccount,compute.instances.setTags,compute.subnetworks.use
 permissions+=,compute.zoneOperations.get
 
 cat <<PLAN
-In the project $project this makes, where it is missing:
+In the project $project this creates what does not exist yet:
   network, subnetwork, router and address translation "vit" in $region; no machine gets a public address
-  two firewall rules: machines tagged vit-ray reach each other; Google's identity-aware proxy their ports 22 and 5000
+  two firewall rules: machines tagged vit-ray reach each other; Google's identity-aware proxy reaches their ports 22
+  and 5000
   bucket gs://$bucket, closed to the public; image repository "vit"; disk "vit-mlflow" in $zone
-  accounts vit-head and vit-worker, which read and write objects of this one bucket, read the images and Ray's token,
-  and write logs; the head also starts and deletes machines
-  secret "vit-ray-token", a copy in $token for your own commands, and the SSH key $key
+  accounts vit-head and vit-worker, which may read and write objects of this bucket only, read the images and Ray's
+  token, and write logs; vit-head may also start and delete machines
+  secret "vit-ray-token", a copy of it in $token for your own commands, and the SSH key $key
 PLAN
 
 run() {
@@ -39,7 +40,7 @@ run() {
   "$@"
 }
 
-# make DESCRIBE-WORDS -- CREATE-WORDS: creates what cannot be described.
+# make DESCRIBE-COMMAND -- CREATE-COMMAND: creates the object unless the first command finds it.
 make() {
   local describe=()
   while [[ $1 != -- ]]; do
@@ -48,7 +49,7 @@ make() {
   done
   shift
   if "${describe[@]}" >/dev/null 2>&1; then
-    echo "  there: ${describe[*]}"
+    echo "  exists: ${describe[*]}"
   else
     run "$@"
   fi
@@ -71,7 +72,7 @@ make gcp compute routers nats describe vit --router=vit --region="$region" -- \
 make gcp compute firewall-rules describe vit-internal -- \
   gcp compute firewall-rules create vit-internal --network=vit --allow=tcp,udp,icmp --source-tags=vit-ray \
   --target-tags=vit-ray
-# the addresses of the identity-aware proxy, https://cloud.google.com/iap/docs/using-tcp-forwarding
+# The range is that of the identity-aware proxy: https://cloud.google.com/iap/docs/using-tcp-forwarding
 make gcp compute firewall-rules describe vit-iap -- \
   gcp compute firewall-rules create vit-iap --network=vit --allow=tcp:22,tcp:5000 --source-ranges=35.235.240.0/20 \
   --target-tags=vit-ray
@@ -91,7 +92,7 @@ make gcp iam roles describe vitRayHead -- \
 
 make gcp secrets describe vit-ray-token -- gcp secrets create vit-ray-token --replication-policy=automatic
 if ! gcp secrets versions describe latest --secret=vit-ray-token >/dev/null 2>&1; then
-  echo "+ a random token into the secret vit-ray-token"
+  echo "+ add a random token to the secret vit-ray-token"
   openssl rand -hex 32 | tr -d '\n' | gcp secrets versions add vit-ray-token --data-file=-
 fi
 
@@ -116,7 +117,7 @@ if [[ ! -e $key ]]; then
   run ssh-keygen -q -t ed25519 -N "" -C ray -f "$key"
 fi
 if [[ -e $token ]] && ! gcp secrets versions access latest --secret=vit-ray-token | cmp --silent - "$token"; then
-  echo "$token holds another cluster's token: kept. For this one: RAY_AUTH_TOKEN_PATH=~/.ray/vit_token" >&2
+  echo "$token holds another cluster's token: kept. For this cluster, set RAY_AUTH_TOKEN_PATH=~/.ray/vit_token" >&2
   token=~/.ray/vit_token
 fi
 gcp secrets versions access latest --secret=vit-ray-token >"$token"
@@ -125,4 +126,4 @@ mkdir -p runs
 sed -e "s|YOUR-PROJECT|$project|g" -e "s|YOUR-REGION|$region|g" -e "s|YOUR-ZONE|$zone|g" \
   -e "s|YOUR-SSH-PUBLIC-KEY|$(cat "$key.pub")|g" ${reservation:+-e "s|YOUR-RESERVATION|$reservation|g"} \
   infra/gcp/cluster.yaml >runs/gcp.yaml
-echo "wrote runs/gcp.yaml; next: build and push the image, then PYTHONPATH=. ray up runs/gcp.yaml"
+echo "wrote runs/gcp.yaml; next: build and push the image, then run PYTHONPATH=. ray up runs/gcp.yaml"

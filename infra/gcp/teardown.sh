@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Removes what infra/gcp/setup.sh made, but for what holds your work: it names the commands for the bucket and the disk.
-# First end the cluster: PYTHONPATH=. ray down runs/gcp.yaml
+# Removes what infra/gcp/setup.sh created, except the bucket and the disk, which hold your work: it prints the commands
+# that delete those. End the cluster first: PYTHONPATH=. ray down runs/gcp.yaml
 #
 #     infra/gcp/teardown.sh PROJECT REGION ZONE BUCKET
 set -euo pipefail
@@ -14,11 +14,11 @@ project=$1 region=$2 zone=$3 bucket=$4
 gcp() { gcloud --project="$project" --quiet "$@"; }
 
 if [[ -n $(gcp compute instances list --filter="tags.items=vit-ray" --format="value(name)") ]]; then
-  echo "machines of the cluster still run; first: PYTHONPATH=. ray down runs/gcp.yaml" >&2
+  echo "machines of the cluster still run; first run PYTHONPATH=. ray down runs/gcp.yaml" >&2
   exit 1
 fi
 
-# remove WORDS: deletes what is there, and says what it does.
+# remove COMMAND: runs a delete command and prints it; a failure does not stop the script.
 remove() {
   echo "+ $*"
   "$@" || echo "  not removed: see above" >&2
@@ -42,7 +42,7 @@ remove gcp secrets delete vit-ray-token
 remove gcp artifacts repositories delete vit --location="$region"
 
 cat <<LEFT
-Left, because they hold checkpoints, data and MLflow's history:
+Not removed, because they hold checkpoints, data and MLflow's history:
   gcloud storage rm --recursive gs://$bucket
   gcloud compute disks delete vit-mlflow --zone=$zone --project=$project
 LEFT

@@ -1,4 +1,4 @@
-"""A cluster that grows and shrinks, on this machine: `python -m infra.local up`, `status`, `down`."""
+"""A cluster on this machine that grows and shrinks: `python -m infra.local up`, `status`, `down`."""
 
 import argparse
 import sys
@@ -13,25 +13,34 @@ FOLDER = Path("~/.cache/vit-local")
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors in one line, as everywhere."""
+    """Reports a wrong command line in one line and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {self.prog}: {message} (--help explains)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 not."""
+    """Runs a command and returns the exit code: 0 done, 2 failed."""
     parser = Parser(prog="python -m infra.local", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    up = commands.add_parser("up", help="start a head and its autoscaler; worker nodes come when a job needs them")
-    up.add_argument("--max-workers", type=int, default=3, help="the most worker nodes (default %(default)s)")
-    up.add_argument("--cpus-per-worker", type=int, default=1, help="that each says it has (default %(default)s)")
-    up.add_argument("--idle-seconds", type=float, default=30, help="until an idle node goes (default %(default)g)")
+    up = commands.add_parser("up", help="start a head whose autoscaler adds worker nodes for jobs")
+    up.add_argument("--max-workers", type=int, default=3, help="maximum number of worker nodes (default %(default)s)")
+    up.add_argument(
+        "--cpus-per-worker", type=int, default=1, help="CPUs that each node announces (default %(default)s)"
+    )
+    up.add_argument(
+        "--idle-seconds",
+        type=float,
+        default=30,
+        help="after which a node is removed (default %(default)g)",
+    )
     up.set_defaults(run=_up)
     commands.add_parser("status", help="print the nodes").set_defaults(run=_status)
-    commands.add_parser("down", help="end the cluster with all that runs on it").set_defaults(run=_down)
+    commands.add_parser("down", help="end the cluster and everything that runs on it").set_defaults(run=_down)
     for command in commands.choices.values():
-        command.add_argument("--folder", type=Path, default=FOLDER, help="of this cluster (default %(default)s)")
+        command.add_argument(
+            "--folder", type=Path, default=FOLDER, help="of this cluster's state (default %(default)s)"
+        )
     options = parser.parse_args(arguments)
     options.folder = options.folder.expanduser().absolute()
     try:
@@ -44,14 +53,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _up(options: argparse.Namespace) -> None:
     if min(options.max_workers, options.cpus_per_worker) < 1 or options.idle_seconds <= 0:
-        raise ClusterError("--max-workers and --cpus-per-worker are at least 1, --idle-seconds is more than 0")
+        raise ClusterError("--max-workers and --cpus-per-worker must be at least 1, --idle-seconds more than 0")
     scaling = Scaling(
         max_workers=options.max_workers, cpus_per_worker=options.cpus_per_worker, idle_seconds=options.idle_seconds
     )
     cluster = LocalCluster.start(options.folder, scaling)
-    print(
-        f"a head without CPUs, and up to {options.max_workers} worker nodes of {options.cpus_per_worker} CPU; next:\n"
-    )
+    most, cpus = options.max_workers, options.cpus_per_worker
+    print(f"started a head without CPUs, for up to {most} worker nodes of {cpus} CPU; next:\n")
     print(_exports(cluster))
     print("python -m orchestrator run jobs/pretrain_digits.yaml   # or: ray job submit jobs/pretrain_digits.yaml")
     print("\nend it with: python -m infra.local down" + _folder_words(options))

@@ -1,4 +1,4 @@
-"""Configuration of Ray's autoscaler for nodes that are processes of this machine."""
+"""The configuration of Ray's autoscaler for nodes that are processes on this machine."""
 
 import json
 import os
@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HEAD_ID = "f" * 51 + "0" * 5
-"""Ray's provider numbers its nodes from here."""
+"""Id of the head: the first that Ray's provider gives."""
 HEAD_ENVIRONMENT = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",  # as `ray up` does
-    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,  # by which the autoscaler knows the head among the provider's nodes
+    "RAY_CLOUD_INSTANCE_ID": HEAD_ID,  # tells the autoscaler which of the provider's nodes is the head
     "AUTOSCALER_UPDATE_INTERVAL_S": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
 }
@@ -21,13 +21,13 @@ COMMANDS = ("setup", "head_setup", "worker_setup", "initialization", "head_start
 
 @dataclass(frozen=True)
 class Scaling:
-    """What the autoscaler may do.
+    """Limits of the autoscaler.
 
     Attributes:
-        min_workers: worker nodes that stay, needed or not.
-        max_workers: the most worker nodes.
-        cpus_per_worker: what each of them says that it has; cores are not divided.
-        idle_seconds: after which a node that nothing runs on is taken away.
+        min_workers: minimum number of worker nodes, even if nothing needs them.
+        max_workers: maximum number of worker nodes.
+        cpus_per_worker: CPUs that each worker node announces. The machine's cores are not divided.
+        idle_seconds: time after which a node without work is removed.
     """
 
     min_workers: int = 0
@@ -37,7 +37,11 @@ class Scaling:
 
 
 def write_config(path: Path, address: str, scaling: Scaling) -> None:
-    """Write the configuration, in one step: the autoscaler may be reading it. `address` is the head's."""
+    """Writes the configuration atomically, because the autoscaler may be reading it.
+
+    Args:
+        address: of the head.
+    """
     worker = {
         "resources": {"CPU": scaling.cpus_per_worker, "object_store_memory": NODE_OBJECT_STORE_BYTES},
         "node_config": {},
@@ -49,7 +53,7 @@ def write_config(path: Path, address: str, scaling: Scaling) -> None:
         "max_workers": scaling.max_workers,
         "idle_timeout_minutes": scaling.idle_seconds / 60,
         "provider": {
-            # By its class and not as "fake_multinode": the defaults of that name are not in Ray's package.
+            # Named by its class, because Ray's package lacks the defaults of the type "fake_multinode".
             "type": "external",
             "module": PROVIDER,
             "head_node_id": HEAD_ID,

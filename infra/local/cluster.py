@@ -1,8 +1,8 @@
 """Ray's own autoscaler on one machine: a head without CPUs, and worker nodes that are processes instead of machines.
 
-The autoscaler is the one of `ray up`, with Ray's provider for tests in place of a cloud. All of it listens on loopback
-only and asks for a token. Several such clusters run beside each other: every port is a free one, and nothing is
-written where other clusters look.
+The autoscaler is the one of `ray up`, with Ray's provider for tests in place of a cloud's. Every part of the cluster
+listens on loopback only and asks for a token. Several such clusters can run side by side: each takes free ports and
+writes only to folders of its own.
 """
 
 import json
@@ -35,17 +35,17 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ClusterError(RuntimeError):
-    """The message is one line: what, where, what to do."""
+    """The message is one line: what failed, where, and what to do."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A node that is alive.
+    """A running node.
 
     Attributes:
         id: 56 hexadecimal digits.
         head: whether it is the head.
-        resources: amount by name, such as {"CPU": 1.0}.
+        resources: amounts by name, such as {"CPU": 1.0}.
     """
 
     id: str
@@ -55,17 +55,17 @@ class Node:
 
 @dataclass
 class LocalCluster:
-    """A running cluster: `start` makes one, `find` names one that runs already. As a context manager it ends itself.
+    """A running cluster. `start` creates one, `find` returns one that runs already; a `with` block ends it.
 
     Attributes:
-        folder: the autoscaler's configuration, the head's output, and what `find` reads.
-        scratch: Ray's own files, with all logs under session_latest/logs.
-        address: for RAY_ADDRESS.
+        folder: holds the autoscaler's configuration, the head's output and the state that `find` reads.
+        scratch: Ray's own files; all logs are under session_latest/logs.
+        address: of the head, for RAY_ADDRESS.
         jobs: URL of the job server, for RAY_API_SERVER_ADDRESS.
-        token: asked for by every part of the cluster.
-        pid: of the head, and the session of all its processes.
-        started: the head's start, in seconds since the epoch.
-        scaling: how many worker nodes there may be, and of which size.
+        token: every part of the cluster asks for it.
+        pid: process id of the head, and session id of all its processes.
+        started: when the head started, in seconds since the epoch.
+        scaling: number and size of the worker nodes.
     """
 
     folder: Path
@@ -79,21 +79,24 @@ class LocalCluster:
 
     @classmethod
     def start(cls, folder: Path, scaling: Scaling = Scaling()) -> Self:  # noqa: B008 - frozen
-        """Start a head and its autoscaler in a folder of this cluster alone; returns when both work.
+        """Starts a head and its autoscaler, and returns when both work.
+
+        Args:
+            folder: used by this cluster alone.
 
         Raises:
-            ClusterError: one runs there already, or the head does not start.
+            ClusterError: a cluster runs there already, or the head does not start.
         """
         if running := cls.find(folder):
-            raise ClusterError(f"{folder}: a cluster runs there already, at {running.address}; use it, or end it first")
+            raise ClusterError(f"{folder}: a cluster already runs there, at {running.address}; use it, or end it first")
         folder.mkdir(parents=True, exist_ok=True)
-        # Ray's sockets are files, whose paths may have 107 characters; the folder's own may be too long.
+        # Ray's sockets are files, and their paths are limited to 107 characters. `folder` may be too long for that.
         scratch = Path(tempfile.mkdtemp(prefix="vit-local-", dir="/tmp"))
         gcs, jobs, agent, client, metrics = _free_ports(5)
         address = f"{HOST}:{gcs}"
         config = folder / "autoscaler.json"
         write_config(config, address, scaling)
-        token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)  # a process reads its token only once
+        token = os.environ.get("RAY_AUTH_TOKEN") or secrets.token_hex(32)  # Ray reads the token once a process
         words = [sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--num-cpus=0"]
         words += [f"--node-ip-address={HOST}", f"--port={gcs}", f"--temp-dir={scratch}"]
         words += [f"--dashboard-host={HOST}", f"--dashboard-port={jobs}", f"--dashboard-agent-listen-port={agent}"]
@@ -117,7 +120,7 @@ class LocalCluster:
 
     @classmethod
     def find(cls, folder: Path) -> Self | None:
-        """The cluster that was started with this folder, or what is left of it. None if there is nothing."""
+        """The cluster that was started in this folder, if any of its processes still run; otherwise None."""
         try:
             state = json.loads((folder / "cluster.json").read_text())
         except FileNotFoundError:
@@ -133,17 +136,17 @@ class LocalCluster:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The whole environment of a command that uses the cluster."""
+        """The complete environment for a command that uses the cluster."""
         return {**_environment(self.token), "RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.jobs}
 
     @property
     def exports(self) -> dict[str, str]:
-        """What a shell must set to use the cluster. The token is named by the file that holds it."""
+        """Variables that a shell must export to use the cluster. The token is given by the file that holds it."""
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(self.folder / "token")}
         return {"RAY_ADDRESS": self.address, "RAY_API_SERVER_ADDRESS": self.jobs, **token, **LOOPBACK}
 
     def nodes(self) -> list[Node]:
-        """The nodes that are alive, the head first.
+        """The running nodes, the head first.
 
         Raises:
             OSError: the head does not answer.
@@ -158,27 +161,27 @@ class LocalCluster:
         return sorted(alive, key=lambda node: (not node.head, node.id))
 
     def workers(self) -> list[Node]:
-        """The nodes that are alive, without the head."""
+        """The running nodes without the head."""
         return [node for node in self.nodes() if not node.head]
 
     def set_workers(self, least: int, most: int) -> None:
-        """Other bounds for the number of worker nodes. The autoscaler reads its configuration every second.
+        """Changes the bounds of the number of worker nodes. The autoscaler reads its configuration every second.
 
-        Between the bounds the number follows what jobs ask for. An elastic job asks for its maximum, and Ray adds
-        nothing for it where that is more than `most`. Nodes beyond `most` are ended at once, with what runs on them:
-        drain and end them first.
+        Between the bounds, the number follows the jobs' requests. An elastic job requests its maximum, and Ray adds
+        no node for it if that exceeds `most`. Nodes beyond `most` are ended at once, with everything that runs on
+        them: drain and end them first.
         """
         self.scaling = replace(self.scaling, min_workers=least, max_workers=most)
         write_config(self.folder / "autoscaler.json", self.address, self.scaling)
         self._save()
 
     def drain(self, node_id: str, seconds: int) -> None:
-        """Tell Ray that the node goes in `seconds`, as a cloud's notice does. Ray itself does not end it: `kill_node`.
+        """Tells Ray that the node will be lost in `seconds`, as a cloud's notice does. `kill_node` then ends it.
 
         Raises:
             ClusterError: the cluster has no such node, or Ray refuses.
         """
-        if node_id not in {node.id for node in self.nodes()}:  # Ray takes any number
+        if node_id not in {node.id for node in self.nodes()}:  # Ray accepts any id
             raise _no_such_node(node_id)
         words = ["drain-node", "--node-id", node_id, "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         words += ["--reason-message", "notice of preemption", "--deadline-remaining-seconds", str(seconds)]
@@ -190,7 +193,7 @@ class LocalCluster:
             raise ClusterError(f"node {node_id} cannot be drained: {_last_line(call.stderr or call.stdout)}")
 
     def kill_node(self, node_id: str) -> None:
-        """End a node at once, with all that runs on it, as when a machine is lost.
+        """Ends a node at once, with everything that runs on it, as if its machine were lost.
 
         Raises:
             ClusterError: the cluster has no such node.
@@ -198,14 +201,14 @@ class LocalCluster:
         for process in self._processes():
             words = _words(process)
             if words and words[0].endswith("/raylet") and f"--node_id={node_id}" in words:
-                # Frozen, it cannot replace a worker that is killed while others are.
+                # Suspend it first, or it replaces killed workers while the others are being killed.
                 process.suspend()
                 _kill([process, *process.children(recursive=True)])
                 return
         raise _no_such_node(node_id)
 
     def close(self) -> None:
-        """End the cluster with all that runs on it, and remove its files. May be called again."""
+        """Ends the cluster and everything that runs on it, and removes its files. May be called again."""
         while processes := self._processes():
             _kill(processes)
         shutil.rmtree(self.scratch, ignore_errors=True)
@@ -213,9 +216,9 @@ class LocalCluster:
             (self.folder / name).unlink(missing_ok=True)
 
     def _processes(self) -> list[psutil.Process]:
-        """All that the head started, and all that these did: jobs, for one, have sessions of their own.
+        """All descendants of the head, including those with sessions of their own, such as jobs.
 
-        No other process can get the head's number while its session has members.
+        The system does not reuse the head's process id while its session has members.
         """
         with suppress(psutil.NoSuchProcess):
             if abs(psutil.Process(self.pid).create_time() - self.started) > 1:
@@ -230,7 +233,7 @@ class LocalCluster:
     def _wait(self, head: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + START_SECONDS
         while True:
-            with suppress(OSError, KeyError, ValueError):  # the job server starts, too
+            with suppress(OSError, KeyError, ValueError):  # the job server may still be starting
                 if any(node.id == HEAD_ID for node in self.nodes()):
                     return
             if head.poll() is not None or time.monotonic() > deadline:
@@ -248,11 +251,11 @@ class LocalCluster:
 
 
 def _no_such_node(node_id: str) -> ClusterError:
-    return ClusterError(f"node {node_id} does not run here; `nodes()` lists those that do")
+    return ClusterError(f"the cluster has no node {node_id}; `nodes()` lists its nodes")
 
 
 def _environment(token: str) -> dict[str, str]:
-    """This process's environment, with this project's modules and commands, and without another cluster's address."""
+    """This process's environment with the project's modules and commands, without the address of another cluster."""
     environment = {
         name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_TOKEN_PATH")
     }
@@ -269,7 +272,7 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _kill(processes: list[psutil.Process]) -> None:
-    """Kill, and wait until nothing of them runs. A parent that is busy may leave them unreaped for long."""
+    """Kills the processes and waits until none runs. Zombies count as ended: a busy parent may reap them late."""
     for process in processes:
         with suppress(psutil.NoSuchProcess):
             process.kill()

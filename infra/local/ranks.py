@@ -1,4 +1,7 @@
-"""Run a function on N real processes joined by torch.distributed (gloo), as Ray Train would, but without Ray."""
+"""Runs a function in N processes joined by torch.distributed (gloo), as Ray Train does, but without Ray.
+
+The processes are forked from a server that has done the slow imports once (`ranks_preload`).
+"""
 
 import multiprocessing
 import os
@@ -7,12 +10,23 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
+RESULT_SECONDS = 300  # for the next rank to return
+EXIT_SECONDS = 60  # for a process to end after its rank has returned
+
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["infra.local.ranks_preload"])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
-    """Call `function(*args)` on each rank; returns what each rank returned, or raises with the first traceback."""
+    """Calls `function(*args)` on each rank, on one thread each, and returns the results by rank.
+
+    Args:
+        function: importable by its name, since the other processes receive it pickled; so are `args` and the results.
+
+    Raises:
+        RuntimeError: a rank failed. The message has its traceback; the other ranks are killed.
+        queue.Empty: no rank returned within RESULT_SECONDS.
+    """
     with tempfile.TemporaryDirectory() as rendezvous:
         queue = _context.Queue()
         processes = [
@@ -24,7 +38,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         results: dict[int, Any] = {}
         failure = None
         for _ in processes:
-            rank, result, error = queue.get(timeout=300)
+            rank, result, error = queue.get(timeout=RESULT_SECONDS)
             results[rank] = result
             if error is not None:
                 failure = error
@@ -32,7 +46,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         for process in processes:
             if failure is not None:
                 process.kill()
-            process.join(timeout=60)
+            process.join(timeout=EXIT_SECONDS)
     if failure is not None:
         raise RuntimeError(f"a rank failed:\n{failure}")
     return [results[rank] for rank in range(world_size)]

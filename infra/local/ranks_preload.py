@@ -1,4 +1,8 @@
-"""Imported once in the fork server, so that every rank starts with the slow imports done."""
+"""The slow imports of a rank, done once in the fork server of `ranks.py`.
+
+A file of its own, because a fork server takes names of modules to import: in `ranks.py`, the process that calls
+`run_ranks` would import them as well.
+"""
 
 import os
 

@@ -1,8 +1,10 @@
-"""Real servers for tests, each on a free port of this machine: object stores, a public web folder, and a bad network.
+"""Object stores and a web server on this machine, each on a free port, and a proxy that injects faults.
 
-Each is a context manager that yields a `Server`: what to put before a path, and the environment variables with which
-any process reaches it through plain URLs. `reached_by` sets them in this process, for the file systems that are
-opened while it lasts. A `FaultyProxy` stands between a client and one of these servers and makes trouble, seeded.
+Each server is a context manager that yields a `Server`: the URL to put before a path, and the environment variables
+with which any process reaches it. `reached_by` sets these variables in this process, for the file systems that are
+opened inside the block. A `FaultyProxy` sits between a client and one of these servers; a seed decides its faults.
+
+The emulators come with requirements-dev.txt: gcp-storage-emulator for `gcs_server`, moto for `s3_server`.
 """
 
 import asyncio
@@ -39,7 +41,7 @@ S3_ENVIRONMENT = {
     "AWS_DEFAULT_REGION": "us-east-1",
     "no_proxy": "127.0.0.1",
 }
-TRUNCATED_FROM = 512  # bodies shorter than this are not cut: nothing would be left
+TRUNCATED_FROM = 512  # bytes: shorter bodies are passed whole, because little would be left of them
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Server:
     """A running server.
 
     Attributes:
-        url: what it serves, without a slash at the end: "gs://bucket", "http://127.0.0.1:8080".
-        endpoint: its own address.
-        environment: variables that lead a process there.
+        url: prefix of everything it serves, without a final slash: "gs://bucket", "http://127.0.0.1:8080".
+        endpoint: the server's own address.
+        environment: variables with which a process reaches the server.
     """
 
     url: str
@@ -57,14 +59,14 @@ class Server:
     environment: dict[str, str]
 
     def through(self, endpoint: str) -> "Server":
-        """The same content, reached through another address: that of a proxy."""
+        """The same content, reached through `endpoint`, the address of a proxy."""
         changed = {name: value.replace(self.endpoint, endpoint) for name, value in self.environment.items()}
         return replace(self, url=self.url.replace(self.endpoint, endpoint), endpoint=endpoint, environment=changed)
 
 
 @contextmanager
 def gcs_server() -> Iterator[Server]:
-    """Google Cloud Storage's emulator, in memory, with the bucket `gs://bucket`."""
+    """An emulator of Google Cloud Storage, in memory, with the bucket `gs://bucket`."""
     port = free_port()
     endpoint = f"http://{HOST}:{port}"
     words = ["gcp_storage_emulator", "start", f"--host={HOST}", f"--port={port}", "--in-memory"]
@@ -88,10 +90,12 @@ def s3_server() -> Iterator[Server]:
 def file_server(
     folder: Path | str, tls: bool = False, ranges: bool = True, rate: float | None = None
 ) -> Iterator[Server]:
-    """A public folder by http:// or, with a certificate of its own, https://.
+    """Serves a folder over http or https, without access control.
 
-    Without `ranges` it answers every request with the whole file, as Python's http.server does, which it then is;
-    at `rate` bytes a second, where given.
+    Args:
+        tls: use https, with a self-signed certificate.
+        ranges: answer ranged requests. If false, every answer is the whole file, as Python's http.server does it.
+        rate: bytes a second of an answer, without `ranges`; None: no limit.
     """
     port, scheme = free_port(), "https" if tls else "http"
     endpoint = f"{scheme}://{HOST}:{port}"
@@ -120,20 +124,21 @@ def file_server(
 
 
 class FaultyProxy:
-    """Between a client and `target`, a server: some requests fail, some stall, some answers are cut short.
+    """A proxy of the server `target`: some requests fail, some stall, some answers are cut short.
 
-    A context manager; `server` is then the target as reached through it.
+    A context manager; its `server` is the target as reached through the proxy.
 
     Args:
-        fail: share of requests that are answered 503 and go no further.
-        stall: share of GET requests whose answer stops, at its beginning or in its middle, and never goes on.
-        truncate: share of GET answers that end, the connection closed, short of their stated length.
-        shorten: share of answers to ranged requests that lack their end and state the shorter length.
-        delay: seconds that every request takes longer.
+        seed: of the faults.
+        fail: share of requests that are answered 503 and not forwarded.
+        stall: share of GET requests whose answer stops at its beginning or in its middle and never continues.
+        truncate: share of GET requests whose connection closes before the stated length.
+        shorten: share of ranged requests whose answer lacks its end and states the shorter length.
+        delay: seconds added to every request.
 
     Attributes:
-        counts: what was done, by name: "passed", "fail", "stall", "truncate", "shorten".
-        bytes_sent: of contents, to the client.
+        counts: requests by outcome: "passed", "fail", "stall", "truncate", "shorten".
+        bytes_sent: bytes of content sent to the client.
     """
 
     def __init__(
@@ -177,7 +182,7 @@ class FaultyProxy:
         shorten: float = 0.0,
         delay: float = 0.0,
     ) -> None:
-        """Other shares from now on."""
+        """Replaces all shares and the delay, from the next request on."""
         self._shares = {"fail": fail, "stall": stall, "truncate": truncate, "shorten": shorten}
         self._delay = delay
 
@@ -195,7 +200,7 @@ class FaultyProxy:
         await asyncio.sleep(self._delay)
         if fate == "fail":
             self.counts[fate] += 1
-            await request.read()  # so that the connection can be used again
+            await request.read()  # the connection can then be used again
             return web.Response(status=503, text="try again")
         body = await request.read()
         headers = {name: value for name, value in request.headers.items() if name.lower() != "transfer-encoding"}
@@ -212,7 +217,7 @@ class FaultyProxy:
             fate = "passed"
         self.counts[fate] += 1
         if fate == "stall" and self._random.random() < 0.5:
-            await asyncio.sleep(3600)  # until the client hangs up
+            await asyncio.sleep(3600)  # longer than the client waits
         response.content_length = int(answer.headers.get("Content-Length", len(content)))
         if fate != "passed":
             content = content[: self._random.randrange(len(content) + 1) // 2]
@@ -232,7 +237,7 @@ class FaultyProxy:
 
 @contextmanager
 def reached_by(server: Server) -> Iterator[str]:
-    """This process's file systems lead to `server` meanwhile. Yields its URL."""
+    """Inside the block, this process's file systems reach `server`. Yields its URL."""
     before = {name: os.environ.get(name) for name in server.environment}
     os.environ.update(server.environment)
     _forget_file_systems()
@@ -248,13 +253,13 @@ def reached_by(server: Server) -> Iterator[str]:
 
 
 def free_port() -> int:
-    """A port of this machine that nobody listens on."""
+    """A port of this machine that is free now."""
     with socket.create_server((HOST, 0)) as server:
         return int(server.getsockname()[1])
 
 
 def _forget_file_systems() -> None:
-    """fsspec keeps instances by their arguments; those of other servers were made with other variables."""
+    """Clears fsspec's cache of file systems: it does not know that they depend on environment variables."""
     for protocol in ("gs", "s3", "http"):
         fsspec.get_filesystem_class(protocol).clear_instance_cache()
 
@@ -283,7 +288,7 @@ def _listens(port: int) -> bool:
 
 
 class _Loop:
-    """An event loop in a thread of its own. Leaving it ends what runs in it."""
+    """An event loop in a thread of its own. Leaving the block cancels its tasks and ends the thread."""
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -320,18 +325,20 @@ async def _client() -> aiohttp.ClientSession:
 
 
 def _end_to_end(headers: Mapping[str, str]) -> dict[str, str]:
-    """Headers of an answer that are about its content, not about the connection that it came by."""
+    """The headers of an answer that describe its content, without those that describe the connection."""
     hop = {"connection", "transfer-encoding", "keep-alive", "content-length"}
     return {name: value for name, value in headers.items() if name.lower() not in hop}
 
 
 class _WholeFiles(http.server.SimpleHTTPRequestHandler):
+    """Answers every request with the whole file, at `rate` bytes a second if given."""
+
     def __init__(self, *words: Any, rate: float | None, **options: Any) -> None:
         self._rate = rate
         super().__init__(*words, **options)
 
     def copyfile(self, source: Any, outputfile: Any) -> None:
-        with contextlib.suppress(ConnectionError):  # the client has what it wanted
+        with contextlib.suppress(ConnectionError):  # the client may close early
             while content := source.read(64 << 10):
                 outputfile.write(content)
                 time.sleep(len(content) / self._rate if self._rate else 0)
@@ -341,7 +348,7 @@ class _WholeFiles(http.server.SimpleHTTPRequestHandler):
 
 
 def _certificate() -> bytes:
-    """A key and a certificate for 127.0.0.1, signed by itself: PEM."""
+    """A key and a self-signed certificate for 127.0.0.1, as PEM."""
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec

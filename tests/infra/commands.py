@@ -1,4 +1,4 @@
-"""Command lines that only a cloud runs: given to a shell among stand-ins, and to the parser of the command."""
+"""Command lines that only a cloud runs: run in a shell with stand-ins, and parsed by the real command."""
 
 import contextlib
 import io
@@ -24,7 +24,7 @@ def tool(name: str) -> str:
 
 
 def stand_ins(folder: Path, programs: tuple[str, ...]) -> Path:
-    """Executables in `folder` that note in `folder/calls` what they were called with, and succeed."""
+    """Creates executables in `folder` that append their command line to `folder/calls` and succeed."""
     folder.mkdir(exist_ok=True)
     for program in programs:
         script = folder / program
@@ -43,7 +43,7 @@ def called(folder: Path) -> list[list[str]]:
 
 
 def run_line(line: str, folder: Path, **environment: str) -> list[list[str]]:
-    """Run a shell line with the stand-ins in `folder` first on PATH; returns the calls that it made."""
+    """Runs a shell line with the stand-ins of `folder` first on PATH; returns the calls that it made."""
     before = len(called(folder))
     path = os.pathsep.join([str(folder), os.environ["PATH"]])
     done = subprocess.run(
@@ -54,7 +54,7 @@ def run_line(line: str, folder: Path, **environment: str) -> list[list[str]]:
 
 
 def parse(words: list[str]) -> None:
-    """Parse `ray` or `mlflow` words without running them.
+    """Parses a `ray` or `mlflow` command line without running it.
 
     Raises:
         click.UsageError: there is no such command, option or value.

@@ -1,4 +1,4 @@
-"""Which nodes Ray's autoscaler would start for a job: its own scheduler, on the node types of our files."""
+"""Which nodes Ray's autoscaler would start for a job, by its own scheduler on the node types of our files."""
 
 from collections import Counter
 from typing import Any
@@ -15,9 +15,9 @@ JOBS = ROOT / "jobs"
 
 
 def started(config: dict[str, Any], job: str, overrides: list[str]) -> Counter[str]:
-    """Node type -> nodes that an empty cluster starts for all workers of a job at once; none if they cannot fit."""
+    """Number of nodes by type that an empty cluster starts for all workers of a job; empty if they do not fit."""
     cluster = load_job(str(JOBS / job), overrides).cluster
-    settings = AutoscalingConfig({**config, "auth": {}}, skip_content_hash=True)  # auth names a key file, to hash it
+    settings = AutoscalingConfig({**config, "auth": {}}, skip_content_hash=True)  # the hash would read the key file
     request = SchedulingRequest(
         disable_launch_config_check=True,
         node_type_configs=settings.get_node_type_configs(),

@@ -1,4 +1,4 @@
-"""The machines that infra/gcp and infra/kubernetes rent, as Google describes them.
+"""The machine types of infra/gcp and infra/kubernetes, as Google describes them.
 
 Source: "GPU machine types" in the Compute Engine documentation, https://cloud.google.com/compute/docs/gpus.
 """
@@ -8,7 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Machine:
-    """A machine type: its GPU as Ray and GKE call it, GPUs, vCPUs, GB of memory, and whether it is rented on demand."""
+    """A machine type.
+
+    Attributes:
+        gpu: Ray's name of its GPU.
+        gke: GKE's name of its GPU.
+        gpus: number of GPUs.
+        cpus: number of vCPUs.
+        memory: GB.
+        on_demand: whether it can be rented on demand.
+        hyperdisk: whether it needs Hyperdisk, because it does not support Persistent Disk.
+    """
 
     gpu: str
     gke: str
@@ -16,7 +26,7 @@ class Machine:
     cpus: int
     memory: int
     on_demand: bool
-    hyperdisk: bool = False  # takes no Persistent Disk
+    hyperdisk: bool = False
 
 
 MACHINES = {

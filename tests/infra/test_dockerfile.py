@@ -1,4 +1,4 @@
-"""infra/Dockerfile: linted, and what it copies is there, all that a run needs and no more."""
+"""infra/Dockerfile: it passes the linter, its files exist, and it copies only what a run needs."""
 
 import fnmatch
 import re
@@ -26,14 +26,14 @@ def test_recipe_is_linted() -> None:
 def test_it_is_cuda_and_not_root() -> None:
     (base,) = instructions("FROM")
     assert re.fullmatch(r"nvidia/cuda:\d+\.\d+\.\d+-base-\w+", base)
-    assert instructions("USER")[-1] == "1000:1000"  # numbers, so that Kubernetes can tell that it is not root
+    assert instructions("USER")[-1] == "1000:1000"  # numbers: Kubernetes then knows that it is not root
     assert "--uid 1000 " in TEXT
     assert "RAY_AUTH_MODE=token" in " ".join(instructions("ENV"))
-    assert TEXT.rindex("USER ") > TEXT.rindex("COPY ")  # code and environment belong to root: a job cannot change them
+    assert TEXT.rindex("USER ") > TEXT.rindex("COPY ")  # they belong to root, so a job cannot change them
 
 
 def test_pins_come_before_the_code() -> None:
-    """A change of the code must not install gigabytes again."""
+    """A change of the code must not reinstall the packages, which are gigabytes."""
     install = next(line for line in instructions("RUN") if line.startswith("pip install"))
     for line in instructions("COPY")[:-1]:
         for name in line.split()[:-1]:
@@ -59,7 +59,7 @@ def test_only_what_a_run_needs_is_sent_to_the_builder() -> None:
 
 
 def ignored(name: str) -> bool:
-    """Whether .dockerignore leaves a file out: the last pattern that fits the file or a folder of it decides."""
+    """Whether .dockerignore excludes a file. The last pattern that matches the file or one of its folders decides."""
     parts = name.split("/")
     paths = ["/".join(parts[: count + 1]) for count in range(len(parts))]
     out = False
@@ -72,14 +72,14 @@ def ignored(name: str) -> bool:
 
 
 def fits(path: str, pattern: str) -> bool:
-    """`*` stays within one folder and a leading `**/` is any number of them, as for Docker."""
+    """As in Docker, `*` matches within one folder, and a leading `**/` matches any number of folders."""
     if pattern.startswith("**/"):
         return any(fits(path.split("/", count)[-1], pattern[3:]) for count in range(path.count("/") + 1))
     return path.count("/") == pattern.count("/") and fnmatch.fnmatchcase(path, pattern)
 
 
 def test_jobs_run_as_programs() -> None:
-    """`ray job submit jobs/NAME.yaml` executes the file in the image's folder, which must be on the path of Python."""
+    """`ray job submit jobs/NAME.yaml` executes the file in the image's folder, which must be on Python's path."""
     workdir = instructions("WORKDIR")[-1]
     assert f"PYTHONPATH={workdir}" in " ".join(instructions("ENV"))
     modes = subprocess.run(["git", "ls-files", "-s", "jobs"], cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -1,4 +1,4 @@
-"""infra/kubernetes: the published schemas, Ray's own reading of the cluster, and who may reach whom."""
+"""infra/kubernetes: against the published schemas, as Ray reads the cluster, and which pods may reach each other."""
 
 import json
 import re
@@ -50,7 +50,7 @@ PODS = {
 
 
 def closed(schema: Any) -> Any:
-    """The schema without room for fields that it does not name: Kubernetes drops those without a word."""
+    """The schema without additional fields, which Kubernetes would drop silently."""
     if isinstance(schema, list):
         return [closed(entry) for entry in schema]
     if not isinstance(schema, dict):
@@ -61,7 +61,7 @@ def closed(schema: Any) -> Any:
     return result
 
 
-def test_kuberay_knows_every_field() -> None:
+def test_every_field_is_in_kuberays_schema() -> None:
     for thing, name in ((CLUSTER, "raycluster"), (JOB, "rayjob")):
         schema = closed(json.loads((SCHEMAS / f"kuberay-{name}-v1.json").read_text()))
         jsonschema.Draft7Validator(schema).validate(thing)
@@ -70,7 +70,7 @@ def test_kuberay_knows_every_field() -> None:
 
 
 @pytest.mark.parametrize("thing", [t for t in THINGS if "ray.io" not in t["apiVersion"]], ids=lambda t: t["kind"])
-def test_kubernetes_knows_every_field(thing: dict[str, Any]) -> None:
+def test_every_field_is_in_kubernetes_schema(thing: dict[str, Any]) -> None:
     kubernetes_validate.validate(thing, KUBERNETES, strict=True)
 
 
@@ -92,13 +92,13 @@ def test_kubectl_renders_it_with_the_image_everywhere() -> None:
 
 
 def autoscaling_config() -> dict[str, Any]:
-    """What Ray's autoscaler reads from the cluster; it checks it against its own schema."""
+    """What Ray's autoscaler reads from the cluster, checked against its own schema."""
     return _derive_autoscaling_config_from_ray_cr(
         {**CLUSTER, "metadata": {**CLUSTER["metadata"], "namespace": KUSTOMIZATION["namespace"]}}
     )
 
 
-def test_groups_fit_the_machines_that_google_rents() -> None:
+def test_groups_fit_googles_machine_types() -> None:
     by_gpu = {machine.gke: machine for machine in MACHINES.values()}
     types = autoscaling_config()["available_node_types"]
     forms = set()
@@ -108,7 +108,7 @@ def test_groups_fit_the_machines_that_google_rents() -> None:
         resources = types[name]["resources"]
         assert resources["GPU"] == machine.gpus
         assert resources[f"accelerator_type:{machine.gpu}"] == 1
-        assert 0.75 * machine.cpus < resources["CPU"] < machine.cpus  # the machine's own services need some
+        assert 0.75 * machine.cpus < resources["CPU"] < machine.cpus  # the rest is for the machine's own services
         assert 0.7 * machine.memory < resources["memory"] / 2**30 < machine.memory
         market = group["labels"]["ray.io/market-type"]
         tolerated = {toleration["key"] for toleration in group["template"]["spec"]["tolerations"]}
@@ -133,7 +133,7 @@ def test_cluster_grows_with_the_job_and_shrinks_when_idle() -> None:
     assert started(config, "pretrain_h14.yaml", [named]) == {"h200-spot": 8}
 
 
-def test_job_that_is_submitted_is_valid_and_gets_the_cluster() -> None:
+def test_submitted_job_is_valid_and_fits_the_cluster() -> None:
     assert JOB["spec"]["clusterSelector"] == {"ray.io/cluster": CLUSTER["metadata"]["name"]}
     words = shlex.split(JOB["spec"]["entrypoint"])
     assert words[:5] == ["python", "-m", "orchestrator", "run", "jobs/pretrain_h14.yaml"]
@@ -146,7 +146,7 @@ def test_job_that_is_submitted_is_valid_and_gets_the_cluster() -> None:
 
 @pytest.mark.parametrize("name", PODS)
 def test_pods_have_no_privileges(name: str) -> None:
-    """What the namespace's `restricted` standard asks for; a pod without it would be refused."""
+    """The namespace's standard `restricted` refuses pods without these settings."""
     assert FILES["namespace.yaml"][0]["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
     spec = PODS[name]["spec"]
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(spec)
@@ -173,7 +173,7 @@ def test_tokens_are_on_and_no_file_holds_a_secret() -> None:
                 assert bool(secret) == ("secretKeyRef" in variable.get("valueFrom", {})), variable
 
 
-def test_nothing_is_published() -> None:
+def test_no_service_is_public() -> None:
     services = [thing for thing in THINGS if thing["kind"] == "Service"]
     assert {service["spec"].get("type", "ClusterIP") for service in services} == {"ClusterIP"}
     assert CLUSTER["spec"]["headGroupSpec"]["serviceType"] == "ClusterIP"
@@ -189,14 +189,14 @@ def test_workers_are_drained_before_they_are_stopped() -> None:
         assert int(command[command.index("--grace") + 1]) < spec["terminationGracePeriodSeconds"]
 
 
-def test_server_answers_those_who_call_it_by_its_name() -> None:
+def test_server_answers_to_its_name_only() -> None:
     (container,) = PODS["mlflow"]["spec"]["containers"]
     commands.parse(container["command"])
     (hosts,) = [word.partition("=")[2] for word in container["command"] if word.startswith("--allowed-hosts")]
     head = CLUSTER["spec"]["headGroupSpec"]["template"]["spec"]["containers"][0]
     (uri,) = [variable["value"] for variable in head["env"] if variable["name"] == "MLFLOW_TRACKING_URI"]
     allowed = hosts.split(",")
-    for host in (uri.removeprefix("http://"), "localhost:5000"):  # the second through `kubectl port-forward`
+    for host in (uri.removeprefix("http://"), "localhost:5000"):  # localhost through `kubectl port-forward`
         assert is_allowed_host_header(allowed, host)
     assert not is_allowed_host_header(allowed, "evil.example:5000")
 
@@ -213,7 +213,7 @@ def matches(selector: dict[str, Any] | None, labels: dict[str, str]) -> bool:
 
 
 def allowed(direction: str, pod: dict[str, str], peer: dict[str, str], namespace: str, port: int) -> bool:
-    """Whether the network policies let `pod` of our namespace send to (Egress) or hear from (Ingress) a peer pod."""
+    """Whether the network policies let `pod` of our namespace send to (Egress) or receive from (Ingress) a peer pod."""
     side, word = {"Ingress": ("ingress", "from"), "Egress": ("egress", "to")}[direction]
     policies = [thing["spec"] for thing in FILES["networkpolicy.yaml"]]
     applying = [spec for spec in policies if matches(spec["podSelector"], pod) and direction in spec["policyTypes"]]
@@ -233,7 +233,7 @@ def allowed(direction: str, pod: dict[str, str], peer: dict[str, str], namespace
 
 
 def reaches(source: dict[str, str], target: dict[str, str], port: int) -> bool:
-    """Both ends in our namespace."""
+    """Whether `source` reaches `target`, both in our namespace."""
     return allowed("Egress", source, target, "vit", port) and allowed("Ingress", target, source, "vit", port)
 
 
@@ -254,7 +254,7 @@ def test_pods_reach_only_what_they_need() -> None:
     assert not allowed("Ingress", POSTGRES, HEAD, "vit", 5432)
     assert not allowed("Ingress", MLFLOW, STRANGER, "vit", 5000)
     assert not allowed("Egress", MLFLOW, HEAD, "vit", 5432)
-    assert not allowed("Ingress", STRANGER, HEAD, "vit", 80)  # what no rule is about is closed
+    assert not allowed("Ingress", STRANGER, HEAD, "vit", 80)  # without a rule, access is denied
     for target in (MLFLOW, POSTGRES):
         assert not reaches(STRANGER, target, 5000)
         assert not allowed("Egress", target, {}, "elsewhere", 443)

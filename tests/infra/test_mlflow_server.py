@@ -1,4 +1,4 @@
-"""MLflow's real server, as `python -m infra.mlflow_server` starts it."""
+"""MLflow's real server, started by `python -m infra.mlflow_server`."""
 
 import http.client
 import json
@@ -26,7 +26,7 @@ class Server:
     folder: Path
 
     def ask(self, method: str, path: str, body: str | None = None, host: str | None = None) -> tuple[int, bytes]:
-        """Status and body of the answer; `host` is what the Host header says, 127.0.0.1 by default."""
+        """Status and body of the answer. `host` is the Host header, by default the server's address."""
         connection = http.client.HTTPConnection(HOST, self.port, timeout=60)
         headers = {"Host": host or f"{HOST}:{self.port}", "Content-Type": "application/json"}
         connection.request(method, path, body, headers)
@@ -90,10 +90,10 @@ def test_it_listens_on_loopback_only(server: Server) -> None:
     [
         (["--host", "0.0.0.0", "--port", "5001"], "--allowed-hosts NAME:5001"),
         (["--host", "::"], "--allowed-hosts NAME:5000"),
-        (["--host", "0.0.0.0", "--allowed-hosts", "*"], "give those by which clients call it"),
+        (["--host", "0.0.0.0", "--allowed-hosts", "*"], "give the names that clients use"),
     ],
 )
-def test_an_open_door_is_refused(words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_access_by_any_name_is_refused(words: list[str], remedy: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main(words)
     assert stop.value.code == 2

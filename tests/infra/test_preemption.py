@@ -1,4 +1,4 @@
-"""infra/preemption.py: a metadata server that behaves as Google documents it, and a `ray` that notes its words."""
+"""infra/preemption.py, with a metadata server that behaves as Google documents it, and a stand-in for `ray`."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.infra import commands
 
 
 class Metadata(ThreadingHTTPServer):
-    """The metadata of an instance: a request waits until they differ from those of the tag that it names."""
+    """The metadata of an instance. A request waits until they differ from the state of its tag."""
 
     daemon_threads = True
 
@@ -27,8 +27,8 @@ class Metadata(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Answer)
         self.state = {"preempted": "FALSE", "maintenanceEvent": "NONE", "name": "ray-vit-worker-1-compute"}
         self.changed = threading.Condition()
-        self.failures = 0  # answers that are errors before the next good one
-        self.waiting = threading.Event()  # somebody waits for a change
+        self.failures = 0  # number of errors before the next good answer
+        self.waiting = threading.Event()  # a client waits for a change
 
     @property
     def tag(self) -> str:
@@ -86,7 +86,7 @@ def metadata(monkeypatch: pytest.MonkeyPatch) -> Iterator[Metadata]:
 
 @pytest.fixture
 def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that looks like Ray's, the only one that can be seen; `ray` notes its words in tmp_path/bin/calls."""
+    """A stand-in for Ray's node process, the only visible process; the calls of `ray` are in tmp_path/bin/calls."""
     script = tmp_path / "raylet"
     script.write_text("#!/bin/sh\nread line\n")
     script.chmod(0o755)
@@ -104,7 +104,7 @@ def raylet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subproce
 
 
 def the_drain(tmp_path: Path) -> dict[str, str]:
-    """The options of the only call of `ray`, which Ray itself parses."""
+    """The options of the only call of `ray`, which Ray's own parser accepts."""
     (call,) = commands.called(tmp_path / "bin")
     assert call[:2] == ["ray", "drain-node"]
     commands.parse(call)
@@ -112,7 +112,7 @@ def the_drain(tmp_path: Path) -> dict[str, str]:
 
 
 def watched(metadata: Metadata, **change: str) -> int:
-    """The exit code of `watch`, whose notice comes once it waits."""
+    """The exit code of `watch`, which gets its notice while it waits."""
     thread = threading.Thread(target=lambda: metadata.waiting.wait(60) and metadata.change(**change))
     thread.start()
     code = preemption.main(["watch", "--grace", "20"])
@@ -134,7 +134,7 @@ def test_maintenance_is_a_notice_too(metadata: Metadata, raylet: Any, tmp_path: 
     assert "TERMINATE_ON_HOST_MAINTENANCE" in the_drain(tmp_path)["--reason-message"]
 
 
-def test_other_changes_and_errors_of_the_server_are_no_notice(metadata: Metadata, raylet: Any, tmp_path: Path) -> None:
+def test_other_changes_and_server_errors_are_no_notice(metadata: Metadata, raylet: Any, tmp_path: Path) -> None:
     metadata.failures = 2
 
     def later() -> None:
@@ -155,7 +155,7 @@ def test_other_changes_and_errors_of_the_server_are_no_notice(metadata: Metadata
 
 
 def test_drain_returns_when_the_node_has_left(raylet: subprocess.Popen[bytes], tmp_path: Path) -> None:
-    """Kubernetes stops the pod when the command returns: not before the workers are done, and not long after."""
+    """Kubernetes stops the pod when the command returns, so it must not return before the workers have left."""
     done = threading.Event()
     thread = threading.Thread(target=lambda: (preemption.main(["drain", "--grace", "600"]), done.set()))
     thread.start()
@@ -168,12 +168,12 @@ def test_drain_returns_when_the_node_has_left(raylet: subprocess.Popen[bytes], t
     assert the_drain(tmp_path)["--deadline-remaining-seconds"] == "600"
 
 
-def test_without_ray_on_the_node_it_says_so(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_node_without_ray_is_an_error(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setattr(psutil, "process_iter", lambda *a: iter(()))
     assert preemption.main(["drain"]) == 1
     assert "no Ray node runs here" in caplog.text
 
 
-def test_refusal_of_ray_is_the_exit_code(raylet: Any, tmp_path: Path) -> None:
+def test_the_exit_code_of_ray_is_returned(raylet: Any, tmp_path: Path) -> None:
     (tmp_path / "bin" / "ray").write_text("#!/bin/sh\nexit 3\n")
     assert preemption.main(["drain", "--grace", "600"]) == 3

@@ -1,4 +1,4 @@
-"""infra/gcp/cluster.yaml: what Ray reads in it, what it would start, and what it would send to Google."""
+"""infra/gcp/cluster.yaml: how Ray reads it, which machines it would start, and which requests Google would get."""
 
 import json
 import os
@@ -28,7 +28,7 @@ TYPES = [name for name in yaml.safe_load(TEXT)["available_node_types"] if name !
 
 @pytest.fixture
 def config() -> dict[str, Any]:
-    """The cluster file, filled in, as Ray completes it."""
+    """The cluster file with all values filled in, completed by Ray."""
     filled = TEXT
     for name, value in {"PROJECT": "my-project", "REGION": "us-central1", "ZONE": "us-central1-a"}.items():
         filled = filled.replace(f"YOUR-{name}", value)
@@ -44,19 +44,19 @@ def test_ray_accepts_the_file_and_changes_nothing(config: dict[str, Any]) -> Non
     assert config["idle_timeout_minutes"] <= 15
 
 
-def test_what_is_not_filled_in_is_named() -> None:
+def test_placeholders_are_named_in_the_error() -> None:
     raw = prepare_config(yaml.safe_load(TEXT))
     bootstrap = _get_node_provider_cls(raw["provider"]).bootstrap_config
     with pytest.raises(ValueError, match=r"replace YOUR-PROJECT, .*YOUR-ZONE in the cluster file") as error:
         bootstrap(raw)
-    assert "YOUR-RESERVATION" not in str(error.value)  # no type that is switched on needs it
+    assert "YOUR-RESERVATION" not in str(error.value)  # only types that are switched off use it
     raw["available_node_types"]["b200_reserved"]["max_workers"] = 1
     with pytest.raises(ValueError, match="YOUR-RESERVATION"):
         bootstrap(raw)
 
 
 @pytest.mark.parametrize("name", TYPES)
-def test_worker_types_are_the_machines_that_google_rents(name: str, config: dict[str, Any]) -> None:
+def test_worker_types_match_googles_machine_types(name: str, config: dict[str, Any]) -> None:
     node = config["available_node_types"][name]
     machine = MACHINES[node["node_config"]["machineType"]]
     assert node["resources"] == {"CPU": machine.cpus, "GPU": machine.gpus, f"accelerator_type:{machine.gpu}": 1}
@@ -73,7 +73,7 @@ def test_worker_types_are_the_machines_that_google_rents(name: str, config: dict
     assert (market == "reserved") == ("reservationAffinity" in node["node_config"])
 
 
-def test_every_machine_comes_as_spot_and_otherwise() -> None:
+def test_every_machine_is_offered_as_spot_and_on_demand_or_reserved() -> None:
     nodes = yaml.safe_load(TEXT)["available_node_types"]
     forms = {(nodes[name]["node_config"]["machineType"], nodes[name]["labels"]["ray.io/market-type"]) for name in TYPES}
     wanted = {(name, "on-demand" if machine.on_demand else "reserved") for name, machine in MACHINES.items()}
@@ -81,10 +81,10 @@ def test_every_machine_comes_as_spot_and_otherwise() -> None:
 
 
 @pytest.mark.parametrize("name", ["head", *TYPES])
-def test_request_for_a_machine_is_one_that_the_api_knows(
+def test_request_for_a_machine_fits_the_schema_of_the_api(
     name: str, config: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Ray's provider and Google's client run for real; only the connection is replaced."""
+    """Ray's provider and Google's client are real; only the connection is replaced."""
     requests: list[tuple[str, str, dict[str, Any]]] = []
 
     def answer(self: Any, uri: str, method: str = "GET", body: str | None = None, **more: Any) -> tuple[Any, bytes]:
@@ -112,7 +112,7 @@ def test_request_for_a_machine_is_one_that_the_api_knows(
 
 @cache
 def compute_schema(name: str) -> dict[str, Any]:
-    """A type of the Compute Engine API as JSON Schema that allows no other fields, from Google's own client."""
+    """A type of the Compute Engine API as JSON Schema without additional fields, from Google's own client."""
     folder = Path(googleapiclient.discovery_cache.__file__).parent / "documents"
     schemas = json.loads((folder / "compute.v1.json").read_text())["schemas"]
 
@@ -136,19 +136,19 @@ def compute_schema(name: str) -> dict[str, Any]:
     return {"$ref": f"#/definitions/{name}", "definitions": {key: converted(value) for key, value in schemas.items()}}
 
 
-def test_schema_of_the_api_refuses_what_it_does_not_know() -> None:
+def test_schema_of_the_api_refuses_unknown_fields_and_values() -> None:
     validator = jsonschema.Draft7Validator(compute_schema("Instance"))
     for wrong in ({"scheduling": {"provisioningModel": "CHEAP"}}, {"machinetype": "g2"}, {"disks": [{"size": 1}]}):
         assert not validator.is_valid(wrong)
 
 
-def test_as_shipped_a_job_gets_l4s_up_to_the_ceiling(config: dict[str, Any]) -> None:
+def test_as_shipped_a_job_gets_l4s_up_to_the_limit(config: dict[str, Any]) -> None:
     assert started(config, "pretrain_h14.yaml", ["cluster.workers=8"]) == {"l4_spot": 8}
     assert started(config, "pretrain_h14.yaml", ["cluster.workers=10"]) == {"l4_spot": 8, "l4": 2}
     assert started(config, "pretrain_h14.yaml", ["cluster.workers=11"]) == {}
 
 
-def test_full_job_gets_the_gpu_that_it_names_spot_first(config: dict[str, Any]) -> None:
+def test_job_gets_the_gpu_that_it_names_spot_first(config: dict[str, Any]) -> None:
     config["available_node_types"]["h100_spot"]["max_workers"] = 6
     config["available_node_types"]["h100"]["max_workers"] = 4
     named = 'cluster.resources_per_worker={CPU: 8, GPU: 1, "accelerator_type:H100": 0.001}'
@@ -156,7 +156,7 @@ def test_full_job_gets_the_gpu_that_it_names_spot_first(config: dict[str, Any]) 
 
 
 def test_commands_on_the_nodes_parse(config: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each line runs in a shell where the programs that change something only note their words."""
+    """Each line runs in a shell in which stand-ins replace the programs that change something."""
     programs = ("blkid", "docker", "gcloud", "mkfs.ext4", "mountpoint", "ray", "setsid", "sudo")
     folder = commands.stand_ins(tmp_path / "bin", programs)
     (tmp_path / "disk").touch()
@@ -179,7 +179,7 @@ def test_commands_on_the_nodes_parse(config: dict[str, Any], tmp_path: Path, mon
     assert watch[watch.index("-m") + 1 :] == [preemption.__name__, "watch", "--grace", "25"]
 
 
-def test_nothing_listens_to_the_world_and_tokens_are_asked_for(config: dict[str, Any]) -> None:
+def test_ports_are_private_and_tokens_are_required(config: dict[str, Any]) -> None:
     assert "0.0.0.0" not in TEXT
     assert "--dashboard-host=127.0.0.1" in config["head_start_ray_commands"][-1]
     assert "--env=RAY_AUTH_TOKEN_PATH=/run/vit/auth_token" in config["docker"]["run_options"]

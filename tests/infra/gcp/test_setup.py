@@ -1,4 +1,4 @@
-"""infra/gcp/setup.sh and teardown.sh: what they ask Google for, who gets which rights, and who could get in."""
+"""infra/gcp/setup.sh and teardown.sh: what they create and remove, which rights they grant, and who has access."""
 
 import os
 import re
@@ -21,7 +21,7 @@ IAP = "35.235.240.0/20"  # https://cloud.google.com/iap/docs/using-tcp-forwardin
 
 
 class Gcloud:
-    """A stand-in for Google: a `gcloud` that keeps what it is told to change, for scripts in a copy of the project."""
+    """A stand-in for Google: a `gcloud` that records every change, for scripts in a copy of the project."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -31,7 +31,7 @@ class Gcloud:
         shutil.copytree(GCP, folder / "infra" / "gcp")
         script = folder / "bin" / "gcloud"
         script.parent.mkdir()
-        # what was created can be described, and the token can be read back
+        # It can describe what was created, and read the token back.
         script.write_text(f"""#!/usr/bin/env bash
 set -eu
 cd {folder}
@@ -51,7 +51,7 @@ esac
         script.chmod(0o755)
 
     def run(self, script: str, *words: str) -> list[list[str]]:
-        """Run a script of ours; returns the changes that it asked for."""
+        """Runs a script of infra/gcp; returns the changes that it requested."""
         before = len(self.calls())
         path = os.pathsep.join([str(self.folder / "bin"), os.environ["PATH"]])
         command = ["bash", str(self.folder / "infra" / "gcp" / script), *words]
@@ -67,12 +67,12 @@ esac
 
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gcloud, list[list[str]], list[list[str]]]:
-    """Google after the set-up ran twice, and the calls of the first and of the second time."""
+    """Google after setup.sh ran twice, and the calls of the first and of the second run."""
     gcloud = Gcloud(tmp_path_factory.mktemp("gcloud"))
     return gcloud, gcloud.run("setup.sh", *PLACE), gcloud.run("setup.sh", *PLACE)
 
 
-def test_setup_makes_everything_once(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
+def test_setup_creates_everything_once(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
     gcloud, first, second = cloud
     created = [call for call in first if "create" in call]
     assert len(created) == 13
@@ -93,7 +93,7 @@ def test_setup_writes_a_cluster_file_that_ray_accepts(cloud: tuple[Gcloud, list[
     assert {"key": "ssh-keys", "value": f"ray:{key}"} in items
 
 
-def test_rights_are_the_least(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
+def test_rights_are_minimal(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
     granted = set()
     for call in cloud[1]:
         if "add-iam-policy-binding" in call:
@@ -120,7 +120,7 @@ def test_rights_are_the_least(cloud: tuple[Gcloud, list[list[str]], list[list[st
     assert kinds == {f"compute.{kind}" for kind in ("disks", "instances", "subnetworks", "zoneOperations")}
 
 
-def test_only_the_identity_aware_proxy_gets_in(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
+def test_only_the_identity_aware_proxy_has_access(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
     rules = [call for call in cloud[1] if "firewall-rules" in call]
     sources = [word for rule in rules for word in rule if word.startswith(("--source-ranges", "--source-tags"))]
     assert sorted(sources) == [f"--source-ranges={IAP}", "--source-tags=vit-ray"]
@@ -129,7 +129,7 @@ def test_only_the_identity_aware_proxy_gets_in(cloud: tuple[Gcloud, list[list[st
     assert {"--public-access-prevention", "--uniform-bucket-level-access"} <= set(bucket)
 
 
-def test_teardown_removes_all_but_the_work(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
+def test_teardown_keeps_the_bucket_and_the_disk(cloud: tuple[Gcloud, list[list[str]], list[list[str]]]) -> None:
     gcloud, made, _ = cloud
     removed = gcloud.run("teardown.sh", *PLACE)
 
@@ -143,13 +143,13 @@ def test_teardown_removes_all_but_the_work(cloud: tuple[Gcloud, list[list[str]],
         return found
 
     kept = things(made, "create") - things(removed, "delete")
-    # the address translation goes with its router
+    # Google deletes the address translation together with its router.
     assert kept == {("buckets", "gs://my-bucket"), ("disks", "vit-mlflow"), ("nats", "vit")}
     assert things(removed, "delete") <= things(made, "create")
 
 
 @pytest.mark.parametrize("script", ["setup.sh", "teardown.sh"])
-def test_scripts_are_sound(script: str) -> None:
+def test_scripts_pass_the_linter_and_print_their_usage(script: str) -> None:
     path = GCP / script
     assert os.access(path, os.X_OK)
     assert "set -euo pipefail" in path.read_text()
