@@ -24,5 +24,5 @@ def test_ranks_are_joined_and_results_are_in_their_order() -> None:
 
 
 def test_a_rank_that_fails_ends_the_others() -> None:
-    with pytest.raises(RuntimeError, match="(?s)a rank failed.*fail_on_rank_1.*ValueError: on purpose"):
+    with pytest.raises(RuntimeError, match=r"(?s)a rank failed.*fail_on_rank_1.*ValueError: on purpose"):
         run_ranks(2, fail_on_rank_1)
