@@ -22,6 +22,7 @@ from orchestrator.engine.memory.needed import held_memory
 from orchestrator.engine.settings import PRECISIONS
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
+from orchestrator.history.reporter import Reporter
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import open_training_set
@@ -57,7 +58,8 @@ class Parts:
         engine: network, optimizer and gradients.
         batches: images and labels of each step.
         health: steps that were not finite.
-        history: curves, totals, terminal.
+        history: curves and totals.
+        reporter: the terminal.
         notices: reasons to end this attempt.
         held_out: measurements.
         checkpoints: the state between attempts.
@@ -69,6 +71,7 @@ class Parts:
     batches: TrainingBatches
     health: Health
     history: History
+    reporter: Reporter
     notices: Notices
     held_out: HeldOut
     checkpoints: Checkpoints
@@ -83,11 +86,14 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     notices = Notices(engine.device)
     health = Health(engine, job.training.max_bad_steps)
 
-    history = History(job, run.url, run.id, run.board, data, engine, total_steps=calendar.total_steps)
-    if chosen and dist.get_rank() == 0:
-        history.say(chosen)
-    held_out = HeldOut(task, engine, calendar, history=history, heartbeat=heartbeat, notices=notices)
-    checkpoints = Checkpoints(job, run.url, engine, health=health, history=history, heartbeat=heartbeat)
+    reporter = Reporter(run.board, calendar.total_steps)
+    history = History(job, run.url, run.id, reporter, data, engine, total_steps=calendar.total_steps)
+    if chosen:
+        reporter.say_once(chosen)
+    held_out = HeldOut(task, engine, calendar, history=history, reporter=reporter, heartbeat=heartbeat, notices=notices)
+    checkpoints = Checkpoints(
+        job, run.url, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
+    )
     batches = TrainingBatches(
         job,
         data,
@@ -97,7 +103,7 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
         history=history,
         record=checkpoints.record,
     )
-    return Parts(task, calendar, engine, batches, health, history, notices, held_out, checkpoints)
+    return Parts(task, calendar, engine, batches, health, history, reporter, notices, held_out, checkpoints)
 
 
 def build_engine(job: NetworkJob, task: Task) -> tuple[Engine, str]:

@@ -15,6 +15,7 @@ from orchestrator.engine.collectives import on_all_ranks
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.ledger import Ledger
+from orchestrator.history.reporter import Reporter
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import IN_A_ROW
 from orchestrator.run.totals import Totals
@@ -29,17 +30,27 @@ class Checkpoints:
         run_url: the run's folder.
         engine: weights and optimizer state.
         health, history: what is counted, saved with the weights.
+        reporter: the terminal.
         heartbeat: tells that this worker lives, while it waits for a store.
     """
 
     def __init__(
-        self, job: NetworkJob, run_url: str, engine: Engine, *, health: Health, history: History, heartbeat: Heartbeat
+        self,
+        job: NetworkJob,
+        run_url: str,
+        engine: Engine,
+        *,
+        health: Health,
+        history: History,
+        reporter: Reporter,
+        heartbeat: Heartbeat,
     ) -> None:
         self._job = job
         self._run_url = run_url
         self._engine = engine
         self._health = health
         self._history = history
+        self._reporter = reporter
         self._heartbeat = heartbeat
 
         self._ledger: Ledger
@@ -56,7 +67,7 @@ class Checkpoints:
             Diverged: the run was rolled back, and there is no checkpoint.
         """
         with self._heartbeat.in_background():
-            restored = restore(self._engine, self._run_url, warn=self._history.say)
+            restored = restore(self._engine, self._run_url, warn=self._reporter.say)
         if self._rolled_back and not restored:
             raise Diverged(f"{self._rolled_back}; there is no checkpoint to go back to")
 
@@ -71,7 +82,7 @@ class Checkpoints:
             self._engine,
             self._run_url,
             self._job.checkpoint.keep,
-            self._history.say,
+            self._reporter.say,
             report=through_ray,
             before=self._ledger.write,
         )
@@ -105,4 +116,4 @@ class Checkpoints:
         self._rolled_back = reason
         self._saver.finish()
         self._history.sync_totals()  # count the discarded steps here, or the retry would be charged for them
-        self._history.say(f"{reason}; going back to the last checkpoint")
+        self._reporter.say(f"{reason}; going back to the last checkpoint")

@@ -11,6 +11,7 @@ from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
+from orchestrator.history.reporter import Reporter
 from orchestrator.run.schedule import Calendar
 from orchestrator.training.measurement import Measurement
 from orchestrator.training.task import Task
@@ -24,6 +25,7 @@ class HeldOut:
         engine: the network.
         calendar: when measurements are due.
         history: is given the results.
+        reporter: the terminal.
         heartbeat, notices: of this rank, looked after with every batch.
     """
 
@@ -34,6 +36,7 @@ class HeldOut:
         calendar: Calendar,
         *,
         history: History,
+        reporter: Reporter,
         heartbeat: Heartbeat,
         notices: Notices,
     ) -> None:
@@ -41,6 +44,7 @@ class HeldOut:
         self._engine = engine
         self._calendar = calendar
         self._history = history
+        self._reporter = reporter
         self._heartbeat = heartbeat
         self._notices = notices
 
@@ -61,7 +65,7 @@ class HeldOut:
         except EvaluationCutOff as cut_off:
             return cut_off.reason
         finally:
-            self._history.note("")
+            self._reporter.note("")
         self._history.evaluated(step, results)
         return None
 
@@ -70,7 +74,7 @@ class HeldOut:
         job, results = self._task.job, {}
         measurement = Measurement(self._engine, job, step, self._watched, self._history.quarantine.add_held_out)
         for name, settings in job.data.eval.items():
-            self._history.note(f"evaluating {name}")
+            self._reporter.note(f"evaluating {name}")
             with measurement.open(name, settings.url, settings.augment) as held_out:
                 results[names.held_out(name)] = self._task.measure(self._engine, held_out)
         return results

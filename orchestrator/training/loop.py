@@ -82,7 +82,7 @@ def train_from_checkpoint(p: Parts) -> int:
             )
 
         # 3. Once in a while: the held-out sets, unless this attempt has to end. Then save, and leave.
-        if p.history.workers_wanted():
+        if p.reporter.workers_wanted():
             p.notices.want_resize()
         notice = p.notices.agree()
         if notice is None and p.calendar.evaluation_due(step):

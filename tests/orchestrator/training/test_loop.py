@@ -57,7 +57,7 @@ def run(notes: Notes, *, steps: int = 4) -> list[str]:
     batch = {"images": None, "labels": None, "weights": None, "valid": None}
     batches = notes.part("close")
     batches.after = lambda step: (SimpleNamespace(step=t, **batch) for t in range(step, steps))
-    history = notes.part("stepped", "log_training", "workers_wanted", "end", "exit")
+    history = notes.part("stepped", "log_training", "end", "exit")
     parts: Any = SimpleNamespace(
         task=SimpleNamespace(seeds=lambda batch: None),
         calendar=calendar,
@@ -65,6 +65,7 @@ def run(notes: Notes, *, steps: int = 4) -> list[str]:
         batches=batches,
         health=SimpleNamespace(stepped=notes._noting("healthy"), metrics=dict),
         history=History(**vars(history)),
+        reporter=notes.part("workers_wanted"),
         notices=notes.part("want_resize", "agree"),
         held_out=notes.part("is_owed", "measure"),
         checkpoints=notes.part("resume", "save", "leave", "roll_back"),
