@@ -5,6 +5,18 @@ class DataError(ValueError):
     """A data set that cannot be used. The message is one line: what, where, what to do about it."""
 
 
+class Unreadable(DataError):
+    """A shard that cannot be read, or is not what was indexed. Names it.
+
+    Args:
+        away: whether its store did not answer, and may do so later.
+    """
+
+    def __init__(self, message: str, *, away: bool = False) -> None:
+        super().__init__(message)
+        self.away = away
+
+
 class Cause:
     """Why samples cannot be used: the same few words for the same kind of damage, so that causes can be counted."""
 

@@ -24,6 +24,10 @@ class Purpose(IntEnum):
     AUGMENT = 3
     SUBSET = 4
     TURN = 5
+    PACKING = 0x5041434B
+    SHAPES = 0x53484150
+    HOLDOUT = 0x484F4C44
+    DROPOUT = 0x64726F70
 
 
 def mix(state: int) -> int:

@@ -21,8 +21,7 @@ import pytest
 from data import Augment, DataError, Loader, SampleOrder, open_index
 from data.errors import Cause
 from data.order.exclude import open_exclusions
-from data.packing.scan import index_shards
-from data.shards.writer import scan_shard
+from data.packing.scan import index_shards, scan_shard
 from orchestrator.__main__ import main
 from orchestrator.job.errors import JobError
 from orchestrator.job.load import load_job

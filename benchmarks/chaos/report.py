@@ -15,8 +15,7 @@ import numpy as np
 from benchmarks.chaos.kills import RESIZE, Event
 from benchmarks.chaos.world import Attempt
 from benchmarks.shared.curve import Curve
-from data import storage
-from data.order.sample_order import Order
+from data import Order, storage
 
 START_SECONDS = 3.0
 """New workers take longer than this from their first line to their first step, the old ones are gone before it."""

@@ -21,13 +21,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from data.images.augment import Augment
-from data.order.sample_order import SampleOrder
-from data.shards.index import Index, open_index
+from data import Augment, Index, SampleOrder, open_index
 from data.splitmix import Draws, Purpose, key
 
 if TYPE_CHECKING:  # needs torch
-    from data.loading.loader import Loader
+    from data import Loader
 
 AUGMENT = Augment("inception")
 SHUFFLED = 1000  # samples in the shuffle buffer of each of WebDataset's workers: the number in its documentation

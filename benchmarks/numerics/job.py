@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import model
-from data import Augment, Loader, SampleOrder, open_index
-from data.loading.loader import Batch
+from data import Augment, Batch, Loader, SampleOrder, open_index
 from model.layers.dropout import fold_in
 from model.layers.recompute import CheckpointMode
 from model.objectives import dense_targets, softmax_cross_entropy

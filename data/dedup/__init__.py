@@ -1,1 +1,2 @@
-"""Near-duplicates: copies of test images in a training set. Imports `order`, `shards`, `images` and `storage`."""
+"""Near-duplicates: copies of test images in a training set. Imports `order`, `shards`, `images`, `storage`, `errors`
+and `parallel`."""

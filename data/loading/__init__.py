@@ -1,3 +1,2 @@
-"""From shards to batches: what to read when, reading it, decoding it. Imports `order`, `shards`, `images` and
-`storage`.
-"""
+"""From shards to batches: what to read when, reading it, decoding it. Imports `order`, `shards`, `images`, `storage`,
+`errors` and `parallel`."""

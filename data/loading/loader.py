@@ -21,8 +21,8 @@ from data.errors import BadSample, Cause
 from data.images.augment import Augment
 from data.loading.budget import decoded_bytes
 from data.loading.cache import Cache
-from data.loading.reader import Lost, Reader, Sample, Statistics
-from data.order.sample_order import MASKED, Order
+from data.loading.reader import Reader, Sample, Statistics, UnreadableSample
+from data.order import MASKED, Order
 from data.parallel import usable_cpus
 from data.shards import fields
 from data.shards.index import Index
@@ -30,7 +30,7 @@ from data.shards.index import Index
 TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
 
 
-class Bad(NamedTuple):
+class MaskedSample(NamedTuple):
     """A sample that could not be used. `key` is empty where not even that could be read."""
 
     sample_id: int
@@ -61,10 +61,10 @@ class Batch:
     weights: torch.Tensor
     valid: torch.Tensor
     slots: torch.Tensor
-    bad: list[Bad]
+    bad: list[MaskedSample]
 
 
-Outcome = tuple[int, fields.Labels | Bad]  # place in the batch, and what became of its sample
+Outcome = tuple[int, fields.Labels | MaskedSample]  # place in the batch, and what became of its sample
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,8 +81,8 @@ class _Unfinished:
     def finish(self) -> Batch:
         """Wait for the decoders and put the labels together."""
         outcomes = [outcome for task in self.tasks for outcome in task.result()]
-        bad = [result for _, result in outcomes if isinstance(result, Bad)]
-        labelled = [(place, result) for place, result in outcomes if not isinstance(result, Bad)]
+        bad = [result for _, result in outcomes if isinstance(result, MaskedSample)]
+        labelled = [(place, result) for place, result in outcomes if not isinstance(result, MaskedSample)]
         width = max((len(found.classes) for _, found in labelled), default=1) if self.multi_label else 1
         labels = np.full((len(self.ids), max(width, 1)), -1, np.int64)
         weights = np.zeros(labels.shape, np.float32)
@@ -238,9 +238,11 @@ class Loader:
             for place, sample, epoch, number in zip(places.tolist(), samples, passes, numbers, strict=True)
         ]
 
-    def _render(self, sample: Sample | Lost, image: np.ndarray, epoch: int, sample_id: int) -> fields.Labels | Bad:
-        if isinstance(sample, Lost):
-            return Bad(sample_id, "", sample.shard, sample.cause)
+    def _render(
+        self, sample: Sample | UnreadableSample, image: np.ndarray, epoch: int, sample_id: int
+    ) -> fields.Labels | MaskedSample:
+        if isinstance(sample, UnreadableSample):
+            return MaskedSample(sample_id, "", sample.shard, sample.cause)
         try:
             labels = fields.labels(sample.fields)
             if not self._multi_label and len(labels.classes) != 1:
@@ -251,4 +253,4 @@ class Loader:
             self._augment.render(encoded, image, seed=self._seed, epoch=epoch, sample_id=sample_id)
             return labels
         except BadSample as bad:
-            return Bad(sample_id, sample.key, sample.shard, bad.cause)
+            return MaskedSample(sample_id, sample.key, sample.shard, bad.cause)

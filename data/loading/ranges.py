@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from data import storage
-from data.errors import Cause, DataError
+from data.errors import Cause, DataError, Unreadable
 from data.loading.cache import ChecksumError
 from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
@@ -32,23 +32,11 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
-class Lost:
+class UnreadableSample:
     """A sample that cannot be read: its shard's URL, and why (`Cause.CUT_SHORT` or `Cause.UNREADABLE`)."""
 
     shard: str
     cause: str
-
-
-class Unreadable(DataError):
-    """A shard that cannot be read, or is not what was indexed. Names it.
-
-    Args:
-        away: whether its store did not answer, and may do so later.
-    """
-
-    def __init__(self, message: str, *, away: bool = False) -> None:
-        super().__init__(message)
-        self.away = away
 
 
 class Abandoned(Exception):
@@ -112,11 +100,13 @@ def _spans(groups: np.ndarray, edges: np.ndarray, longest: int) -> list[tuple[in
 Get = Callable[[Read, int], bytes]  # the bytes of a read's range, asked for the 1st, 2nd ... time (0, 1, ...)
 
 
-def fetch(index: Index, read: Read, get: Get | None = None, tries: int = PARSE_TRIES) -> dict[int, Sample | Lost]:
+def fetch(
+    index: Index, read: Read, get: Get | None = None, tries: int = PARSE_TRIES
+) -> dict[int, Sample | UnreadableSample]:
     """Carry out one read: sample id -> sample, the bytes copied so that the rest of the range is freed.
 
     Of a shard that ends before the range does, the samples that lie whole in what is there are given, the others
-    are Lost.
+    are UnreadableSample.
 
     Args:
         get: brings the bytes, fewer where the shard ends earlier. Default: from the shard's URL.
@@ -146,7 +136,7 @@ def fetch(index: Index, read: Read, get: Get | None = None, tries: int = PARSE_T
     raise _not_as_indexed(url, read, str(damage)) from damage
 
 
-def _parse(index: Index, read: Read, content: bytes) -> dict[int, Sample | Lost]:
+def _parse(index: Index, read: Read, content: bytes) -> dict[int, Sample | UnreadableSample]:
     """The wanted samples of a read out of its bytes.
 
     Raises:
@@ -158,11 +148,11 @@ def _parse(index: Index, read: Read, content: bytes) -> dict[int, Sample | Lost]
         found = _whole(found, index)
     elif len(found) != read.count:
         raise DataError(f"{len(found)} samples instead of {read.count}")
-    samples: dict[int, Sample | Lost] = {}
+    samples: dict[int, Sample | UnreadableSample] = {}
     for sample_id in read.wanted.tolist():
         place = sample_id - read.first_id
         if place >= len(found):
-            samples[sample_id] = Lost(url, Cause.CUT_SHORT)
+            samples[sample_id] = UnreadableSample(url, Cause.CUT_SHORT)
             continue
         sample = found[place]
         fields = {name: bytes(data) for name, data in sample.fields.items() if name in KEPT_FIELDS}

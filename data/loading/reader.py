@@ -15,31 +15,23 @@ each read under way twice its length (what came, and the samples copied out of i
 step that somebody waits for needs its block: so nothing deadlocks, and the budget must hold the order's window.
 """
 
-import bisect
-import copy
 import dataclasses
 import functools
-import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-import numpy as np
-
 from data import storage
-from data.errors import Cause, DataError
+from data.errors import Cause, Unreadable
+from data.loading import budget
 from data.loading.cache import DOWNLOAD_BYTES, Cache, ChecksumError
-from data.loading.ranges import PARSE_TRIES, READ_BYTES, Abandoned, Lost, Read, Sample, Unreadable, fetch, plan_reads
-from data.order.sample_order import MASKED, Order, SampleOrder
+from data.loading.ranges import PARSE_TRIES, READ_BYTES, Abandoned, Read, Sample, UnreadableSample, fetch
+from data.loading.schedule import Scheduled, schedule
+from data.order import Order
 from data.shards.index import Index
 
-FETCH_THREADS = 4
 AHEAD_BYTES = 256 << 20  # beyond the order's window, where nobody says how much memory there is
-LEAST_READ_BYTES = 1 << 20  # READ_BYTES where memory is short
-SAMPLE_BYTES = 640  # of Python objects around the fields of a sample that waits, measured
-FIRST_STEPS = 32  # read in the order of need; by then most stride groups have been needed
-MEASURED_STEPS = 4  # whose samples stand for the mean size
 
 
 @dataclass
@@ -66,89 +58,6 @@ class Statistics:
     unreadable: int = 0
 
 
-@dataclass(frozen=True, eq=False)
-class Scheduled:
-    """A read, the first step that needs it, the pass of its samples, and whether that step may come at once."""
-
-    step: int
-    number: int
-    read: Read
-    urgent: bool
-
-
-def schedule(
-    index: Index, order: Order, slots: range, first_step: int, last_step: int, longest: int = READ_BYTES
-) -> Iterator[Scheduled]:
-    """All reads of steps first_step .. last_step-1 in the order in which they are to begin; each id in one of them."""
-    waiting: dict[int, np.ndarray] = {}  # by pass: ids of entered blocks that no read has brought yet
-    for step in range(first_step, last_step):
-        entered = order.entered(step, slots.start, slots.stop, since=first_step, until=last_step)
-        for number, ids in entered:
-            waiting[number] = np.union1d(waiting[number], ids) if number in waiting else ids
-        first = step - first_step < FIRST_STEPS
-        for number in sorted(waiting):
-            among = waiting.pop(number)
-            ids = np.intersect1d(among, _used(order, slots, step, number)) if first else among
-            for read in plan_reads(index, ids, among, longest):
-                yield Scheduled(step, number, read, urgent=first)
-                if first:
-                    among = np.setdiff1d(among, read.wanted, assume_unique=True)
-            if first and len(among):
-                waiting[number] = among
-
-
-def _used(order: Order, slots: range, step: int, number: int) -> np.ndarray:
-    """Ids of a step that are in pass `number` over their source."""
-    ids = order.slots(step, slots.start, slots.stop)
-    return ids[(ids != MASKED) & (order.epochs(step, slots.start, slots.stop) == number)]
-
-
-def window_bytes(index: Index, order: Order, slots: range) -> int:
-    """The least memory with which a reader of these slots keeps within it, in bytes.
-
-    The samples that wait at one time, at the mean size of those in the order's first batches, and the shortest reads.
-    """
-    return math.ceil(order.window(slots.start, slots.stop) * _mean_bytes(index, order)) + _reads_bytes(LEAST_READ_BYTES)
-
-
-def _mean_bytes(index: Index, order: Order) -> float:
-    """Mean size of the samples, sources as they are mixed: the same for all slots, so that workers agree."""
-    steps = range(min(MEASURED_STEPS, order.steps_per_epoch))
-    ids = np.concatenate([order.slots(step, 0, order.batch_size) for step in steps])
-    shards, counts = np.unique(np.searchsorted(index.starts, ids[ids != MASKED], side="right") - 1, return_counts=True)
-    sizes = [index.shards[number].bytes / index.shards[number].samples + SAMPLE_BYTES for number in shards.tolist()]
-    return float(np.average(sizes, weights=counts))
-
-
-def _reads_bytes(longest: int) -> int:
-    """Memory of all threads' reads, when none is longer."""
-    return 2 * FETCH_THREADS * longest
-
-
-def _does_not_fit(index: Index, order: Order, slots: range, needed: int, memory: int) -> DataError:
-    mean, reads_bytes = _mean_bytes(index, order), _reads_bytes(LEAST_READ_BYTES)
-    block = _largest_block(order, slots, math.floor((memory - reads_bytes) / mean))
-    return DataError(
-        f"{storage.parent(index.url)}: samples wait for their step in up to {needed:,} bytes "
-        f"({order.window(slots.start, slots.stop):,} samples of {mean:,.0f} bytes each, and {reads_bytes:,} for "
-        f"reads), more than the {memory:,} allowed: allow more memory"
-        + (f", or set data.train.block to at most {block}" if block else "")
-    )
-
-
-def _largest_block(order: Order, slots: range, samples: int) -> int:
-    """The largest block with which at most `samples` samples wait; 0 where there is none, or orders are mixed."""
-    if not isinstance(order, SampleOrder):
-        return 0
-    other = copy.copy(order)
-
-    def window(block: int) -> int:
-        other.block = block
-        return other.window(slots.start, slots.stop)
-
-    return bisect.bisect_right(range(1, order.block), samples, key=window)
-
-
 class ReaderClosed(Exception):
     """The reader was closed while somebody waited for samples."""
 
@@ -162,7 +71,7 @@ class Reader:
         memory: bytes for samples that wait and reads under way. Default: what the order's window needs, and 256 MiB.
         cache: of whole shards; those on a local disk already are read where they are. A shard enters when it is
             first read, but the first steps' samples come straight from the store.
-        mask_unreadable: samples of a shard that stays unreadable are Lost; else it is an error.
+        mask_unreadable: samples of a shard that stays unreadable are UnreadableSample; else it is an error.
 
     Raises:
         DataError: `memory` is less than `window_bytes`.
@@ -181,17 +90,18 @@ class Reader:
         mask_unreadable: bool = False,
     ) -> None:
         self._index, self._cache, self._mask_unreadable = index, cache, mask_unreadable
-        needed = window_bytes(index, order, slots)
+        needed = budget.window_bytes(index, order, slots)
         self._memory = needed + AHEAD_BYTES if memory is None else memory
         free = self._memory - needed
         if free < 0:
-            raise _does_not_fit(index, order, slots, needed, self._memory)
-        longest = min(READ_BYTES, LEAST_READ_BYTES + free // 2 // _reads_bytes(1))  # the other half to read ahead
+            raise budget.does_not_fit(index, order, slots, needed, self._memory)
+        # Half of what is free makes the reads longer, the other half is for reading ahead.
+        longest = min(READ_BYTES, budget.LEAST_READ_BYTES + free // 2 // budget.reads_bytes(1))
         self._todo = schedule(index, order, slots, first_step, last_step, longest)
         self._planning = threading.Lock()  # for `_todo`; never wanted by who holds the other one
         lock = threading.Lock()  # for all that follows
         self._arrived, self._freed = threading.Condition(lock), threading.Condition(lock)
-        self._samples: dict[tuple[int, int], Sample | Lost] = {}  # by (pass, id)
+        self._samples: dict[tuple[int, int], Sample | UnreadableSample] = {}  # by (pass, id)
         self._held = 0  # bytes of the budget in use
         self._asked = first_step - 1
         self._given_up: dict[int, str | None] = {}  # shards found unreadable; the reason where trying again is vain
@@ -199,12 +109,12 @@ class Reader:
         self._error: BaseException | None = None
         self._closed = False
         self._threads = [
-            threading.Thread(target=self._run, name="data-fetch", daemon=True) for _ in range(FETCH_THREADS)
+            threading.Thread(target=self._run, name="data-fetch", daemon=True) for _ in range(budget.FETCH_THREADS)
         ]
         for thread in self._threads:
             thread.start()
 
-    def take(self, step: int, places: Sequence[tuple[int, int]]) -> list[Sample | Lost]:
+    def take(self, step: int, places: Sequence[tuple[int, int]]) -> list[Sample | UnreadableSample]:
         """Wait for the samples of `places`, which belong to `step`, and hand them over. Each can be taken once.
 
         Args:
@@ -294,7 +204,7 @@ class Reader:
         downloads = cache is not None and cache.takes(shard) and not cache.holds(shard)
         return 2 * (read.end - read.begin) + (DOWNLOAD_BYTES if downloads else 0)
 
-    def _deliver(self, number: int, samples: dict[int, Sample | Lost], cost: int) -> None:
+    def _deliver(self, number: int, samples: dict[int, Sample | UnreadableSample], cost: int) -> None:
         """Hand the samples of a read, all of one pass, to whoever waits for them."""
         with self._arrived:
             self._held -= cost
@@ -304,7 +214,7 @@ class Reader:
             self._arrived.notify_all()
             self._freed.notify_all()
 
-    def _fetch(self, scheduled: Scheduled) -> dict[int, Sample | Lost]:
+    def _fetch(self, scheduled: Scheduled) -> dict[int, Sample | UnreadableSample]:
         """What became of a read's samples.
 
         A shard that was unreadable before gets one try a read, as the network may be back; none if its content is
@@ -330,7 +240,7 @@ class Reader:
                 self._statistics.unreadable = len(self._given_up)
             if not self._mask_unreadable:
                 raise
-            lost = Lost(self._index.shard_url(read.shard), Cause.UNREADABLE)
+            lost = UnreadableSample(self._index.shard_url(read.shard), Cause.UNREADABLE)
             return dict.fromkeys(read.wanted.tolist(), lost)
 
     def _get(self, read: Read, attempt: int, *, urgent: bool, suspect: bool) -> bytes:
@@ -386,10 +296,10 @@ class Reader:
                 setattr(self._statistics, name, getattr(self._statistics, name) + count)
 
 
-def _field_bytes(sample: Sample | Lost) -> int:
+def _field_bytes(sample: Sample | UnreadableSample) -> int:
     return sum(map(len, sample.fields.values())) if isinstance(sample, Sample) else 0
 
 
-def _held_bytes(sample: Sample | Lost) -> int:
+def _held_bytes(sample: Sample | UnreadableSample) -> int:
     """Memory of a sample that waits."""
-    return _field_bytes(sample) + SAMPLE_BYTES
+    return _field_bytes(sample) + budget.SAMPLE_BYTES

@@ -17,7 +17,7 @@ from fractions import Fraction
 import numpy as np
 
 from data.errors import DataError
-from data.order.sample_order import MASKED, Order
+from data.order.protocol import MASKED, Order
 
 
 class Mixture:
@@ -62,17 +62,17 @@ class Mixture:
             found.append(np.where(ids == MASKED, MASKED, ids + first_id))
         return np.concatenate(found)
 
-    def entered(
+    def blocks_entered(
         self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
     ) -> list[tuple[int, np.ndarray]]:
         return [
             (number, ids + first_id)
             for order, first_id, low, high in self._own(start, stop)
-            for number, ids in order.entered(step, low, high, since, until)
+            for number, ids in order.blocks_entered(step, low, high, since, until)
         ]
 
-    def window(self, start: int, stop: int) -> int:
-        return sum(order.window(low, high) for order, _, low, high in self._own(start, stop))
+    def most_waiting(self, start: int, stop: int) -> int:
+        return sum(order.most_waiting(low, high) for order, _, low, high in self._own(start, stop))
 
     def _own(self, start: int, stop: int) -> Iterator[tuple[Order, int, int, int]]:
         """Sources that slots start .. stop-1 fall in: (order, first id, first, last + 1 of the source's own slots)."""

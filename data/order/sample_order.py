@@ -30,99 +30,19 @@ Evaluation (`shuffle=False`) is the same scheme with one lane, nothing permuted:
 """
 
 import math
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
 from data.errors import DataError
 from data.order import selection
+from data.order.line import EpochLine, epoch_line
+from data.order.protocol import MASKED
 from data.shards.index import Index
 from data.splitmix import Draws, Purpose, key, permutation
 
 MAX_DEFAULT_LANES = 64
-MASKED = -1
-
-
-class Order(Protocol):
-    """What a loader and its reader need to know of the samples of every step.
-
-    Attributes:
-        batch_size: B, slots of a step over all workers.
-        num_samples: samples of an epoch.
-        steps_per_epoch: steps that use as many.
-    """
-
-    batch_size: int
-    num_samples: int
-    steps_per_epoch: int
-
-    def batch(self, step: int) -> list[int]:
-        """Sample ids of a step, slot by slot; -1 is a masked slot. Length batch_size."""
-
-    def slots(self, step: int, start: int, stop: int) -> np.ndarray:
-        """Sample ids of slots start .. stop-1 of a step: int64 (stop - start,). Costs nothing for other slots.
-
-        Raises:
-            ValueError: there is no such step, or there are no such slots (every method that takes them).
-        """
-
-    def epoch(self, step: int) -> int:
-        """The epoch of the whole that a step belongs to, from 0."""
-
-    def epochs(self, step: int, start: int, stop: int) -> np.ndarray:
-        """For slots start .. stop-1, which pass over its own source each is in: int64 (stop - start,)."""
-
-    def entered(
-        self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
-    ) -> list[tuple[int, np.ndarray]]:
-        """What a reader has to fetch at `step`: the blocks that slots start .. stop-1 enter there.
-
-        Of each lane block that these slots touch at `step` and did not touch in steps since .. step-1, the ids that
-        they use in steps step .. until-1 (default: to the block's end). Over consecutive steps from `since` on, every
-        id that the slots use is given exactly once in each pass, at or before the step that uses it.
-
-        Returns:
-            [(pass, int64 ids in storage order), ...], without empty ones.
-        """
-
-    def window(self, start: int, stop: int) -> int:
-        """The most samples of slots start .. stop-1 that wait at one time: given by `entered` and not used before.
-
-        What is read ahead of the step comes on top.
-        """
-
-
-@dataclass(frozen=True, eq=False)
-class EpochLine:
-    """The selected samples of one epoch laid end to end.
-
-    Attributes:
-        starts: int64 (runs + 1,): where each run begins on the line, in the epoch's order; then the length.
-        shift: int64 (runs,): sample id minus line position within that run.
-        turn: how far the line is turned: position p of the turned line is position (p + turn) mod length of the runs'.
-    """
-
-    starts: np.ndarray
-    shift: np.ndarray
-    turn: int
-
-    def ids(self, positions: np.ndarray) -> np.ndarray:
-        """Sample ids at these positions of the line: int64, same shape."""
-        positions = (positions + self.turn) % self.starts[-1]
-        return positions + self.shift[np.searchsorted(self.starts, positions, side="right") - 1]
-
-
-def epoch_line(
-    selected: selection.Selection, shard_bounds: np.ndarray, shard_order: np.ndarray, turn: int
-) -> EpochLine:
-    """Lay the runs out shard by shard, in `shard_order`; shard s has runs shard_bounds[s] .. shard_bounds[s+1]-1."""
-    sizes = np.diff(shard_bounds)[shard_order]
-    # Of each shard in turn, the numbers of its runs: a count over all runs, moved to where the shard's begin.
-    runs = np.arange(sizes.sum()) + np.repeat(shard_bounds[shard_order] - (np.cumsum(sizes) - sizes), sizes)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(selected.count[runs])])
-    return EpochLine(starts, selected.first[runs] - starts[:-1], turn)
 
 
 @lru_cache(maxsize=4096)
@@ -209,7 +129,7 @@ class SampleOrder:
         positions[used] = self._line(epoch).ids(positions[used])
         return positions
 
-    def entered(
+    def blocks_entered(
         self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
     ) -> list[tuple[int, np.ndarray]]:
         epoch, row = self._when(step)
@@ -232,7 +152,7 @@ class SampleOrder:
         ids = self._line(epoch).ids(np.concatenate(found)) if found else np.empty(0, np.int64)
         return [(epoch, np.sort(ids))] if len(ids) else []
 
-    def window(self, start: int, stop: int) -> int:
+    def most_waiting(self, start: int, stop: int) -> int:
         """See `Order`. Exact for long lanes of one width that are owned whole; else a bound.
 
         A lane waits for the samples from this step's first to the end of the block that holds this step's last. Lanes

@@ -15,8 +15,8 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.packing.source import Skipped, ahead
+from data.shards.contents import Contents
 from data.shards.index import INDEX_NAME, Index, Shard, open_index
-from data.shards.writer import Contents
 
 FOLDER = "packing"
 PLAN = f"{FOLDER}/plan.json"

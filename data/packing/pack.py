@@ -25,15 +25,15 @@ from data.packing.source import Item, Reading, Skipped, Source
 from data.progress import Progress
 from data.ray_session import Runner, in_process
 from data.shards import tar
+from data.shards.contents import Contents, contents_index
 from data.shards.fields import IMAGE_EXTENSIONS, labels
 from data.shards.index import INDEX_NAME, Index, Shard, write_index
-from data.shards.writer import Contents, ShardWriter, contents_index
-from data.splitmix import key, permutation
+from data.shards.writer import ShardWriter
+from data.splitmix import Purpose, key, permutation
 
 SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
 FEWEST_SHARDS = 16  # so that small sets are packed in parallel too,
 SMALLEST_SHARD = 256  # samples, but not cut into crumbs
-SHUFFLE = 0x5041434B  # first part of the permutation's key, beside those of splitmix.Purpose
 VERSION = 1  # of what is written for the same source and options
 
 
@@ -94,7 +94,9 @@ def pack(
     plan = _plan(source, options)
     if not force and (index := notes.complete(folder, plan["source"])) is not None:
         return Packed(index, False, _skipped_before(folder))
-    order = None if plan["shuffle_seed"] is None else permutation(key(SHUFFLE, plan["shuffle_seed"]), len(source))
+    order = (
+        None if plan["shuffle_seed"] is None else permutation(key(Purpose.PACKING, plan["shuffle_seed"]), len(source))
+    )
     edges = _edges(plan)
     shards: dict[int, Shard] = {}
     skipped: dict[int, list[Skipped]] = {}

@@ -1,16 +1,25 @@
 """An index for WebDataset shards that exist: `python -m data pack --index-only`."""
 
+import hashlib
+import io
 import posixpath
-from collections.abc import Callable
+import tarfile
+from collections.abc import Callable, Iterator
+from typing import IO
 
+import numpy as np
 from braceexpand import braceexpand
 
 from data import storage
 from data.errors import DataError
 from data.ray_session import session
+from data.shards import tar
+from data.shards.contents import Contents, contents_index
 from data.shards.fields import IMAGE_EXTENSIONS
-from data.shards.index import INDEX_NAME, Index, Shard, write_index
-from data.shards.writer import Contents, contents_index, scan_shard
+from data.shards.index import INDEX_NAME, STRIDE, Index, Shard, write_index
+
+SCAN_BYTES = 8 << 20  # one read of a tar that is read from end to end
+HEADER_BYTES = 64 << 10  # more than a header and the long-name records before it
 
 
 def index_shards(
@@ -83,6 +92,97 @@ def find_shards(url: str) -> tuple[str, list[str]]:
             raise DataError(f"{url}: the shards have no folder in common, where their index could lie")
         folder = storage.parent(folder)
     return folder, [other[len(folder) + 1 :] for other in urls]
+
+
+def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
+    """Read one tar from end to end: its index entry, and what its samples hold.
+
+    A tar that is cut short counts its complete samples, and as one more the sample in whose middle it ends: that one's
+    id exists and its slot will be masked, so that the shards after it keep their ids. A piece of a header names no
+    sample and counts as nothing.
+
+    Raises:
+        DataError: it is not a plain tar, or it cannot be read.
+        FileNotFoundError: there is none.
+    """
+    url = storage.join(folder, name)
+    contents, offsets, count = Contents(), [], 0
+    with storage.reporting(url), storage.open_read(url, SCAN_BYTES) as file:
+        hashed = Hashed(file)
+        found = _Members(hashed)
+        try:
+            for sample in tar.samples(found):
+                if count % STRIDE == 0:
+                    offsets.append(sample.offset)
+                contents.add(sample.fields)
+                count += 1
+        except DataError as error:
+            raise DataError(f"{url}: not a readable tar: {error}") from error
+        if found.cut_short:
+            contents.cut_short.append(url)
+            last = storage.read_range(url, found.end, min(found.end + HEADER_BYTES, hashed.length))
+            if (key := _key_of_first(last)) and key != found.key:
+                if count % STRIDE == 0:
+                    offsets.append(found.end)
+                count += 1
+    return Shard(name, count, hashed.length, hashed.sha256.hexdigest(), np.array(offsets, np.int64)), contents
+
+
+class _Members:
+    """The complete members of a tar.
+
+    Attributes, after the iteration:
+        cut_short: whether the file ends in the middle of an entry.
+        end: where the last complete member ends.
+        key: of the last complete member that belongs to a sample.
+    """
+
+    def __init__(self, file: "Hashed") -> None:
+        self._file = file
+        self.cut_short = False
+        self.end = 0
+        self.key: str | None = None
+
+    def __iter__(self) -> Iterator[tar.Member]:
+        try:
+            for member in tar.read_members(self._file, SCAN_BYTES):
+                self.end = member.end
+                if member.is_file and (split := tar.split_name(member.name)):
+                    self.key = split[0]
+                yield member
+        except DataError:
+            if not self._file.ended:
+                raise  # the bytes are not a tar's
+            self.cut_short = True
+
+
+def _key_of_first(content: bytes) -> str | None:
+    """Sample key of the member whose header, with the records that precede it, `content` begins with; None if it is not
+    whole or no sample's."""
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
+            member = next(iter(archive), None)
+    except tarfile.TarError:
+        return None
+    split = tar.split_name(member.name) if member is not None and member.isreg() else None
+    return split[0] if split else None
+
+
+class Hashed:
+    """A file that is read once, its length and SHA-256 kept along the way, and whether its end was reached."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.sha256 = hashlib.sha256()
+        self.length = 0
+        self.ended = False
+
+    def read(self, size: int, /) -> bytes:
+        content = self._file.read(size)
+        self.ended = not content
+        self.sha256.update(content)
+        self.length += len(content)
+        return content
 
 
 def _scan_numbered(folder: str, name: str, number: int) -> tuple[int, Shard, Contents]:

@@ -15,13 +15,12 @@ from typing import IO
 from data import storage
 from data.errors import BadSample, Cause, DataError
 from data.images.decode import decode
+from data.packing.scan import SCAN_BYTES, Hashed
 from data.parallel import spread
 from data.shards import tar
 from data.shards.fields import image_bytes, labels
 from data.shards.index import Index, Shard
-from data.shards.writer import Hashed
 
-SCAN_BYTES = 8 << 20
 NAMED_SAMPLES = 10  # of each kind of fault in a shard; the rest are counted
 
 

@@ -1,1 +1,1 @@
-"""The format on disk: tar files, their index and the fields of a sample. Imports `storage`."""
+"""The format on disk: tar files, their index and the fields of a sample. Imports `storage` and `errors`."""

@@ -1,1 +1,2 @@
-"""Where images come from, one module a source; data/commands/pack.py gives each its words on the command line."""
+"""Where images come from, one module a source. Imports `packing`, `shards`, `storage`, `errors`, `splitmix` and
+`ray_session`; data/commands/pack_sources.py gives each source its options on the command line."""

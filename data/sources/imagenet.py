@@ -17,12 +17,11 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.sources.class_tars import Archive, TarImages, class_tars, list_members, tar_images
-from data.splitmix import key, permutation
+from data.splitmix import Purpose, key, permutation
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
-HOLDOUT = 0x484F4C44  # first part of the key that chooses what is held out
 
 
 def imagenet(folder: str, split: str) -> TarImages:
@@ -85,7 +84,7 @@ def imagenet21k(url: str, holdout: int) -> dict[str, TarImages]:
         return {"train": everything}
     if holdout >= len(everything):
         raise DataError(f"{url}: cannot hold out {holdout:,} of {len(everything):,} images")
-    order = permutation(key(HOLDOUT), len(everything))
+    order = permutation(key(Purpose.HOLDOUT), len(everything))
     return {
         "train": everything.chosen("imagenet21k/train", np.sort(order[holdout:])),
         "val": everything.chosen("imagenet21k/val", np.sort(order[:holdout])),

@@ -28,7 +28,7 @@ from data.errors import DataError
 from data.packing.pack import DEFAULTS, Options, Packed, pack
 from data.packing.source import Item, Reading, Source, fingerprint, label_field
 from data.ray_session import Runner, in_process
-from data.splitmix import Draws, key, stream
+from data.splitmix import Draws, Purpose, key, stream
 
 FORMS = ("circle", "square", "triangle", "star", "cross", "ring", "heart", "crescent", "arrow", "bar")
 COLOURS = {
@@ -46,7 +46,6 @@ COLOURS = {
 TEXTURES = ("plain", "striped", "checked", "dotted", "ringed", "shaded", "speckled", "gridded", "wavy", "rayed")
 SPLITS = ("train", "test")
 JPEG_QUALITY = 90
-SHAPES = 0x53484150  # first part of every key, beside those of splitmix.Purpose
 VERSION = 1  # of the drawing
 SUBPIXEL_BITS = 4  # OpenCV draws polygons at 1/16 of a pixel
 VISIBLE = 1 / 3  # of a multi-label object must be visible for its label
@@ -82,7 +81,7 @@ def shape_image(
     Returns:
         uint8 (image_size, image_size, 3), RGB; and its labels, ascending: one, or in a multi-label set one to five.
     """
-    draws = Draws(key(SHAPES, VERSION, seed, SPLITS.index(split), i))
+    draws = Draws(key(Purpose.SHAPES, VERSION, seed, SPLITS.index(split), i))
     canvas = _ground(draws, image_size)
     if not multi_label:
         label = draws.integer(classes)

@@ -1,32 +1,24 @@
 """Bytes by URL: local files, gs://, s3://, https://, with retries. Imports `errors` alone.
-
-Use it as `from data import storage; storage.read(url)`.
-"""
+Use it as `from data import storage; storage.read(url)`."""
 
 from data.storage.files import (
-    absolute,
-    check_reachable,
     contents,
     describe,
     exists,
     get_file,
-    is_absolute,
-    is_local,
-    join,
     matching,
     open_read,
     open_write,
-    parent,
     put_file,
     read,
     read_range,
     remove,
     remove_folder,
     reporting,
-    resolve,
     size,
     write_atomic,
 )
+from data.storage.urls import absolute, check_reachable, is_absolute, is_local, join, parent, resolve
 
 __all__ = [
     "absolute",

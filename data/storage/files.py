@@ -1,26 +1,18 @@
-"""Bytes by URL: local paths, gs://, s3://, https://, memory:// and whatever else fsspec knows.
+"""Bytes by URL: local paths, gs://, s3://, https://, memory:// and every other protocol of fsspec.
 
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
 
 Every request is made patiently (`storage/patience.py`).
-
-Variables that lead to an emulator, or to a store that speaks the same language: `STORAGE_EMULATOR_HOST` for gs://,
-`AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` spares gcsfs its search for credentials.
 """
 
 import io
 import os
 import posixpath
-import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
-
-# gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
-os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -28,25 +20,10 @@ from fsspec.implementations.local import LocalFileSystem
 from data.errors import DataError
 from data.storage import web
 from data.storage.patience import ShortRead, limit, limited, may_pass, patiently
+from data.storage.urls import resolve
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-S3_PACKAGE = "s3fs is not installed; run `pip install -r requirements-s3.txt`"
-
-
-def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """The file system of `url` and the path in it.
-
-    Raises:
-        DataError: the protocol is unknown or its package is not installed.
-    """
-    try:
-        return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
-    except Exception as error:  # a back end may connect here already, and each has errors of its own
-        missing = isinstance(error, ImportError) and url.startswith(("s3://", "s3a://"))
-        reason = S3_PACKAGE if missing else " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{url}: {reason}") from error
 
 
 @contextmanager
@@ -68,60 +45,6 @@ def describe(error: BaseException) -> str:
     """An error in a few words on one line."""
     reason = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
-
-
-def check_reachable(url: str) -> None:
-    """Try for three seconds to reach the server of a gs:// URL, or of an s3:// URL that `AWS_ENDPOINT_URL` says.
-
-    Their libraries take most of a minute, and pages of log, to say that there is no network. Other URLs pass.
-
-    Raises:
-        DataError: nobody answers there.
-    """
-    server = urlsplit(_endpoint(url) or "")
-    if server.hostname is None or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # not known, or an emulator's address in a form that only gcsfs understands
-    port = server.port or (80 if server.scheme == "http" else 443)
-    try:
-        socket.create_connection((server.hostname, port), timeout=3.0).close()
-    except OSError as error:
-        raise DataError(f"{url}: cannot reach {server.hostname} ({error.strerror or error})") from error
-
-
-def _endpoint(url: str) -> str | None:
-    """The server that answers for an object store's URL, where that is known without asking the library."""
-    if url.startswith(("gs://", "gcs://")):
-        return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
-    if url.startswith(("s3://", "s3a://")):
-        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
-    return None
-
-
-def absolute(url: str) -> str:
-    """The same place from any working directory: workers may change theirs."""
-    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
-
-
-def is_absolute(url: str) -> bool:
-    """Whether `url` says where it is by itself: a protocol, or a local path from the root or from home."""
-    return "://" in url or url.startswith(("/", "~"))
-
-
-def is_local(url: str) -> bool:
-    """Whether `url` is a path of this machine."""
-    return isinstance(resolve(url)[0], LocalFileSystem)
-
-
-def join(folder: str, name: str) -> str:
-    """`name` inside the URL `folder`, or `name` itself when it is absolute."""
-    return name if is_absolute(name) else f"{folder.rstrip('/')}/{name}"
-
-
-def parent(url: str) -> str:
-    """The folder that holds `url`."""
-    head, _, tail = url.rpartition("://")
-    folder = posixpath.dirname(tail.rstrip("/"))
-    return f"{head}://{folder}" if head else folder or "."
 
 
 def read(url: str) -> bytes:

@@ -21,7 +21,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2._internal.execution.failure_handling.default import DefaultFailurePolicy
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 
-from data.loading.ranges import Unreadable
+from data.errors import Unreadable
 from orchestrator.cluster.notices import PlannedExit
 from orchestrator.redact import redact_text
 from orchestrator.wording import one_line

@@ -12,8 +12,7 @@ from typing import Self
 import torch.distributed as dist
 
 import model
-from data import Loader, open_index
-from data.loading.loader import Batch
+from data import Batch, Loader, open_index
 from orchestrator import names
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.meter import Meter

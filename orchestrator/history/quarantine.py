@@ -16,8 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data import storage
-from data.loading.loader import Bad
+from data import MaskedSample, storage
 from orchestrator import names
 from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.redact import redact_text
@@ -67,14 +66,14 @@ class Quarantine:
         """Go on counting from a checkpoint's metrics."""
         self.counts = Counter({cause: int(metrics.get(names.bad_samples(cause), 0)) for cause in names.CAUSES})
 
-    def add(self, bad: Iterable[Bad], slots: int) -> None:
+    def add(self, bad: Iterable[MaskedSample], slots: int) -> None:
         """Note the bad samples among this rank's `slots` used slots of a training step."""
         self._new_seen += slots
         for sample in bad:
             self._new_causes[sample.cause] += 1
             self._new.append(_entry("train", sample))
 
-    def add_held_out(self, name: str, bad: Iterable[Bad]) -> None:
+    def add_held_out(self, name: str, bad: Iterable[MaskedSample]) -> None:
         """List bad samples of a held-out set. They do not count against the limit."""
         self._new += [_entry(name, sample) for sample in bad]
 
@@ -170,7 +169,7 @@ def read_quarantine(run_url: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in storage.read(url).decode().splitlines()]
 
 
-def _entry(name: str, sample: Bad) -> dict[str, Any]:
+def _entry(name: str, sample: MaskedSample) -> dict[str, Any]:
     return {
         "set": name,
         "id": sample.sample_id,

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from data import storage
+from data import Index, Order, SampleOrder, open_index, storage
 from data.errors import DataError
 from data.loading.budget import needed_bytes
-from data.order.sample_order import Order, SampleOrder
-from data.shards.index import INDEX_NAME, Index, open_index
+from data.shards.index import INDEX_NAME
 from data.sources.digits import pack_digits
 from data.sources.shapes import pack_shapes
 from orchestrator.job.choices import Pack

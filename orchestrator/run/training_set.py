@@ -8,12 +8,12 @@ import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from data import Index, Mixture, Order, SampleOrder, open_index
 from data.errors import DataError
 from data.order.exclude import open_exclusions
-from data.order.mixture import Mixture, shares
-from data.order.sample_order import Order, SampleOrder
+from data.order.mixture import shares
 from data.order.selection import Selection, everything, joined, subset, without
-from data.shards.index import Index, concatenate, open_index
+from data.shards.index import concatenate
 from orchestrator.job.data_sections import Source, TrainSet
 
 

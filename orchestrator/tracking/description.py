@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from data.shards.index import Index
+from data import Index
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.redact import redact_fields, redact_text
 from orchestrator.run.training_set import TrainingSet

@@ -4,9 +4,7 @@ from collections.abc import Callable, Iterator
 
 import torch.distributed as dist
 
-from data import Augment, Index, Loader, Order
-from data.loading.cache import Cache
-from data.loading.loader import Batch
+from data import Augment, Batch, Cache, Index, Loader, Order
 from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History

@@ -5,7 +5,7 @@ from typing import NoReturn
 
 import torch.distributed as dist
 
-from data.loading.loader import Batch
+from data import Batch
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.cluster.checkpoint_report import through_ray

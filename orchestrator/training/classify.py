@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from data.loading.loader import Batch
-from data.splitmix import key, stream
+from data import Batch
+from data.splitmix import Purpose, key, stream
 from model import VisionTransformer
 from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
 from orchestrator.engine.step import Engine, Objective
@@ -12,8 +12,6 @@ from orchestrator.job.kinds import ClassifierJob
 from orchestrator.training.evaluators.accuracy import evaluate
 from orchestrator.training.measurement import HeldOutSet
 from orchestrator.training.task import Task
-
-_DROPOUT = 0x64726F70  # separates dropout's keys from `splitmix.Purpose` (small integers)
 
 
 class Classify(Task):
@@ -49,5 +47,5 @@ class Classify(Task):
 
 def dropout_seeds(seed: int, step: int, slots: Tensor, batch_size: int) -> Tensor:
     """One int64 seed a slot, (n,): a function of (seed, step, slot), so that masks do not depend on the workers."""
-    of_step = torch.from_numpy(stream(key(_DROPOUT, seed, step), batch_size).view("int64"))
+    of_step = torch.from_numpy(stream(key(Purpose.DROPOUT, seed, step), batch_size).view("int64"))
     return of_step[slots.clamp(min=0)]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data.loading.loader import Batch
+from data import Batch
 from orchestrator.engine.step import Engine
 from orchestrator.wording import count
 

@@ -16,7 +16,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from data.loading.loader import Batch
+from data import Batch
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.names import IN_A_ROW, SKIPPED, WENT_BACK
 from orchestrator.training.diagnosis import diagnose

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 
 from torch.profiler import record_function
 
-from data.loading.loader import Batch
+from data import Batch
 from orchestrator import names
 from orchestrator.cluster.notices import EvaluationCutOff, Notices, Reason
 from orchestrator.cluster.watchdog import Heartbeat

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from data import Index, SampleOrder, open_index
-from data.loading.loader import Bad, Batch
+from data import Batch, Index, MaskedSample, SampleOrder, open_index
 from orchestrator.engine.step import Engine
 from orchestrator.job import data_sections
 from orchestrator.job.kinds import NetworkJob
@@ -41,7 +40,7 @@ class Measurement:
     job: NetworkJob
     step: int
     _around: Callable[[Iterable[Batch]], Iterator[Batch]]
-    _report_bad: Callable[[str, Iterable[Bad]], None]
+    _report_bad: Callable[[str, Iterable[MaskedSample]], None]
 
     @contextmanager
     def open(self, name: str, url: str, augment: data_sections.HeldOutAugment = MIDDLE) -> Iterator[HeldOutSet]:

@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-from data.loading.loader import Batch
+from data import Batch
 from model import VisionTransformer
 from orchestrator.engine.step import Engine, Objective
 from orchestrator.job.kinds import NetworkJob

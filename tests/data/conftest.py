@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from data.order.sample_order import Order
+from data.order import Order
 from data.shards.index import Index, Shard, open_index
 
 
@@ -52,7 +52,7 @@ def train():
 
     Each worker does what a reader does: it fetches what it enters, keeps it till it is used, and ends with nothing
     left. Whatever it uses it must hold, it is never told to fetch anything twice, and it never holds more than
-    `order.window` says. Returns [(ids, passes), ...], one pair of lists a step.
+    `order.most_waiting` says. Returns [(ids, passes), ...], one pair of lists a step.
     """
 
     def run_workers(order: Order, first: int, last: int, workers: int) -> list[tuple[list[int], list[int]]]:
@@ -60,11 +60,11 @@ def train():
         share = -(-order.batch_size // workers)
         for rank in range(workers):
             own = (min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
-            window = order.window(*own)
+            window = order.most_waiting(*own)
             fetched: set[tuple[int, int]] = set()
             held: set[tuple[int, int]] = set()
             for step, (batch_ids, batch_passes) in zip(range(first, last), batches, strict=True):
-                for number, ids in order.entered(step, *own, since=first, until=last):
+                for number, ids in order.blocks_entered(step, *own, since=first, until=last):
                     assert ids.dtype == np.int64
                     assert len(ids)
                     assert (ids[1:] > ids[:-1]).all()

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from data.loading.loader import Batch
+from data import Batch
 from model.objectives import correct_top_k, dense_targets
 from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.step import Engine

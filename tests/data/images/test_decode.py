@@ -291,7 +291,7 @@ def test_bombs_cost_no_memory(tmp_path):
         (tmp_path / f"{name}").write_bytes(with_size(saved(small, file_format, **options), *sides))
     program = """
 import pathlib, sys
-from data.decode import decode
+from data.images.decode import decode
 from data.errors import BadSample
 def peak():
     return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))

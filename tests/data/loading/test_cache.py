@@ -207,8 +207,8 @@ def test_many_threads_and_little_room(tmp_path):
 PROGRAM = """
 import hashlib, random, sys, time
 import numpy as np
-from data.cache import Cache
-from data.index import Shard
+from data.loading.cache import Cache
+from data.shards.index import Shard
 folder, log, pause = sys.argv[1], sys.argv[2], float(sys.argv[3])
 content = random.Random(0).randbytes(300_000)
 shard = Shard("0.tar", 1, 300_000, hashlib.sha256(content).hexdigest(), np.zeros(1, np.int64))
@@ -226,12 +226,18 @@ def start(folder: Path, log: Path, pause: float) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", PROGRAM, folder, log, str(pause)], cwd=ROOT)
 
 
+def wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
+    """Until `process` has asked for a piece."""
+    while not log.exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+
+
 def test_processes_share_and_survive_each_other(tmp_path):
     """One is killed in its download; of the two that want the same shard then, one downloads it and one waits."""
     folder, log = tmp_path / "cache", tmp_path / "log"
     killed = start(folder, log, 100)
-    while not log.exists():
-        time.sleep(0.01)
+    wait_for(log, killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert len(list(folder.glob("*.partial"))) == 1
@@ -246,8 +252,7 @@ def test_processes_share_and_survive_each_other(tmp_path):
 def test_leftovers_of_the_killed_are_removed_and_downloads_under_way_are_not(tmp_path):
     log = tmp_path / "log"
     other = start(tmp_path, log, 1.0)
-    while not log.exists():
-        time.sleep(0.01)
+    wait_for(log, other)
     [under_way] = tmp_path.glob("*.partial")
     left = tmp_path / f"{'0' * 64}.partial"
     left.write_bytes(bytes(1000))

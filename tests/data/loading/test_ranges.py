@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import storage
-from data.errors import Cause
+from data.errors import Cause, Unreadable
 from data.loading import ranges
-from data.loading.ranges import Lost, Read, Sample, Unreadable, fetch, plan_reads
+from data.loading.ranges import Read, Sample, UnreadableSample, fetch, plan_reads
 from data.shards.index import Index, Shard
 from tests.tars import STRIDE, tar_of_random_samples, uniform_index, write_set
 
@@ -104,7 +104,7 @@ def test_unused_fields_are_not_kept():
     assert sample.fields == {"jpg": b"image", "cls": b"3"}
 
 
-def read_all(index: Index, shard: int = 0) -> dict[int, Sample | Lost]:
+def read_all(index: Index, shard: int = 0) -> dict[int, Sample | UnreadableSample]:
     ids = np.arange(index.starts[shard], index.starts[shard + 1])
     return {number: sample for read in plan_reads(index, ids) for number, sample in fetch(index, read).items()}
 
@@ -139,7 +139,7 @@ def test_a_shard_cut_short(tmp_path, where):
         if number < there:
             assert sample == Sample(f"{number:08d}", str(path), fields[number])
         else:
-            assert sample == Lost(str(path), Cause.CUT_SHORT)
+            assert sample == UnreadableSample(str(path), Cause.CUT_SHORT)
     assert there == {"in a group": 100, "in a header": 128, 0: 0}.get(where, 100)
 
 
@@ -186,5 +186,5 @@ def test_damaged_headers_never_bring_foreign_bytes(seed, kind):
     for read in plan_reads(index, np.arange(70)):
         with suppress(Unreadable):
             for number, sample in fetch(index, read, tries=1).items():
-                if sample != Lost(f"{url}/0.tar", Cause.CUT_SHORT):
+                if sample != UnreadableSample(f"{url}/0.tar", Cause.CUT_SHORT):
                     assert sample.fields.items() <= fields[number].items()

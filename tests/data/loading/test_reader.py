@@ -1,5 +1,4 @@
 import gc
-import itertools
 import threading
 import time
 import tracemalloc
@@ -12,16 +11,17 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data import storage
 from data.errors import Cause, DataError
-from data.loading import reader
+from data.loading import budget, reader, schedule
+from data.loading.budget import window_bytes
 from data.loading.cache import Cache
-from data.loading.ranges import Lost, Sample
-from data.loading.reader import Reader, ReaderClosed, schedule, window_bytes
-from data.order.mixture import Mixture
-from data.order.sample_order import MASKED, Order, SampleOrder
-from data.shards.index import Index, concatenate, open_index
+from data.loading.ranges import Sample, UnreadableSample
+from data.loading.reader import Reader, ReaderClosed
+from data.order import Order, SampleOrder
+from data.shards.index import Index, open_index
 from data.sources.digits import pack_digits
 from data.storage import patience
-from tests.tars import uniform_index, write_set
+from tests.data.loading.helpers import places
+from tests.tars import write_set
 
 MB = 1 << 20
 
@@ -74,14 +74,7 @@ def logged() -> Index:
     return open_index(f"{url}/train")
 
 
-def places(order: Order, step: int, slots: range) -> list[tuple[int, int]]:
-    """(pass, id) of the valid slots of a step."""
-    ids = order.slots(step, slots.start, slots.stop)
-    passes = order.epochs(step, slots.start, slots.stop)
-    return [(number, sample) for number, sample in zip(passes.tolist(), ids.tolist(), strict=True) if sample != MASKED]
-
-
-def take_all(source: Reader, order: Order, steps: range, slots: range) -> dict[int, list[Sample | Lost]]:
+def take_all(source: Reader, order: Order, steps: range, slots: range) -> dict[int, list[Sample | UnreadableSample]]:
     return {step: source.take(step, places(order, step, slots)) for step in steps}
 
 
@@ -107,7 +100,7 @@ def test_a_worker_reads_only_the_neighbourhood_of_its_lanes(logged):
 
 def test_read_ahead_keeps_to_the_memory(large, monkeypatch):
     """Nobody asks for more than step 0: fetched is what it needs, and what fits into the budget."""
-    monkeypatch.setattr(reader, "LEAST_READ_BYTES", MB // 8)
+    monkeypatch.setattr(budget, "LEAST_READ_BYTES", MB // 8)
     order = SampleOrder(large, batch_size=8, lanes=1, block=64, seed=2)
     memory = window_bytes(large, order, range(8)) + 4 * MB
     with Reader(large, order, range(8), 0, order.steps_per_epoch, memory=memory) as source:
@@ -137,65 +130,6 @@ def test_the_budget_holds(large, spare):
         tracemalloc.stop()
     assert held <= memory
     assert held > min(memory, large.num_bytes) / 4
-
-
-def test_memory_that_the_window_does_not_fit_in():
-    """The error's numbers are right: the block that it names fits, and no larger one does."""
-    index = uniform_index([500] * 8, 64, 20_480)
-    memory = 12 * MB
-    order = SampleOrder(index, batch_size=32, lanes=4, block=1000)
-    with pytest.raises(DataError, match=r"allow more memory, or set data\.train\.block to at most (\d+)$") as raised:
-        Reader(index, order, range(32), 0, 10, memory=memory)
-    assert str(raised.value).startswith("memory://nowhere: ")
-    block = int(str(raised.value).split()[-1])
-
-    def needed(block: int) -> int:
-        return window_bytes(index, SampleOrder(index, batch_size=32, lanes=4, block=block), range(32))
-
-    assert needed(block) <= memory < needed(block + 1)
-    with pytest.raises(DataError, match=r"allow more memory$"):
-        Reader(index, order, range(32), 0, 10, memory=MB)
-
-
-def test_sources_of_different_sizes_count_by_their_share():
-    """A batch is half small and half large images: so is what waits, whatever the sets' lengths."""
-    small, large = uniform_index([4000], 64, 2048), uniform_index([100], 64, 100 * 1024)
-    order = Mixture(
-        [(SampleOrder(source, batch_size=8, block=50), first) for source, first in ((small, 0), (large, 4000))]
-    )
-    reads_bytes = 2 * reader.FETCH_THREADS * reader.LEAST_READ_BYTES
-    per_sample = (window_bytes(concatenate([small, large]), order, range(16)) - reads_bytes) / order.window(0, 16)
-    assert per_sample == pytest.approx((2048 + 100 * 1024) / 2, rel=0.03)
-
-
-@pytest.mark.parametrize(("lanes", "block", "slots"), [(8, 64, range(16)), (4, 200, range(3, 9)), (1, 1024, range(16))])
-def test_every_id_is_read_once_and_in_time(lanes, block, slots):
-    """From the middle of an epoch over its end: what a step uses is in a read scheduled for it or before."""
-    index = uniform_index([300, 200, 500], 64, 2048)
-    order = SampleOrder(index, batch_size=16, lanes=lanes, block=block, seed=1)
-    steps = range(20, order.steps_per_epoch + 25)
-    scheduled = list(schedule(index, order, slots, steps.start, steps.stop, longest=100_000))
-    brought = {}
-    for entry in scheduled:
-        for sample in entry.read.wanted.tolist():
-            assert (entry.number, sample) not in brought
-            brought[entry.number, sample] = entry.step
-    assert [entry.step for entry in scheduled] == sorted(entry.step for entry in scheduled)
-    used = {place: step for step in steps for place in places(order, step, slots)}
-    assert brought.keys() == used.keys()
-    assert all(brought[place] <= step for place, step in used.items())
-
-
-@pytest.mark.parametrize("percent", [0, 50, 90])
-def test_the_first_batch_waits_for_little(percent):
-    """Anywhere in an epoch: a stride group a sample, not the blocks that they are in."""
-    index = uniform_index([4096] * 16, 64, 50 * 1024)
-    order = SampleOrder(index, batch_size=8, lanes=4, block=1024)
-    step = order.steps_per_epoch * percent // 100
-    scheduled = schedule(index, order, range(8), step, order.steps_per_epoch)
-    first = [entry.read for entry in itertools.takewhile(lambda entry: entry.step == step, scheduled)]
-    assert sum(read.count for read in first) <= 8 * 64
-    assert sum(len(ids) for _, ids in order.entered(step, 0, 8, since=step)) > 3 * 8 * 64
 
 
 def test_a_stalled_request_holds_up_only_its_own_samples(tmp_path, monkeypatch):
@@ -275,8 +209,8 @@ def test_an_unreadable_shard_is_masked_where_the_job_says_so(tmp_path, kind):
         for step in range(order.steps_per_epoch):
             asked = places(order, step, range(32))
             for (_, number), sample in zip(asked, source.take(step, asked), strict=True):
-                if 200 <= number < 300 and (kind != "shifted" or isinstance(sample, Lost)):
-                    assert sample == Lost(f"{tmp_path}/000002.tar", Cause.UNREADABLE)
+                if 200 <= number < 300 and (kind != "shifted" or isinstance(sample, UnreadableSample)):
+                    assert sample == UnreadableSample(f"{tmp_path}/000002.tar", Cause.UNREADABLE)
                 else:
                     assert sample.fields == fields[number]
         assert source.statistics().unreadable == 1
@@ -293,8 +227,8 @@ def test_a_shard_cut_short_loses_its_end(tmp_path):
         for step in range(order.steps_per_epoch):
             asked = places(order, step, range(50))
             for (_, number), sample in zip(asked, source.take(step, asked), strict=True):
-                if isinstance(sample, Lost):
-                    assert sample == Lost(str(path), Cause.CUT_SHORT)
+                if isinstance(sample, UnreadableSample):
+                    assert sample == UnreadableSample(str(path), Cause.CUT_SHORT)
                     lost.add(number)
                 else:
                     assert sample.fields == fields[number]
@@ -305,14 +239,14 @@ def test_a_shard_that_failed_once_is_not_tried_at_length_again(monkeypatch):
     """Eight tries for the first read of it that fails, one for each later one."""
     index, _ = write_set(f"logged://{uuid.uuid4()}", [64 * 6, 64])
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
-    monkeypatch.setattr(reader, "FETCH_THREADS", 1)
+    monkeypatch.setattr(budget, "FETCH_THREADS", 1)
     monkeypatch.setattr(reader, "READ_BYTES", 1000)
     LoggedFileSystem.gate.set()
     monkeypatch.setattr(LoggedFileSystem, "failing", "000000.tar")
     order = SampleOrder(index, batch_size=64, shuffle=False)
     with Reader(index, order, range(64), 0, 7, mask_unreadable=True) as source:
         taken = take_all(source, order, range(7), range(64))
-        assert [isinstance(taken[step][0], Lost) for step in range(7)] == [True] * 6 + [False]
+        assert [isinstance(taken[step][0], UnreadableSample) for step in range(7)] == [True] * 6 + [False]
         statistics = source.statistics()
     assert statistics.unreadable == 1
     assert statistics.retries == patience.ATTEMPTS - 1
@@ -367,7 +301,7 @@ def test_a_cached_shard_that_rots_is_fetched_again(tmp_path):
 
 def test_a_shard_with_another_checksum_is_unreadable(tmp_path, monkeypatch):
     """Its tar is sound, but it is not the one that was indexed: found as it enters the cache."""
-    monkeypatch.setattr(reader, "FIRST_STEPS", 0)
+    monkeypatch.setattr(schedule, "FIRST_STEPS", 0)
     url = f"memory://{uuid.uuid4()}"
     index, fields = write_set(url, [64] * 3)
     content = bytearray(storage.read(f"{url}/000001.tar"))
@@ -382,5 +316,5 @@ def test_a_shard_with_another_checksum_is_unreadable(tmp_path, monkeypatch):
         take_all(source, order, range(3), range(64))
     with Reader(index, order, range(64), 0, 3, cache=cache, mask_unreadable=True) as source:
         taken = take_all(source, order, range(3), range(64))
-    assert taken[1] == [Lost(f"{url}/000001.tar", Cause.UNREADABLE)] * 64
+    assert taken[1] == [UnreadableSample(f"{url}/000001.tar", Cause.UNREADABLE)] * 64
     assert [sample.fields for step in (0, 2) for sample in taken[step]] == fields[:64] + fields[128:]

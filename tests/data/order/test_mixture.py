@@ -108,22 +108,22 @@ def test_epochs_of_the_whole_and_of_the_sources(make_index):
     assert [mixture.epoch(step) for step in (0, 9, 10, 25)] == [0, 0, 1, 2]
     assert mixture.epochs(9, 0, 10).tolist() == [0] * 8 + [1] * 2
     assert mixture.epochs(12, 6, 9).tolist() == [1, 1, 2]
-    assert [(number, len(ids)) for number, ids in mixture.entered(5, 7, 10)] == [(1, 10)]
-    assert mixture.window(0, 10) == orders[0].window(0, 8) + orders[1].window(0, 2)
+    assert [(number, len(ids)) for number, ids in mixture.blocks_entered(5, 7, 10)] == [(1, 10)]
+    assert mixture.most_waiting(0, 10) == orders[0].most_waiting(0, 8) + orders[1].most_waiting(0, 2)
 
 
 def test_impossible_mixtures(make_index):
     with pytest.raises(DataError, match="at least one source"):
         Mixture([])
     mixture, _, _ = mix(make_index, [([9], 3, 1, 4), ([9], 2, 1, 4)])
-    for call in (mixture.slots, mixture.epochs, mixture.entered):
+    for call in (mixture.slots, mixture.epochs, mixture.blocks_entered):
         with pytest.raises(ValueError, match="slots 2 to 6 of a batch of 5"):
             call(0, 2, 6)
         with pytest.raises(ValueError, match="step -1"):
             call(-1, 0, 1)
     with pytest.raises(ValueError, match="step -1"):
         mixture.epoch(-1)
-    assert mixture.slots(0, 3, 3).tolist() == mixture.epochs(0, 3, 3).tolist() == mixture.entered(0, 3, 3) == []
+    assert mixture.slots(0, 3, 3).tolist() == mixture.epochs(0, 3, 3).tolist() == mixture.blocks_entered(0, 3, 3) == []
 
 
 @pytest.mark.parametrize(

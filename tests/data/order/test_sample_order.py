@@ -162,29 +162,29 @@ def test_window_is_what_waits_at_most(make_index, owned):
     order = SampleOrder(make_index([3000] * 7), batch_size=64, lanes=16, block=96)
     held, most = 0, 0
     for step in range(order.steps_per_epoch):
-        held += sum(len(ids) for _, ids in order.entered(step, *owned))
+        held += sum(len(ids) for _, ids in order.blocks_entered(step, *owned))
         most = max(most, held)
         held -= int((order.slots(step, *owned) != -1).sum())
     assert held == 0
-    assert most <= order.window(*owned)
+    assert most <= order.most_waiting(*owned)
     if owned[0] % 4 == owned[1] % 4 == 0:
-        assert most == order.window(*owned)
-    assert most >= 0.9 * order.window(*owned)
+        assert most == order.most_waiting(*owned)
+    assert most >= 0.9 * order.most_waiting(*owned)
 
 
 def test_window_in_numbers(make_index):
     """About half a block a lane, for one worker of all lanes and for each of eight; a whole one of a single lane."""
     order = SampleOrder(make_index([1_281_167]), batch_size=4096)
-    assert 64 * 1024 / 2 < order.window(0, 4096) < 64 * 1024 / 2 + 4096
+    assert 64 * 1024 / 2 < order.most_waiting(0, 4096) < 64 * 1024 / 2 + 4096
     for start in range(0, 4096, 512):
-        assert 8 * 1024 / 2 < order.window(start, start + 512) < 8 * 1024 / 2 + 1024
-    assert order.window(0, 64) == 1024
+        assert 8 * 1024 / 2 < order.most_waiting(start, start + 512) < 8 * 1024 / 2 + 1024
+    assert order.most_waiting(0, 64) == 1024
 
 
 def test_lanes_enter_their_blocks_in_turn(make_index):
     """Of 8 lanes with blocks of 64 and 4 samples a step, one begins a block every second step; none begin together."""
     order = SampleOrder(make_index([1000] * 8), batch_size=32, lanes=8, block=64)
-    entered = [sum(len(ids) for _, ids in order.entered(step, 0, 32)) for step in range(1, 200)]
+    entered = [sum(len(ids) for _, ids in order.blocks_entered(step, 0, 32)) for step in range(1, 200)]
     assert entered.count(64) == 99 or entered.count(64) == 100
     assert set(entered) == {0, 64}
 
@@ -276,7 +276,7 @@ def test_orders_that_take_turns_do_not_shuffle_twice(make_index):
     for step in range(1000, 1100):
         for order in orders:
             order.slots(step, 0, 256)
-            order.entered(step + 32, 0, 256, since=1000)
+            order.blocks_entered(step + 32, 0, 256, since=1000)
     staggers = [lane * 1024 // 64 for lane in range(64)]  # in another order, which the sum does not see
     blocks = sum((4 * 1132 - 1 + stagger) // 1024 - (4 * 1000 + stagger) // 1024 + 1 for stagger in staggers)
     assert block_permutation.cache_info().misses == 4 * blocks
@@ -335,7 +335,7 @@ def test_impossible_slots(make_index):
         with pytest.raises(ValueError, match="slots 2 to 5"):
             call(0, 2, 5)
     with pytest.raises(ValueError, match="slots 2 to 5"):
-        order.window(2, 5)
+        order.most_waiting(2, 5)
 
 
 def test_full_size(make_index):

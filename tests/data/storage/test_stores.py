@@ -15,10 +15,12 @@ import pytest
 from fsspec.asyn import get_loop
 
 from data import storage
+from data.errors import Unreadable
 from data.loading import reader
-from data.loading.ranges import Sample, Unreadable
-from data.loading.reader import Reader, Statistics, schedule
-from data.order.sample_order import MASKED, SampleOrder
+from data.loading.ranges import Sample
+from data.loading.reader import Reader, Statistics
+from data.loading.schedule import schedule
+from data.order import MASKED, SampleOrder
 from data.shards.index import Index, open_index
 from data.storage import patience
 from infra.local.stores import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
@@ -193,7 +195,7 @@ def test_stalled_requests_leave_nothing_behind(stores, monkeypatch):
 PROGRAM = """
 import hashlib, sys
 from data import storage
-from data.index import open_index
+from data.shards.index import open_index
 index = open_index(sys.argv[1])
 content = b"".join(storage.read_range(index.shard_url(n), 0, s.bytes) for n, s in enumerate(index.shards))
 print(hashlib.sha256(content).hexdigest())

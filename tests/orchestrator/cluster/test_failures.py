@@ -11,8 +11,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-from data.errors import DataError
-from data.loading.ranges import Unreadable
+from data.errors import DataError, Unreadable
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.cluster.notices import PlannedExit
 

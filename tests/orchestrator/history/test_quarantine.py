@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from data.errors import Cause
-from data.loading.loader import Bad
+from data.loading.loader import MaskedSample
 from infra.local.ranks import run_ranks
 from orchestrator.history.quarantine import QUARANTINE, Quarantine, TooManyBadSamples, read_quarantine
 
@@ -16,8 +16,8 @@ def quarantine(run: str, *, limit: float = 0.5, set_size: int = 100) -> Quaranti
     return Quarantine(run, limit=limit, set_size=set_size, device=torch.device("cpu"))
 
 
-def bad(number: int, cause: str) -> Bad:
-    return Bad(number, f"key{number}", "shards/000000.tar", cause)
+def bad(number: int, cause: str) -> MaskedSample:
+    return MaskedSample(number, f"key{number}", "shards/000000.tar", cause)
 
 
 def two_epochs(run: str) -> tuple[dict[str, float], list[str], dict[str, float]]:

@@ -1,0 +1,89 @@
+"""What a URL names: its file system, its parts, its server.
+
+Environment variables that lead to an emulator, or to another store with the same interface: `STORAGE_EMULATOR_HOST`
+for gs://, `AWS_ENDPOINT_URL` for s3://. `FSSPEC_GS='{"token": "anon"}'` keeps gcsfs from searching for credentials.
+"""
+
+import os
+import posixpath
+import socket
+from typing import cast
+from urllib.parse import urlsplit
+
+# gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
+os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+
+from data.errors import DataError
+
+S3_PACKAGE = "s3fs is not installed; run `pip install -r requirements-s3.txt`"
+
+
+def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    """The file system of `url` and the path in it.
+
+    Raises:
+        DataError: the protocol is unknown or its package is not installed.
+    """
+    try:
+        return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
+    except Exception as error:  # a back end may connect here already, and each has errors of its own
+        missing = isinstance(error, ImportError) and url.startswith(("s3://", "s3a://"))
+        reason = S3_PACKAGE if missing else " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{url}: {reason}") from error
+
+
+def absolute(url: str) -> str:
+    """The same place from any working directory: workers may change theirs."""
+    return url if "://" in url else os.path.abspath(os.path.expanduser(url))
+
+
+def is_absolute(url: str) -> bool:
+    """Whether `url` says where it is by itself: a protocol, or a local path from the root or from home."""
+    return "://" in url or url.startswith(("/", "~"))
+
+
+def is_local(url: str) -> bool:
+    """Whether `url` is a path of this machine."""
+    return isinstance(resolve(url)[0], LocalFileSystem)
+
+
+def join(folder: str, name: str) -> str:
+    """`name` inside the URL `folder`, or `name` itself when it is absolute."""
+    return name if is_absolute(name) else f"{folder.rstrip('/')}/{name}"
+
+
+def parent(url: str) -> str:
+    """The folder that holds `url`."""
+    head, _, tail = url.rpartition("://")
+    folder = posixpath.dirname(tail.rstrip("/"))
+    return f"{head}://{folder}" if head else folder or "."
+
+
+def check_reachable(url: str) -> None:
+    """Try for three seconds to reach the server of a gs:// URL, or of an s3:// URL that `AWS_ENDPOINT_URL` says.
+
+    Their libraries take most of a minute, and pages of log, to say that there is no network. Other URLs pass.
+
+    Raises:
+        DataError: nobody answers there.
+    """
+    server = urlsplit(_endpoint(url) or "")
+    if server.hostname is None or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
+        return  # not known, or an emulator's address in a form that only gcsfs understands
+    port = server.port or (80 if server.scheme == "http" else 443)
+    try:
+        socket.create_connection((server.hostname, port), timeout=3.0).close()
+    except OSError as error:
+        raise DataError(f"{url}: cannot reach {server.hostname} ({error.strerror or error})") from error
+
+
+def _endpoint(url: str) -> str | None:
+    """The server that answers for an object store's URL, where that is known without asking the library."""
+    if url.startswith(("gs://", "gcs://")):
+        return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
+    if url.startswith(("s3://", "s3a://")):
+        return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    return None
