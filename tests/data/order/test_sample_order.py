@@ -331,7 +331,7 @@ def test_impossible_slots(make_index):
         order.batch(-1)
     with pytest.raises(ValueError, match="step -1"):
         order.epochs(-1, 0, 1)
-    for call in (order.slots, order.epochs, order.entered):
+    for call in (order.slots, order.epochs, order.blocks_entered):
         with pytest.raises(ValueError, match="slots 2 to 5"):
             call(0, 2, 5)
     with pytest.raises(ValueError, match="slots 2 to 5"):
