@@ -3,14 +3,18 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+TWO := -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: run test lint schema clean
+.PHONY: run test quick lint schema clean
 
 run: .venv/.runs
 	$(BIN)/python -m orchestrator run jobs/pretrain_digits.yaml
 
 test: .venv/.tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder  # most of the time is waiting for processes to start
+	$(BIN)/python -m pytest $(TWO)
+
+quick: .venv/.tests  ## what needs neither a cluster nor a server: three minutes
+	$(BIN)/python -m pytest $(TWO) -m "not cluster"
 
 lint: .venv/.tests
 	$(BIN)/ruff check .

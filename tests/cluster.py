@@ -1,17 +1,25 @@
-"""A Ray head node that a whole test session shares."""
+"""A Ray head node that a whole test session shares, and commands on it."""
 
 import os
+import re
 import socket
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from infra.local.stores import GCS_ENVIRONMENT, S3_ENVIRONMENT
 from tests.paths import ROOT
+
+CPUS = 8
+"""What the head says that it has."""
+TIMEOUT = 1200
+"""Seconds for a command; a busy machine takes a minute to start a run."""
 
 
 @dataclass(frozen=True)
@@ -22,19 +30,69 @@ class RayHead:
     jobs: str
     environment: dict[str, str]
 
-    def start(
-        self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None
-    ) -> subprocess.Popen[str]:
+    def start(self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> "Command":
         """Start a command on the cluster, with more variables in its environment."""
-        env = {**self.environment, **(environment or {})}
-        return subprocess.Popen(words, cwd=cwd, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return Command(words, {**self.environment, **(environment or {})}, cwd)
 
     def call(self, *words: str, cwd: Path = ROOT, environment: Mapping[str, str] | None = None) -> str:
         """Run a command to its end; returns what it printed. Fails the test unless its exit code is 0."""
-        process = self.start(*words, cwd=cwd, environment=environment)
-        output, _ = process.communicate(timeout=1200)
-        assert process.returncode == 0, output
+        started = self.start(*words, cwd=cwd, environment=environment)
+        output = started.end()
+        assert started.process.returncode == 0, output
         return output
+
+
+class Command:
+    """A command whose output is read as it comes.
+
+    Attributes:
+        process: of the command.
+        lines: the output so far.
+    """
+
+    def __init__(self, words: Sequence[str], environment: Mapping[str, str], cwd: Path = ROOT) -> None:
+        self.lines: list[str] = []
+        self._read_to = 0
+        self.process = subprocess.Popen(
+            words, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        self.lines.extend(self.process.stdout)
+
+    def wait_for(self, pattern: str) -> list[str]:
+        """The groups of the pattern's match in the next line that matches, after the line found by the last call."""
+
+        def found() -> tuple[int, list[str]] | None:
+            for number, line in enumerate(list(self.lines)[self._read_to :], self._read_to + 1):
+                if match := re.search(pattern, line):
+                    return number, list(match.groups())
+            return None
+
+        until(lambda: found() or self.process.poll() is not None, pattern, 600)
+        line = found()
+        assert line is not None, f"no {pattern} in:\n{''.join(self.lines[self._read_to :])}"
+        self._read_to = line[0]
+        return line[1]
+
+    def wait_until(self, condition: Callable[[], Any], what: str) -> None:
+        """Wait until a condition holds; fails the test if the command ends first."""
+        until(lambda: condition() or self.process.poll() is not None, what, 600)
+        assert condition(), f"ended before: {what}\n{self.end()}"
+
+    def kill(self) -> str:
+        """End the command at once; returns all of its output."""
+        self.process.kill()
+        return self.end()
+
+    def end(self, seconds: float = TIMEOUT) -> str:
+        """Wait for the end of the command; returns all of its output."""
+        self.process.wait(seconds)
+        self._reader.join(seconds)
+        return "".join(self.lines)
 
 
 @contextmanager
@@ -49,7 +107,7 @@ def start_head(home: Path) -> Iterator[RayHead]:
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
-            "num_cpus": 8,
+            "num_cpus": CPUS,
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
@@ -61,6 +119,14 @@ def start_head(home: Path) -> Iterator[RayHead]:
     wait_for_port(agent)  # the job server refuses jobs until it knows an agent
     yield RayHead(cluster.address, jobs, environment)
     cluster.shutdown()
+
+
+def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> None:
+    """Wait until a condition holds; fails the test after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
+        time.sleep(0.2)
 
 
 def wait_for_port(port: int, seconds: float = 240) -> None:

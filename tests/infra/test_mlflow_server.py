@@ -60,6 +60,7 @@ def answers(server: Server) -> bool:
         return False
 
 
+@pytest.mark.cluster
 def test_it_serves_the_folders_database_and_files(server: Server) -> None:
     status, body = server.ask("POST", "/api/2.0/mlflow/experiments/create", json.dumps({"name": "vit"}))
     assert status == 200, body
@@ -70,16 +71,19 @@ def test_it_serves_the_folders_database_and_files(server: Server) -> None:
     assert (server.folder / "artifacts/1/job.yaml").read_text() == "kind: pretrain"
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("host", ["localhost:8080", "127.0.0.1", "[::1]:8080", "mlflow.internal:5000"])
 def test_it_answers_to_its_names(server: Server, host: str) -> None:
     assert server.ask("GET", SEARCH, host=host)[0] == 200
 
 
+@pytest.mark.cluster
 @pytest.mark.parametrize("host", ["evil.example", "10.0.0.5:5000", "mlflow.internal.evil.example:5000"])
 def test_it_refuses_other_names(server: Server, host: str) -> None:
     assert server.ask("GET", SEARCH, host=host)[0] == 403
 
 
+@pytest.mark.cluster
 def test_it_listens_on_loopback_only(server: Server) -> None:
     listening = [c.laddr.ip for c in psutil.net_connections("tcp") if c.laddr and c.laddr.port == server.port]
     assert set(listening) == {HOST}

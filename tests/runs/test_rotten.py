@@ -1,4 +1,7 @@
-"""A run on a set in which something of everything is wrong: it trains, and the account of what is wrong is exact."""
+"""A run on a set in which something of everything is wrong: it trains, and the account of what is wrong is exact.
+
+It is submitted from elsewhere and all its paths are relative, so it also shows where those begin.
+"""
 
 import json
 import struct
@@ -18,9 +21,10 @@ from orchestrator.history.ledger import trained_samples
 from orchestrator.history.quarantine import read_quarantine
 from orchestrator.names import bad_samples
 from tests.cluster import RayHead
-from tests.runs.test_run import command, history
+from tests.paths import ROOT
+from tests.runs.helpers import BATCH, JOB, command, history, settings
 
-SHARD, SHARDS, BATCH, EPOCHS = 100, 10, 64, 2
+SHARD, SHARDS, EPOCHS = 100, 10, 2
 GONE = 5  # samples of a last, small shard that disappears after indexing
 
 
@@ -69,49 +73,55 @@ def rotten_set(folder: Path) -> dict[tuple[str, int], str]:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("rotten")
+def home(ray_head: RayHead) -> Path:
+    """Where relative paths of a job begin that was submitted with a working directory: Ray deletes what it unpacks."""
+    return Path(ray_head.environment["HOME"], "vit")
 
 
 @pytest.fixture(scope="module")
-def bad(folder: Path) -> dict[tuple[str, int], str]:
-    return rotten_set(folder / "shards")
+def bad(home: Path) -> dict[tuple[str, int], str]:
+    return rotten_set(home / "rotten")
 
 
-def words(folder: Path, name: str, **more: object) -> list[str]:
-    steps = EPOCHS * -(-(SHARDS * SHARD + GONE) // BATCH)
-    keys = {
-        "data.pack": "null",
-        "data.train.url": folder / "shards",
-        "data.eval": "null",
-        "data.unreadable": "mask",
-        "schedule.length.steps": steps,
-    }
-    more = {key: value for key, value in (keys | more).items() if key not in ("data.pack.to", "data.eval.test.url")}
-    found = command(folder, name, **more)
-    unwanted = {f"{key}={folder}/digits{end}" for key, end in (("data.pack.to", ""), ("data.eval.test.url", "/test"))}
-    return [word for place, word in enumerate(found) if not {word, *found[place + 1 : place + 2]} & unwanted]
+KEYS = {"data.unreadable": "mask", "schedule.length.steps": EPOCHS * -(-(SHARDS * SHARD + GONE) // BATCH)}
 
 
-def test_it_trains_and_the_account_is_exact(ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]) -> None:
+@pytest.fixture(scope="module")
+def submitted(ray_head: RayHead, home: Path, bad: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the run."""
+    absolute = ("checkpoint.url", "tracking.uri", "data.pack.to", "data.eval.test.url")
+    job = [JOB, *settings(home, "rotten", without=absolute, **KEYS, **{"data.train.url": "rotten"})]
+    words = ["ray", "job", "submit", "--address", ray_head.jobs, "--working-dir", str(ROOT), "--", *job]
+    output = ray_head.call(*words, cwd=tmp_path_factory.mktemp("elsewhere"))
+    assert "succeeded" in output
+    return home / "runs" / "rotten"
+
+
+def test_submitted_with_a_working_directory_from_elsewhere(submitted: Path) -> None:
+    """Relative paths of the job then begin at ~/vit, since Ray deletes the folder that it unpacks."""
+    assert (submitted / "summary.json").exists()
+    assert (submitted.parent / "data" / "digits" / "train" / "index.json").exists()
+
+
+def test_it_trains_and_the_account_is_exact(submitted: Path, bad: dict[tuple[str, int], str]) -> None:
     assert set(bad.values()) == {c for n, c in vars(Cause).items() if n.isupper()} - {Cause.SEVERAL}
-    ray_head.call(*words(folder, "rotten"))
-    listed = read_quarantine(str(folder / "rotten"))
+    listed = read_quarantine(str(submitted))
     assert {(entry["key"], entry["id"]): entry["cause"] for entry in listed} == bad
     assert all(Path(entry["shard"]).name == f"{entry['id'] // SHARD:06d}.tar" for entry in listed)
     for cause, count in Counter(bad.values()).items():
-        assert history(folder, "rotten", bad_samples(cause))[-1][1] == EPOCHS * count, cause
-    samples = trained_samples(str(folder / "rotten"))
+        assert history(submitted.parent, "rotten", bad_samples(cause))[-1][1] == EPOCHS * count, cause
+    samples = trained_samples(str(submitted))
     good = set(range(SHARDS * SHARD + GONE)) - {number for _, number in bad}
     assert Counter(number for ids in samples.values() for number in ids) == dict.fromkeys(good, EPOCHS)
-    summary = json.loads((folder / "rotten" / "summary.json").read_text())
+    summary = json.loads((submitted / "summary.json").read_text())
     assert summary["metrics"]["train/bad_samples"] == EPOCHS * len(bad)
 
 
-def test_too_many_stop_the_run(ray_head: RayHead, folder: Path, bad: dict[tuple[str, int], str]) -> None:
-    process = ray_head.start(*words(folder, "stopped", **{"data.max_bad_fraction": 0.01, "cluster.workers": 1}))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == 1, output
+def test_too_many_stop_the_run(ray_head: RayHead, folder: Path, home: Path, bad: object) -> None:
+    limit = {"data.max_bad_fraction": 0.01, "cluster.workers": 1, "data.train.url": home / "rotten"}
+    started = ray_head.start(*command(folder, "stopped", **KEYS, **limit))
+    output = started.end(300)
+    assert started.process.returncode == 1, output
     last = output.strip().splitlines()[-1]
     assert "data.max_bad_fraction = 0.01" in last
     assert str(folder / "stopped" / "quarantine.jsonl") in last

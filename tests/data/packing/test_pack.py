@@ -281,6 +281,7 @@ def test_command_line(tmp_path):
     assert json.loads(indexed.stdout.splitlines()[-1])["digest"] == facts["train"]["digest"]
 
 
+@pytest.mark.cluster
 def test_on_ray_with_a_kill_in_the_middle(tmp_path):
     """Two workers, the driver killed once shards are finished; then the same command, which makes only the rest."""
     shapes = ["--samples", "4096", "--test-samples", "100", "--classes", "20", "--image-size", "48"]

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from infra.local.ranks import run_ranks
 from infra.local.stores import FaultyProxy, Server, s3_server
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest, complete_checkpoints, prune
 from orchestrator.checkpoint.restore import restore
 from tests.orchestrator.checkpoint import saving
+from tests.orchestrator.checkpoint.helpers import weights
 from tests.orchestrator.small_run import Curve, build_engine, in_thread, train_digits
 
 SAVED, AGAIN, END = 6, 9, 12
@@ -25,19 +25,6 @@ def train(
     shards: str, stage: int, steps: int, save: str | None, resume: str | None, options: dict[str, object]
 ) -> Curve:
     return train_digits(shards, stage, steps, save, resume, **options)
-
-
-def weights(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of the checkpoint at a step, or the newest, put together from its fragments by its own manifest."""
-    manifest = next(m for m in complete_checkpoints(str(run)) if step in (None, m.step))
-    files = {name: load_file(run / manifest.name / name) for name in manifest.files}
-    whole: dict[str, torch.Tensor] = {}
-    for state, name, start, numel, file in manifest.fragments:
-        target = whole.setdefault(f"{state}/{name}", torch.full((manifest.parameters[name],), torch.nan))
-        assert torch.isnan(target[start : start + numel]).all(), "an element is in two fragments"
-        target[start : start + numel] = files[file][f"{state}/{name}@{start}"]
-    assert not any(torch.isnan(tensor).any() for tensor in whole.values()), "an element is in no fragment"
-    return whole
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

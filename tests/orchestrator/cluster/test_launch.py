@@ -1,10 +1,7 @@
 """Between a job and its cluster: who trains a run, what its workers wait for, under which name nodes are asked for."""
 
 import io
-import signal
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -21,11 +18,9 @@ from orchestrator.cluster.launch import start_board
 from orchestrator.job.errors import JobError
 from orchestrator.job.load import load_job
 from orchestrator.job.sections import Cluster
-from tests.cluster import RayHead
+from tests.cluster import CPUS, RayHead
 from tests.orchestrator.tracking.stores import until
 from tests.paths import ROOT
-
-CPUS = 8  # of the cluster
 
 
 @pytest.fixture
@@ -87,24 +82,3 @@ def test_a_killed_jobs_request_for_nodes_is_taken_over(elastic: bool) -> None:
         reserved = ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote(f"train-{run_id}"))
         assert sum(node["CPU"] for node in reserved.values()) == 5, "of 8, twice"
     policies[-1].before_controller_abort()
-
-
-def test_ctrl_c_ends_a_job_that_waits_for_nodes(ray_head: RayHead, tmp_path: Path) -> None:
-    keys = {
-        "name": "waiting",
-        "cluster.workers": CPUS + 1,
-        "checkpoint.url": tmp_path,
-        "tracking.uri": f"sqlite:///{tmp_path}/mlflow.db",
-        "data.pack.to": f"{tmp_path}/digits",
-        "data.train.url": f"{tmp_path}/digits/train",
-        "data.eval.test.url": f"{tmp_path}/digits/test",
-    }
-    sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
-    job = ray_head.start(sys.executable, "-m", "orchestrator", "run", "jobs/pretrain_digits.yaml", *sets)
-    assert job.stdout is not None
-    seen = next(line for line in job.stdout if "needed for" in line)
-    assert f"needed for {CPUS + 1} workers: {CPUS + 1} CPU (there are {CPUS})" in seen
-    job.send_signal(signal.SIGINT)
-    output, _ = job.communicate(timeout=60)
-    assert job.returncode == 130, output
-    assert output.splitlines()[-1].endswith("stopped; the same command continues at the newest checkpoint")

@@ -44,6 +44,7 @@ def logged(step: int) -> dict[str, float]:
     return {"train/loss": step + 0.5, "train/learning_rate": 1.0}
 
 
+@pytest.mark.cluster
 def test_absent_for_the_whole_run_and_delivered_by_the_next_call(
     digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

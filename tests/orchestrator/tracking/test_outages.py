@@ -65,6 +65,7 @@ def test_a_server_that_is_absent_to_the_end(tmp_path: Path, caplog: pytest.LogCa
     assert not spool.exists()
 
 
+@pytest.mark.cluster
 def test_a_server_that_comes_late_and_is_killed_and_comes_back(
     tmp_path: Path, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -116,6 +117,7 @@ def test_a_server_that_comes_late_and_is_killed_and_comes_back(
     assert all("is back" in message for message in back)
 
 
+@pytest.mark.cluster
 def test_a_batch_that_was_applied_although_its_answer_was_lost(
     tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -182,6 +184,7 @@ def test_a_training_process_killed_while_the_server_is_away(tmp_path: Path) -> N
     assert history(client, tracker.run_id, "loss") == [(step, step + 0.5) for step in range(200)]
 
 
+@pytest.mark.cluster
 def test_a_server_on_the_database_of_a_run_shows_its_files(tmp_path: Path, server: Server) -> None:
     """What a laptop user sees: the tracker wrote to the database itself, `mlflow server` opens it later."""
     tracker = Tracker(description(server.database, experiment="laptop"), spool_dir=tmp_path)

@@ -6,12 +6,10 @@ import re
 import stat
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,39 +20,24 @@ from data import SampleOrder, open_index
 from infra.local.__main__ import main
 from infra.local.cluster import ClusterError, LocalCluster
 from orchestrator.history.ledger import trained_samples
-from tests.paths import ROOT
+from tests.cluster import Command, until
+from tests.runs.helpers import BATCH, command, training_workers, wait_for_checkpoint
 
-STEPS = 300
-
-
-def until(condition: Callable[[], object], what: str, seconds: float = 240) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {seconds:.0f} s for: {what}"
-        time.sleep(0.2)
+STEPS, FIRST_SAVE = 240, 20
 
 
 def elastic_run(folder: Path) -> list[str]:
     """The command of a run of the digits job with ZeRO stage 2, on one to three workers."""
     keys = {
-        "name": "elastic",
         "parallel.zero_stage": 2,
         "cluster.workers": "[1, 3]",
         "cluster.resize_every": 2,
         "schedule.length.steps": STEPS,
         "schedule.warmup": "null",
-        "checkpoint.url": folder,
-        "checkpoint.every.steps": 100,
+        "checkpoint.every.steps": FIRST_SAVE,
         "evaluate.every.steps": STEPS,
-        "tracking.uri": f"sqlite:///{folder}/mlflow.db",
-        "tracking.every.steps": 1,
-        "tracking.record_samples": "true",
-        "data.pack.to": f"{folder}/digits",
-        "data.train.url": f"{folder}/digits/train",
-        "data.eval.test.url": f"{folder}/digits/test",
     }
-    sets = [word for key, value in keys.items() for word in ("--set", f"{key}={value}")]
-    return [sys.executable, "-m", "orchestrator", "run", "jobs/pretrain_digits.yaml", *sets]
+    return command(folder, "elastic", without=["schedule.warmup.steps"], **keys)
 
 
 @contextmanager
@@ -64,43 +47,6 @@ def bounds(cluster: LocalCluster, least: int, most: int) -> Iterator[None]:
         yield
     finally:
         cluster.set_workers(0, 3)
-
-
-class Watched:
-    """A run whose output is read as it comes."""
-
-    def __init__(self, words: list[str], environment: dict[str, str]) -> None:
-        self.lines: list[str] = []
-        self._read_to = 0
-        self.process = subprocess.Popen(
-            words, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        self.lines.extend(self.process.stdout)
-
-    def wait_for(self, pattern: str) -> list[str]:
-        """The groups of a pattern's match in the next line, after the one found before, that matches."""
-
-        def found() -> tuple[int, list[str]] | None:
-            for number, line in enumerate(list(self.lines)[self._read_to :], self._read_to + 1):
-                if match := re.search(pattern, line):
-                    return number, list(match.groups())
-            return None
-
-        until(lambda: found() or self.process.poll() is not None, pattern, 600)
-        line = found()
-        assert line is not None, f"no {pattern} in:\n{''.join(self.lines[self._read_to :])}"
-        self._read_to = line[0]
-        return line[1]
-
-    def end(self) -> str:
-        self.process.wait(timeout=900)
-        self._reader.join()
-        return "".join(self.lines)
 
 
 def attempts_by_step(run: Path) -> dict[int, set[int]]:
@@ -118,10 +64,14 @@ def test_nodes_come_and_go_around_a_run_and_in_the_middle_of_it(local_cluster: L
     until(lambda: not local_cluster.workers(), "no worker nodes")
     assert [(node.head, node.resources.get("CPU", 0)) for node in local_cluster.nodes()] == [(True, 0)]
     with bounds(local_cluster, 0, 1):
-        run = Watched(elastic_run(tmp_path), local_cluster.environment)
-        run.wait_for(r"step [1-9]\d*/.* 1 worker")
+        run = Command(elastic_run(tmp_path), local_cluster.environment)
+        wait_for_checkpoint(tmp_path / "elastic", FIRST_SAVE, run)
         assert [node.resources["CPU"] for node in local_cluster.workers()] == [1]
+        (worker,) = training_workers(local_cluster.pid)
+        worker.suspend()  # so that however long the nodes take to come, the run is not over by then
         local_cluster.set_workers(0, 3)
+        until(lambda: len(local_cluster.workers()) == 3, "three worker nodes")
+        worker.resume()
         run.wait_for(r"the number of workers changes: saved at step \d+")
         run.wait_for(r"continuing at step \d+ of \d+ on 3 workers")
         local_cluster.drain(local_cluster.workers()[0].id, 20)
@@ -132,7 +82,7 @@ def test_nodes_come_and_go_around_a_run_and_in_the_middle_of_it(local_cluster: L
     attempts = {step: len(each) for step, each in attempts_by_step(tmp_path / "elastic").items()}
     assert attempts == dict.fromkeys(range(STEPS), 1)
     trained = trained_samples(str(tmp_path / "elastic"))
-    order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=64)
+    order = SampleOrder(open_index(f"{tmp_path}/digits/train"), batch_size=BATCH)
     assert trained == {step: sorted(i for i in order.batch(step) if i >= 0) for step in range(STEPS)}
     with pytest.raises(ClusterError, match="the cluster has no node"):
         local_cluster.drain("0" * 56, 5)
