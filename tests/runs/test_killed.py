@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.orchestrator.checkpoint.helpers import weights
 
 from data import storage
 from infra.local.stores import FaultyProxy, gcs_server, reached_by
 from tests.cluster import RayHead, until
+from tests.orchestrator.checkpoint.helpers import weights
 from tests.runs.helpers import (
     EVERY,
     assert_every_sample_once_an_epoch,
