@@ -12,6 +12,7 @@ import torch.distributed as dist
 import model
 from data import Augment, Loader, SampleOrder, open_index
 from model.objectives import dense_targets, softmax_cross_entropy
+from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.engine.collectives import all_reduce_sums
@@ -69,9 +70,10 @@ def train_digits(
     steps: int,
     save: str | None = None,
     resume: str | None = None,
+    save_at: int | None = None,
     **engine_options: object,
 ) -> Curve:
-    """Train to `steps`, from a checkpoint in `resume` if given; save one in `save` if given."""
+    """Train to `steps`, from a checkpoint in `resume` if given. Save one in `save` if given, and one at `save_at`."""
     index = open_index(shards)
     order = SampleOrder(index, seed=1, batch_size=BATCH)
     engine = build_engine(zero_stage, **engine_options)  # type: ignore[arg-type]
@@ -99,6 +101,8 @@ def train_digits(
             curve.ids.append(batch.ids[batch.valid].tolist())
             curve.losses.append(all_reduce_sums([result.loss_sum])[0] / float(result.valid))
             curve.norms.append(engine.gradient_norm())
+            if save and batch.step + 1 == save_at:
+                write_checkpoint(engine, save, save_at)
     if save:
         write_checkpoint(engine, save, steps)
     return curve
@@ -112,3 +116,23 @@ def write_checkpoint(engine: Engine, run: str, step: int, metrics: dict[str, flo
 def in_thread(metrics: dict[str, object], directory: Path, name: str, upload: Callable[[], None]) -> None:
     """Carry out a saver's upload beside training, as Ray Train does, but without Ray."""
     threading.Thread(target=upload, daemon=True).start()
+
+
+def state_of(engine: Engine) -> dict[tuple[str, str], torch.Tensor]:
+    """Copies of all that a step may change on this rank: master weights, optimizer state and steps, model weights."""
+    state = {}
+    for f in held_fragments(engine):
+        for key, tensor in {"master": f.flat, **optimizer_state(engine, f.flat)}.items():
+            state[key, f.name] = f.view(tensor).clone()
+    for i, values in enumerate(engine.deepspeed.basic_optimizer.state.values()):
+        if "step" in values:
+            state["step", str(i)] = values["step"].clone()
+    for name, parameter in engine.deepspeed.module.named_parameters():
+        state["model", name] = getattr(parameter, "ds_tensor", parameter).detach().clone()
+    return state
+
+
+def unchanged(before: dict[tuple[str, str], torch.Tensor], after: dict[tuple[str, str], torch.Tensor]) -> bool:
+    """Bitwise; what was not allocated before is as good as zero."""
+    new = (after[key] for key in after.keys() - before.keys())
+    return all(torch.equal(before[key], after[key]) for key in before) and not any(tensor.any() for tensor in new)

@@ -16,13 +16,12 @@ from torch import Tensor
 
 from data.loading.loader import Batch
 from infra.local.ranks import run_ranks
-from orchestrator.checkpoint.fragments import held_fragments, optimizer_state
 from orchestrator.checkpoint.restore import restore
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.names import IN_A_ROW, SKIPPED, WENT_BACK
 from orchestrator.training.diagnosis import Diagnosis, diagnose
 from orchestrator.training.health import Diverged, Health, RollBack
-from tests.orchestrator.small_run import BATCH, build_engine, write_checkpoint
+from tests.orchestrator.small_run import BATCH, build_engine, state_of, unchanged, write_checkpoint
 
 SHARE = BATCH // 2  # slots of each of two ranks: micro-batches of 5, 5 and 2
 BAD_SLOT = 6  # in the second micro-batch
@@ -81,26 +80,6 @@ def one_element_nan(gradient: Tensor) -> Tensor:
 
 def step_on(engine: Engine, batch: Batch) -> StepResult:
     return engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, None, lr=LR)
-
-
-def state_of(engine: Engine) -> dict[tuple[str, str], Tensor]:
-    """Copies of all that a step may change on this rank: master weights, optimizer state and steps, model weights."""
-    state = {}
-    for f in held_fragments(engine):
-        for key, tensor in {"master": f.flat, **optimizer_state(engine, f.flat)}.items():
-            state[key, f.name] = f.view(tensor).clone()
-    for i, values in enumerate(engine.deepspeed.basic_optimizer.state.values()):
-        if "step" in values:
-            state["step", str(i)] = values["step"].clone()
-    for name, parameter in engine.deepspeed.module.named_parameters():
-        state["model", name] = getattr(parameter, "ds_tensor", parameter).detach().clone()
-    return state
-
-
-def unchanged(before: dict[tuple[str, str], Tensor], after: dict[tuple[str, str], Tensor]) -> bool:
-    """Bitwise; what was not allocated before is as good as zero."""
-    new = (after[key] for key in after.keys() - before.keys())
-    return all(torch.equal(before[key], after[key]) for key in before) and not any(tensor.any() for tensor in new)
 
 
 def plain_norms(sgd: bool) -> list[float]:
