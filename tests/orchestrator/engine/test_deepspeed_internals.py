@@ -1,0 +1,177 @@
+"""What our code takes from DeepSpeed's insides, against the pinned version. After an upgrade, the messages name our
+files to read. (What a step computes and how much memory it takes is in test_step.py and memory/test_needed.py, what a
+checkpoint holds in test_restore.py, and what an import leaves out in test_lean_imports.py.)
+"""
+
+import hashlib
+import importlib
+import inspect
+import re
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import pytest
+import torch
+
+from infra.local.ranks import run_ranks
+from orchestrator.engine.lean_imports import import_deepspeed
+from orchestrator.engine.memory import needed
+from tests.orchestrator.small_run import BATCH, build_engine
+from tests.paths import ROOT
+
+STEP, BF16, NEEDED = "engine/step.py", "engine/bf16_optimizer.py", "engine/memory/needed.py"
+IMPORTS, FRAGMENTS = "engine/lean_imports.py", "checkpoint/fragments.py"
+
+ENGINE = "deepspeed.runtime.engine:DeepSpeedEngine"
+BF16_OPTIMIZER = "deepspeed.runtime.bf16_optimizer:BF16_Optimizer"
+UNFUSED = "deepspeed.runtime.fp16.unfused_optimizer:FP16_UnfusedOptimizer"
+ZERO_1_AND_2 = "deepspeed.runtime.zero.stage_1_and_2:DeepSpeedZeroOptimizer"
+ZERO_3 = "deepspeed.runtime.zero.stage3:DeepSpeedZeroOptimizer_Stage3"
+
+SOURCES = {
+    # Overridden, or called between what is overridden.
+    f"{BF16_OPTIMIZER}._update_hp_grad": (BF16, "026f6bb3edea2557"),
+    f"{BF16_OPTIMIZER}.accumulate_hp_grads_and_remove_lp": (BF16, "4792e4da4c695a7e"),
+    f"{BF16_OPTIMIZER}.backward_epilogue": (BF16, "c5efcb29beb1a7a7"),
+    f"{BF16_OPTIMIZER}.clear_hp_grads": (BF16, "82cb16a0c5b97d8e"),
+    f"{BF16_OPTIMIZER}.get_grads_for_norm": (BF16, "81ed7f0b119f7ad8"),
+    f"{BF16_OPTIMIZER}.get_grads_for_reduction": (BF16, "2ed8bbe28ad43103"),
+    f"{BF16_OPTIMIZER}.step": (BF16, "9b21d4a28f8714d9"),
+    f"{BF16_OPTIMIZER}.update_hp_grads": (BF16, "e36698422d4d5d5d"),
+    f"{ENGINE}._backward_epilogue": (BF16, "5d52976af041dc08"),
+    # Which steps are applied, and that clipping and reduction can be switched off.
+    f"{ENGINE}._take_model_step": (STEP, "c4c6e01aa1fc4e7d"),
+    f"{ENGINE}.get_global_grad_norm": (STEP, "93f2c578325b9c9c"),
+    f"{ENGINE}.is_gradient_accumulation_boundary": (STEP, "3b2d8869fe1c9ca3"),
+    f"{ENGINE}.was_step_applied": (STEP, "beb1e1c559ad7f6e"),
+    # The step on zero gradients that is undone.
+    f"{UNFUSED}.initialize_optimizer_states": (STEP, "59c37209d79fa8b2"),
+    f"{ZERO_3}.initialize_optimizer_states": (STEP, "e7929e87483515f8"),
+    # Where the float32 weights are, and how they reach the network.
+    "deepspeed.utils.mixed_precision_linkage:link_hp_params": (FRAGMENTS, "6e5e840b03770f0b"),
+    f"{BF16_OPTIMIZER}.update_lp_params": (FRAGMENTS, "128911db918ae80c"),
+    f"{ZERO_1_AND_2}.update_lp_params": (FRAGMENTS, "3cdce069e3c66082"),
+    f"{ZERO_3}._unflatten_partitioned_parameters": (FRAGMENTS, "00cc8a3f65af736f"),
+    f"{ZERO_3}.get_param_id": (FRAGMENTS, "a6dc96bd483c1400"),
+}
+"""Function -> (our file that relies on how it works, SHA-256 of its source, shortened)."""
+
+OPTIMIZERS = {
+    (0, "float32"): "torch.optim.adamw:AdamW",
+    (0, "bf16"): UNFUSED,
+    (1, "float32"): ZERO_1_AND_2,
+    (1, "bf16"): "orchestrator.engine.bf16_optimizer:DirectAccumulationOptimizer",
+    (2, "float32"): ZERO_1_AND_2,
+    (2, "bf16"): ZERO_1_AND_2,
+    (3, "float32"): ZERO_3,
+    (3, "bf16"): ZERO_3,
+}
+"""(stage, precision) -> the class of the engine's optimizer."""
+
+ATTRIBUTES = {
+    UNFUSED: ["fp16_groups", "fp32_groups"],
+    ZERO_1_AND_2: ["single_partition_of_fp32_groups", "update_lp_params"],
+    "orchestrator.engine.bf16_optimizer:DirectAccumulationOptimizer": [
+        *("fp32_groups_flat_partition", "update_lp_params"),
+        *("_global_grad_norm", "fp32_groups_gradients", "fp32_groups_has_gradients", "optimizer"),
+    ],
+    ZERO_3: [
+        *("_unflatten_partitioned_parameters", "get_param_id", "grad_position", "persistent_parameters"),
+        *("fp16_partitioned_groups_flat", "fp32_partitioned_groups_flat"),
+    ],
+}
+"""Class of an optimizer -> what our code reads or calls."""
+
+NAMES = {
+    STEP: ["__compatible_ops__", "basic_optimizer", "enable_backward_allreduce", "was_step_applied"],
+    BF16: ["_global_grad_norm", "_hp_grad", "_update_hp_grad", "fp32_groups_gradients", "fp32_groups_has_gradients"],
+    NEEDED: ["MEMORY_OPT_ALLREDUCE_SIZE", "stage3_max_live_parameters"],
+    IMPORTS: ["deepspeed.autotuning", "deepspeed.runtime"],
+    FRAGMENTS: [
+        *("_hp_mapping", "hp_fragment_address", "lp_fragment_address", "param_group_index", "basic_optimizer"),
+        *("ds_numel", "ds_tensor", "fp16_groups", "fp32_groups", "fp32_groups_flat_partition"),
+        *("single_partition_of_fp32_groups", "update_lp_params", "grad_position", "get_param_id"),
+        *("persistent_parameters", "fp16_partitioned_groups_flat", "fp32_partitioned_groups_flat"),
+        "_unflatten_partitioned_parameters",
+    ],
+}
+"""Our file -> names of DeepSpeed's insides in it."""
+
+
+def test_the_files_that_depend_on_deepspeeds_insides() -> None:
+    """No other file of the orchestrator does."""
+    for path in (ROOT / "orchestrator").rglob("*.py"):
+        file = path.relative_to(ROOT / "orchestrator").as_posix()
+        words = set(re.findall(r"[\w.]*\w", path.read_text()))
+        words |= {part for word in words for part in word.split(".")}
+        words |= {".".join(word.split(".")[:2]) for word in words}
+        found = {name for names in NAMES.values() for name in names if name in words}
+        if file in NAMES:
+            assert set(NAMES[file]) <= found, f"{file}: bring NAMES up to date"
+        else:
+            assert not found, f"{file} depends on DeepSpeed's insides: move that to one of {sorted(NAMES)}"
+        if "deepspeed" in (word.split(".")[0] for word in re.findall(r"^\s*(?:import|from) (\S+)", path.read_text(), re.M)):
+            assert file in NAMES, f"{file} imports DeepSpeed"
+
+
+@pytest.mark.parametrize("function", SOURCES)
+def test_a_function_is_the_one_that_we_know(function: str) -> None:
+    deepspeed = import_deepspeed()
+    file, known = SOURCES[function]
+    found = hashlib.sha256(inspect.getsource(resolve_name(function)).encode()).hexdigest()[:16]
+    assert found == known, (
+        f"{function} has changed in DeepSpeed {deepspeed.__version__}: see whether orchestrator/{file} still fits, then "
+        f"set its digest here to {found!r}"
+    )
+
+
+def test_defaults() -> None:
+    import_deepspeed()
+    engine: Any = importlib.import_module("deepspeed.runtime.engine")
+    zero: Any = importlib.import_module("deepspeed.runtime.zero.config")
+    advice = f"DeepSpeed's default has changed: set it in orchestrator/{NEEDED}, too"
+    assert engine.MEMORY_OPT_ALLREDUCE_SIZE == needed.ALL_REDUCED, advice
+    assert zero.DeepSpeedZeroConfig().max_live_parameters == needed.MAX_LIVE, advice
+
+
+def test_engines_have_what_is_read() -> None:
+    (faults,) = run_ranks(1, faults_of_engines)
+    assert not faults, "\n".join(faults)
+
+
+def faults_of_engines() -> list[str]:
+    """What an engine of each stage and precision lacks after a step; one line each."""
+    deepspeed = import_deepspeed()
+    version, faults = deepspeed.__version__, []
+    if "deepspeed_shm_comm" not in deepspeed.ops.__compatible_ops__:
+        faults.append(f"DeepSpeed {version} has no operation deepspeed_shm_comm: see orchestrator/{STEP}")
+
+    for (stage, precision), expected in OPTIMIZERS.items():
+        engine = build_engine(stage, precision=precision, dropout=0.0)
+        inside, where = engine.deepspeed, f"DeepSpeed {version}, stage {stage} in {precision}"
+        states = [value for state in inside.basic_optimizer.state.values() for value in state.values()]
+        if any(value.any() for value in states if isinstance(value, torch.Tensor)):
+            faults.append(f"{where}: the optimizer's state is not zero before the first step: see orchestrator/{STEP}")
+        images = torch.zeros(BATCH, 3, 8, 8, dtype=torch.uint8)
+        labels, weights, valid = torch.zeros(BATCH, 1).long(), torch.ones(BATCH, 1), torch.ones(BATCH).bool()
+        engine.train_step(images, labels, weights, valid, None, lr=0.0)
+
+        kind = type(inside.optimizer)
+        if (name := f"{kind.__module__}:{kind.__qualname__}") != expected:
+            faults.append(f"{where}: the optimizer is {name} and not {expected}: see orchestrator/{FRAGMENTS}")
+        file = BF16 if "bf16_optimizer" in expected else FRAGMENTS
+        lacks = [name for name in ATTRIBUTES.get(expected, []) if not hasattr(inside.optimizer, name)]
+        lacks += [name for name in ("enable_backward_allreduce", "basic_optimizer") if not hasattr(inside, name)]
+        parameters = list(inside.module.parameters())
+        of_parameters = {1: ["_hp_mapping"], 2: ["_hp_mapping"], 3: ["ds_numel", "ds_tensor"]}.get(stage, [])
+        lacks += [name for name in of_parameters if not all(hasattr(p, name) for p in parameters)]
+        if stage in (1, 2):
+            mapping = parameters[0]._hp_mapping
+            lacks += [name for name in ("hp_fragment_address", "lp_fragment_address") if not hasattr(mapping, name)]
+            lacks += [name for name in ("start", "numel") if not hasattr(mapping.lp_fragment_address, name)]
+            lacks += ["param_group_index"] if not hasattr(mapping, "param_group_index") else []
+        if stage == 3 and not hasattr(parameters[0].ds_tensor, "ds_numel"):
+            lacks.append("ds_tensor.ds_numel")
+        faults += [f"{where}: there is no {name}: see orchestrator/{file}" for name in lacks]
+    return faults
