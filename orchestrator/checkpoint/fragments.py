@@ -36,6 +36,12 @@ class Fragment:
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
+def parameter_sizes(engine: Engine) -> dict[str, int]:
+    """Elements of every parameter of the model."""
+    # under ZeRO 3 a parameter is empty between uses and `ds_numel` keeps its size
+    return {name: int(getattr(p, "ds_numel", p.numel())) for name, p in engine.deepspeed.module.named_parameters()}
+
+
 def held_fragments(engine: Engine) -> list[Fragment]:
     """The fragments that this rank holds: disjoint over ranks at stages 1 to 3, every parameter whole at stage 0."""
     stage = engine.deepspeed.zero_optimization_stage()

@@ -24,11 +24,11 @@ from orchestrator.checkpoint.fragments import (
     allocate_optimizer_state,
     held_fragments,
     optimizer_state,
+    parameter_sizes,
     publish_weights,
 )
 from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, complete_checkpoints
 from orchestrator.checkpoint.outage import StoreRetry
-from orchestrator.checkpoint.snapshot import parameter_sizes
 from orchestrator.engine.step import Engine
 
 log = logging.getLogger(__name__)

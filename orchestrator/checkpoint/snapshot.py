@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from orchestrator.checkpoint.files import Files, Piece
-from orchestrator.checkpoint.fragments import optimizer_state, owned_fragments
+from orchestrator.checkpoint.fragments import optimizer_state, owned_fragments, parameter_sizes
 from orchestrator.checkpoint.manifest import WEIGHT, File, Part
 from orchestrator.engine.memory.available import available_memory
 from orchestrator.engine.step import Engine
@@ -32,12 +32,6 @@ def owned_files(engine: Engine, rank: int, world_size: int) -> Files:
             files[file].append(Piece(state, fragment.name, fragment.start, fragment.view(tensor)))
             size += 4 * fragment.numel
     return dict(files)
-
-
-def parameter_sizes(engine: Engine) -> dict[str, int]:
-    """Elements of every parameter of the model."""
-    # under ZeRO 3 a parameter is empty between uses and `ds_numel` keeps its size
-    return {name: int(getattr(p, "ds_numel", p.numel())) for name, p in engine.deepspeed.module.named_parameters()}
 
 
 def part_of(engine: Engine, files: Files, written: dict[str, File]) -> Part:
