@@ -130,8 +130,8 @@ def test_a_function_is_the_one_that_we_know(function: str) -> None:
     file, known = SOURCES[function]
     found = hashlib.sha256(inspect.getsource(resolve_name(function)).encode()).hexdigest()[:16]
     assert found == known, (
-        f"{function} has changed in DeepSpeed {deepspeed.__version__}: see whether orchestrator/{file} still fits, then "
-        f"set its digest here to {found!r}"
+        f"{function} has changed in DeepSpeed {deepspeed.__version__}: check that orchestrator/{file} still fits, "
+        f"then set the digest here to {found!r}"
     )
 
 
