@@ -1,4 +1,4 @@
-"""Vision Transformers: the network, its objectives, and its arithmetic. Depends on torch alone."""
+"""Vision Transformers: the network, its objectives, and what it costs. Depends on torch only."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ __all__ = [
     "vit_config",
 ]
 
-# What needs torch is imported when it is first used: a job file is checked without those seconds.
+# Names that need torch are imported on first use, so that a job file is checked without waiting for torch.
 _WITH_TORCH = {
     "VisionTransformer": "model.vit",
     "checkpoint_blocks": "model.vit",
@@ -35,7 +35,7 @@ _WITH_TORCH = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a name of `model` that needs torch."""
+    """Imports a name of `model` that needs torch."""
     if name in _WITH_TORCH:
         return getattr(import_module(_WITH_TORCH[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
 """The Vision Transformer's shapes by name: "ViT-H/14" -> depth 32, width 1280, ...
 
-The letter fixes the transformer, the number after the slash is the patch size in pixels. A `ViTConfig` is checked as a
-whole when it is made, so that a model which cannot be built is refused before anything is started.
+The letter determines the transformer; the number after the slash is the patch size in pixels. A `ViTConfig` is
+validated when it is created, so that an impossible model is refused before anything starts.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 
 class ModelConfigError(ValueError):
-    """An impossible model. `key` names the offending `ViTConfig` field; the message is a single line."""
+    """An impossible model. `key` names the invalid field of `ViTConfig`; the message is one line."""
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key}: {message}")
@@ -26,7 +26,7 @@ class Shape(NamedTuple):
     heads: int
 
 
-# ViT paper, Table 1 (B, L, H); S and Ti are the small ones that the authors' code adds.
+# ViT paper, Table 1 (B, L, H); the small ones S and Ti are from the authors' code.
 SHAPES = {
     "Ti": Shape(depth=12, width=192, mlp_dim=768, heads=3),
     "S": Shape(depth=12, width=384, mlp_dim=1536, heads=6),
@@ -41,23 +41,23 @@ POOLS = ("token", "gap")
 
 @dataclasses.dataclass(frozen=True)
 class ViTConfig:
-    """Everything that determines a Vision Transformer's function, and its parameters up to the random numbers.
+    """Everything that determines a Vision Transformer, except the random numbers of its initialisation.
 
-    Raises `ModelConfigError` (a ValueError) for values that make no model.
+    Raises `ModelConfigError` (a ValueError) for values that are impossible.
     """
 
     name: str
-    image_size: int  # pixels a side; the position embeddings are made for this size
+    image_size: int  # pixels a side; the position embeddings are for this size
     patch_size: int  # pixels a side
     depth: int  # encoder blocks
-    width: int  # D: features of a token
+    width: int  # D: features per token
     mlp_dim: int  # features of the MLP's hidden layer
     heads: int
     num_classes: int
     representation_size: int | None = None  # width of the tanh layer before the head; None = no such layer
     dropout: float = 0.0
     pool: Literal["token", "gap"] = "token"  # what the head sees: the class token, or the mean over all patches
-    head_bias: float = 0.0  # initial value; -10 starts sigmoid pre-training at "almost nothing is true"
+    head_bias: float = 0.0  # initial value; with -10, sigmoid pre-training starts with all probabilities near 0
 
     def __post_init__(self) -> None:
         for key in ("image_size", "patch_size", "depth", "width", "mlp_dim", "heads", "num_classes"):
@@ -83,7 +83,7 @@ class ViTConfig:
 
     @property
     def num_prefix_tokens(self) -> int:
-        """Tokens before the patches: the class token, which a pooled model does not have."""
+        """Tokens before the patches: the class token, or none for pool = "gap"."""
         return 1 if self.pool == "token" else 0
 
     @property
@@ -107,10 +107,10 @@ def vit_config(name: str, num_classes: int = 1000, image_size: int = 224, **over
     """The configuration called `name`, with any field but the name replaced by `overrides`.
 
     `name` is a letter Ti, S, B, L or H and a patch size: "ViT-H/14", or as loosely as "vit_h14", "H/14", "vit-b-16".
-    A field that is not given keeps the variant's own value: widening ViT-B does not widen its MLP. An override of None
-    stands for "not given" too, so that an optional setting can be handed on as it is.
+    Fields without an override keep the variant's values: a wider ViT-B has the same MLP. None means no override, so
+    that callers can pass optional settings on.
 
-    Raises `ModelConfigError` (a ValueError) for an unknown name or field, and for values that make no model.
+    Raises `ModelConfigError` (a ValueError) for an unknown name or field, and for impossible values.
     """
     letter, patch_size = _parse_name(name)
     fields = {field.name for field in dataclasses.fields(ViTConfig)} - {"name"}

@@ -3,8 +3,8 @@
     images -> patches -> linear projection -> + class token -> + position embeddings
            -> depth x { z += attention(norm(z)); z += mlp(norm(z)) } -> norm -> class token -> head
 
-Shapes in comments: B images, N tokens, D width, H heads, d = D / H, K classes. Where the paper is silent, the
-numbers are those of the authors' code, which its published weights assume: LayerNorm epsilon 1e-6, tanh GELU, biases.
+Shapes in comments: B images, N tokens, D width, H heads, d = D / H, K classes. Details that the paper omits follow the
+authors' code, because its published weights assume them: LayerNorm epsilon 1e-6, tanh GELU, biases.
 """
 
 from functools import partial
@@ -59,14 +59,14 @@ class Attention(nn.Module):
         self.out = Dense(width, width, kernel=nn.init.xavier_uniform_)
 
     def forward(self, x: Tensor, first: int | None = None) -> Tensor:
-        """x: (B, N, D). Attention to all tokens, of the `first` ones only (None: of all)."""
+        """x: (B, N, D). The `first` tokens attend to all tokens (None: all tokens do)."""
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)  # each (B, H, N, d)
         q = q[:, :, :first]
         return self.out(attention(q, k, v).transpose(1, 2).flatten(2))  # heads side by side again: (B, N or first, D)
 
 
 class MLP(nn.Module):
-    """Two dense layers with a GELU between. Its dropout layers are numbered from `first_place`."""
+    """Two dense layers with a GELU between them. The dropout layers are numbered from `first_place`."""
 
     def __init__(self, width: int, hidden: int, dropout: float, first_place: int) -> None:
         super().__init__()
@@ -84,7 +84,7 @@ class MLP(nn.Module):
 class EncoderBlock(nn.Module):
     """Attention, then MLP; each reads the normalised tokens and adds to the tokens (ViT paper, equations 2 and 3).
 
-    Dropout follows every dense layer but the qkv projection (Appendix B.1); attention probabilities have none.
+    Dropout follows every dense layer except the qkv projection (Appendix B.1). Attention probabilities have no dropout.
     """
 
     def __init__(self, config: ViTConfig) -> None:
@@ -98,9 +98,9 @@ class EncoderBlock(nn.Module):
     def forward(
         self, x: Tensor, seeds: Tensor | None, checkpointing: CheckpointMode = "none", first: int | None = None
     ) -> Tensor:
-        """x: (B, N, D). seeds: (B,) int64, this block's own; None where dropout is idle.
+        """Returns the first `first` tokens of the block's output (None: all). The others are only attended to.
 
-        `first`: how many tokens are wanted, from the front; None: all. The others are attended to, and no more.
+        x: (B, N, D). seeds: (B,) int64, of this block; None if dropout is inactive.
         """
         return checkpointed(checkpointing, self._layers, x, seeds, first)
 
@@ -110,7 +110,7 @@ class EncoderBlock(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """A Vision Transformer as `config` describes it, initialised as the authors' code does from torch's generator."""
+    """A Vision Transformer, initialised as in the authors' code, with random numbers of torch's generator."""
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
@@ -129,9 +129,9 @@ class VisionTransformer(nn.Module):
 
         Args:
             images: (B, 3, height, width), floating point in [-1, 1]; cast to the parameters' dtype. Height and width
-                may be any multiples of the patch size: position embeddings are resized on the fly where they differ
-                from the configured size.
-            seeds: (B,) int64, one a sample, which alone determine the sample's dropout masks. None draws them from
+                may be any multiples of the patch size; for another size than the configured one, position embeddings
+                are resized on the fly.
+            seeds: (B,) int64, one per sample. A sample's dropout masks depend only on its seed. None draws seeds from
                 torch's generator. Unused in evaluation and without dropout.
 
         Raises:
@@ -140,29 +140,29 @@ class VisionTransformer(nn.Module):
         return self.head(self.features(images, seeds))
 
     def features(self, images: Tensor, seeds: Tensor | None = None) -> Tensor:
-        """The representation that the head sees, (B, representation_size or D). Arguments as in `forward`."""
+        """The input of the head, (B, representation_size or D). Arguments as in `forward`."""
         if not self.training or self.config.dropout == 0:
             seeds = None
         elif seeds is None:
             seeds = torch.randint(2**63 - 1, (images.shape[0],), device=images.device)
         x = self.embedding(images, seeds)
         for index, block in enumerate(self.blocks):
-            # Of the last block, the class token alone is used: in training the others are not computed to their end,
-            # which saves 3/4 of a block. Evaluation does compute them, for those who look inside.
+            # Only the class token of the last block is used. Training does not compute the other tokens to the end,
+            # which saves 3/4 of a block. Evaluation computes them, so that they can be inspected.
             used = 1 if self.training and self.config.pool == "token" and index == len(self.blocks) - 1 else None
             x = block(x, None if seeds is None else fold_in(seeds, index), self.checkpointing, used)
-        # LayerNorm acts on each token alone, so the class token can be picked before it.
+        # LayerNorm acts on each token separately, so the class token can be selected before it.
         x = self.norm(x[:, 0]) if self.config.pool == "token" else self.norm(x).mean(dim=1)
         return x if self.pre_logits is None else torch.tanh(self.pre_logits(x))
 
 
 def create_model(name: str, num_classes: int = 1000, image_size: int = 224, **overrides: Any) -> VisionTransformer:
-    """The model called `name`, freshly initialised: see `vit_config` for the arguments."""
+    """The model called `name`, freshly initialised. See `vit_config` for the arguments."""
     return VisionTransformer(vit_config(name, num_classes, image_size, **overrides))
 
 
 def checkpoint_blocks(model: VisionTransformer, mode: CheckpointMode) -> None:
-    """Sets what the encoder blocks keep for the backward pass, from the next forward pass on.
+    """Sets what the encoder blocks keep for the backward pass, starting with the next forward pass.
 
     Raises `ValueError` for an unknown mode.
     """
@@ -171,9 +171,9 @@ def checkpoint_blocks(model: VisionTransformer, mode: CheckpointMode) -> None:
 
 
 def compile_blocks(model: VisionTransformer) -> None:
-    """Compiles the encoder blocks in place, from their first call on: one small graph for all, and one for the last.
+    """Compiles the encoder blocks in place, at their first call. All but the last share one small graph.
 
-    Checkpointing is inside that graph, so its modes hold. Parameter names stay as they are.
+    Activation checkpointing is part of the graph, so all its modes work. Parameter names do not change.
     """
     for block in model.blocks:
         block.compile()

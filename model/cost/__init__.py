@@ -1,1 +1,1 @@
-"""What a network costs: parameters, FLOPs, memory."""
+"""What a network costs: parameters, FLOPs, memory. Imports the networks and their layers."""

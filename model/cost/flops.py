@@ -1,4 +1,4 @@
-"""Arithmetic and activation memory of a model, by formula."""
+"""FLOPs and activation memory of a model, by formula."""
 
 from model.layers.recompute import CheckpointMode, require_mode
 from model.variants import ViTConfig, grid_side
@@ -7,7 +7,7 @@ from model.variants import ViTConfig, grid_side
 def forward_macs(config: ViTConfig, image_size: int | None = None) -> int:
     """Multiply-accumulates of the forward pass, per image of `image_size` pixels a side (default: the configured size).
 
-    Matrix products and attention only; norms, GELU, softmax and sums are not counted, as usual.
+    Counts only matrix products and attention, as usual: not norms, GELU, softmax and sums.
     """
     patches = grid_side(image_size or config.image_size, config.patch_size) ** 2
     width, head_inputs = config.width, config.representation_size or config.width
@@ -73,13 +73,13 @@ def recomputed_flops(config: ViTConfig, checkpointing: CheckpointMode) -> int:
 def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", precision_bytes: int = 2) -> int:
     """Peak memory of one image's activations in a training step, in bytes, at the configured image size.
 
-    What the encoder's blocks keep for the backward pass, plus what the last block holds on top when its own backward
-    pass begins. Counted for blocks that are not compiled and attention that never stores its probabilities, as a
-    caching allocator would see it without fragmentation. Parameters, their gradients, the input image and the loss
-    (a few numbers a class) are not activations of this kind and are left out.
+    Counts what the encoder's blocks keep for the backward pass, plus what the last block needs in addition when its own
+    backward pass begins. Assumes that blocks are not compiled, that attention does not store its probabilities, and
+    that the allocator's memory is not fragmented. Not counted: parameters, gradients, the input image, and the loss (a
+    few numbers per class).
 
     Args:
-        precision_bytes: bytes of an activation: 2 in bfloat16, 4 in float32.
+        precision_bytes: bytes per element: 2 in bfloat16, 4 in float32.
 
     Raises:
         ValueError: unknown checkpointing mode.
@@ -90,7 +90,7 @@ def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", 
     hidden = tokens * config.mlp_dim * precision_bytes  # one as wide as the MLP
     norm_statistics = 2 * 2 * tokens * 4  # mean and inverse deviation of two norms, float32
     attention_statistics = config.heads * tokens * 4  # log of the softmax's denominator, float32
-    masks = tokens * (2 * config.width + config.mlp_dim) if config.dropout else 0  # one byte an element
+    masks = tokens * (2 * config.width + config.mlp_dim) if config.dropout else 0  # one byte per element
 
     # Inputs of norm1, qkv, attention (3), out, norm2, fc1; of GELU and fc2.
     whole_block = 8 * stream + 2 * hidden + norm_statistics + attention_statistics + masks
@@ -105,13 +105,14 @@ def activation_bytes(config: ViTConfig, checkpointing: CheckpointMode = "none", 
         case "full":
             kept, recomputed = stream, whole_block - stream
 
-    # At the peak: the gradients of the block's output and of the GELU's, or, with dropout, the three 32-bit words an
-    # element that become the mask, while the gradient of a block that is being recomputed waits.
+    # The peak adds the gradient of the block's output and the larger of two: the gradient of the GELU's output, or,
+    # with dropout, the three 32-bit words per element that become the mask, plus the gradient that waits for the
+    # recomputed block.
     hashing = 3 * 4 * tokens * config.mlp_dim + (stream if recomputed else 0) if config.dropout else 0
     at_its_peak = recomputed + stream + max(hidden, hashing)
     if config.pool == "gap":
         return config.depth * kept + at_its_peak
-    # Of the last block, training computes the class token alone: its input, norm1's output and qkv (3) are alive, in
-    # whatever mode, when the gradient of qkv (3) is there. Then comes the block before, as above.
+    # Of the last block, training computes only the class token. In every mode, its input, norm1's output, qkv (3) and
+    # the gradient of qkv (3) exist at once. The peak of the previous block is as above.
     last = 8 * stream + norm_statistics // 2
     return (config.depth - 1) * kept + (max(last, at_its_peak) if config.depth > 1 else last)

@@ -1,4 +1,4 @@
-"""What a model costs before it is trained: parameters, arithmetic and activation memory."""
+"""Parameters, FLOPs and activation memory of a model, as numbers and as text."""
 
 import dataclasses
 from typing import Any
@@ -10,13 +10,13 @@ from model.layers.recompute import MODES
 from model.variants import ViTConfig
 from model.vit import VisionTransformer
 
-PRECISIONS = {"bf16": 2, "float32": 4}  # bytes of an activation
+PRECISIONS = {"bf16": 2, "float32": 4}  # bytes per element of an activation
 
 
 def summarize(config: ViTConfig) -> dict[str, Any]:
-    """Counts everything about `config`, as plain numbers. Allocates no weights.
+    """The costs of the model `config`, as plain numbers. Allocates no weights.
 
-    Keys: `config` (every field), `parameters` (count by part of the model, and their `total`), `forward_macs` and
+    Keys: `config` (all fields), `parameters` (number by part of the model, and their `total`), `forward_macs` and
     `training_flops` (per image), `activation_bytes` (per image, by precision and checkpointing mode).
     """
     with torch.device("meta"):

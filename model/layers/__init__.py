@@ -1,1 +1,1 @@
-"""The parts that networks are made of."""
+"""The layers of the networks. Imports nothing of `model` outside this folder."""

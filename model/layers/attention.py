@@ -1,8 +1,8 @@
 """Scaled dot-product attention, softmax(q k^T / sqrt(d)) v, by the fastest kernel of each device.
 
-On a GPU that is PyTorch's fused attention as it is; so it is on a CPU in float32, and for evaluation. In bf16
-on a CPU that has bf16 products, PyTorch's fused backward pass does not use them: as five batched products, which do, it
-is faster at the lengths of an image (`benchmarks/kernels.py`). A CPU without them computes in float32.
+On a GPU, this is PyTorch's fused attention; also on a CPU in float32 and for evaluation. In bf16 on a CPU with bf16
+instructions, PyTorch's fused backward pass does not use these instructions. Five batched products do, and are faster
+for as many tokens as an image has (`benchmarks/kernels.py`). A CPU without such instructions computes in float32.
 
 Shapes in comments: B images, H heads, M queries, N keys, d features a head.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from model.layers.cpu_bfloat16 import attention_in_float32, through_float32
 
-LONGEST = 640  # keys: beyond, the products are as slow as the fused backward pass
+LONGEST = 640  # keys: with more, the products are no faster than the fused backward pass
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -31,15 +31,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 class BackwardByProducts(torch.autograd.Function):
-    """PyTorch's fused attention forward; backward, the M x N matrices are computed again, each by one product.
+    """PyTorch's fused attention forward; the backward pass recomputes the M x N matrices, each by one product.
 
     Keeps what fused attention keeps: q, k, v, the output o and, for each query, the logarithm L of the softmax's
     denominator. With P = exp(q k^T / sqrt(d) - L) and the gradient g of o:
 
         dv = P^T g     dP = g v^T     dS = P * (dP - rowsum(g * o))     dq = dS k / sqrt(d)     dk = dS^T q / sqrt(d)
 
-    (Dao et al., "FlashAttention", 2022, Appendix B.2.) The exponents are computed in float32: rounded to bf16, they
-    would put an error of one percent into P.
+    (Dao et al., "FlashAttention", 2022, Appendix B.2.) The exponents are computed in float32, because rounding
+    them to bf16 would change P by one percent.
     """
 
     @staticmethod
@@ -53,7 +53,7 @@ class BackwardByProducts(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of q, k and v."""
-        saved = ctx.saved_tensors  # once: under checkpointing, each access computes them
+        saved = ctx.saved_tensors  # read once: under checkpointing, each access recomputes them
         heads = saved[0].shape[:2]
         q, k, v, o, log_sum, g = (x.flatten(0, 1) for x in (*saved, gradients[0]))  # B * H matrices each
         scale = q.shape[-1] ** -0.5

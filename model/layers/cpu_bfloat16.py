@@ -1,8 +1,9 @@
 """bf16 matrix products on CPUs without instructions for them.
 
-There, PyTorch falls back to plain loops, a hundred times slower than its float32 product for some layouts. A product of
-bf16 operands in float32, rounded to bf16 at the end, is what an accelerator's matrix unit computes too: same types in
-memory, same rounding of results, and hours become minutes. Devices with bf16 products never come here.
+On such CPUs, PyTorch falls back to plain loops, which for some layouts are a hundred times slower than its float32
+product. These functions multiply bf16 operands in float32 and round the result to bf16, as an accelerator's matrix unit
+does. Types in memory and rounding of results are the same, and hours become minutes. Devices with bf16 instructions do
+not use this file.
 """
 
 from typing import Any
@@ -15,12 +16,12 @@ CPU_HAS_BFLOAT16_PRODUCTS: bool = torch.backends.mkldnn.is_available() and torch
 
 
 def through_float32(x: Tensor) -> bool:
-    """Whether products of `x` are better taken in float32."""
+    """Whether products of `x` should be computed in float32."""
     return x.device.type == "cpu" and x.dtype == torch.bfloat16 and not CPU_HAS_BFLOAT16_PRODUCTS
 
 
 class Float32Linear(torch.autograd.Function):
-    """x w^T + b with bf16 in, float32 inside, bf16 out, forward and backward. Keeps the bf16 operands for backward."""
+    """x w^T + b on bf16 tensors, computed in float32, forward and backward. Keeps the bf16 operands for backward."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -37,10 +38,10 @@ class Float32Linear(torch.autograd.Function):
 
 
 def conv2d_in_float32(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
-    """A convolution with bf16 in, float32 inside, bf16 out."""
+    """A convolution of bf16 tensors, computed in float32."""
     return F.conv2d(x.float(), weight.float(), bias.float(), stride=stride).to(x.dtype)
 
 
 def attention_in_float32(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Scaled dot-product attention with bf16 in, float32 inside, bf16 out."""
+    """Scaled dot-product attention on bf16 tensors, computed in float32."""
     return F.scaled_dot_product_attention(q.float(), k.float(), v.float()).to(q.dtype)

@@ -1,13 +1,13 @@
 """Dropout whose mask is a pure function of the sample, the place in the network and the element.
 
-`torch.nn.Dropout` draws from one stream a process, so its masks change with the batch size, the number of workers and
-whatever was drawn before. Here each sample brings a 64-bit seed, and an element is dropped or kept by a hash of
+`torch.nn.Dropout` draws from one random stream per process, so its masks depend on the batch size, the number of
+workers and all earlier draws. Here each sample has a 64-bit seed, and a hash decides whether an element is dropped:
 
-    (the sample's seed, the number of the dropout layer, the element's index within the sample).
+    hash(the sample's seed, the number of the dropout layer, the element's index within the sample)
 
-The mask of a sample is therefore the same in every batch and on every rank, after a restart, and when activation
-checkpointing runs a block a second time: no random state is saved anywhere. A network gives each of its blocks seeds of
-their own (`fold_in`) and the layers within a block numbers, so that all blocks are the same program to a compiler.
+The mask of a sample is therefore the same in every batch, on every rank, after a restart, and when activation
+checkpointing recomputes a block; no random state is saved. A network derives other seeds for each block (`fold_in`) and
+numbers the layers within a block, so that all blocks are the same program to a compiler.
 """
 
 import torch
@@ -19,7 +19,7 @@ class SampleDropout(nn.Module):
 
     Args:
         rate: probability of dropping, in [0, 1). At 0, and in evaluation, the layer is the identity.
-        place: number of this layer, different for every dropout layer that is given the same seeds.
+        place: number of this layer. Layers that receive the same seeds must have different numbers.
     """
 
     def __init__(self, rate: float, place: int) -> None:
@@ -33,21 +33,21 @@ class SampleDropout(nn.Module):
         return f"rate={self.rate}, place={self.place}"
 
     def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
-        """x: (B, ...), floating point. seeds: (B,) int64; unused, and may be None, where the layer is the identity."""
+        """x: (B, ...), floating point. seeds: (B,) int64; may be None if the layer is the identity."""
         if not self.training or self.rate == 0:
             return x
         if seeds is None:
             raise ValueError("dropout in training needs the seed of every sample")
         keep = keep_mask(seeds, self.place, x[0].numel(), self.rate).view(x.shape)
-        return torch.where(keep, x * (1 / (1 - self.rate)), 0.0)  # `where` keeps one byte an element for backward
+        return torch.where(keep, x * (1 / (1 - self.rate)), 0.0)  # keeps only one byte per element for backward
 
 
 def keep_mask(seeds: Tensor, place: int, elements: int, rate: float) -> Tensor:
     """(B, elements) bool, each True with probability 1 - rate. seeds: (B,) int64.
 
-    Seed and place make one 32-bit key a sample. The key XOR the scattered element index is scattered once more; that
-    hash is a signed number, uniform on [-2^31, 2^31), and is compared with the point that leaves `rate` of them below.
-    Scattering the index first keeps two samples' keys from meeting the same run of words in another order.
+    Seed and place give one 32-bit key per sample. The hash of an element is mix32(key XOR mix32(index)), uniform on
+    [-2^31, 2^31) as a signed number. The element is kept if its hash is at least the quantile `rate`. Without the inner
+    mix32, two samples would get the same hashes in another order.
     """
     key = fold_in(seeds, place).to(torch.int32)
     index = mix32(torch.arange(elements, dtype=torch.int32, device=seeds.device))
@@ -55,10 +55,10 @@ def keep_mask(seeds: Tensor, place: int, elements: int, rate: float) -> Tensor:
 
 
 def fold_in(seeds: Tensor, number: int) -> Tensor:
-    """New seeds for part `number` of whatever `seeds` stand for, (B,) int64: as good as independent of each other.
+    """Derives from `seeds` the seeds of part `number`, (B,) int64, statistically independent of those of other parts.
 
-    The finaliser of splitmix64 (Steele, Lea and Flood, 2014) on seeds + number * an odd constant, in int64, which
-    holds the same bits as an unsigned word: sums and products wrap alike, and `_shift` pulls in zeros.
+    This is the finaliser of splitmix64 (Steele, Lea and Flood, 2014) on seeds + number * an odd constant. int64 holds
+    the same bits as an unsigned word: sums and products wrap in the same way, and `_shift` shifts in zeros.
     """
     x = seeds + _signed(number * 0xD1342543DE82EF95)
     x = (x ^ _shift(x, 30)) * _signed(0xBF58476D1CE4E5B9)
@@ -67,12 +67,12 @@ def fold_in(seeds: Tensor, number: int) -> Tensor:
 
 
 def mix32(x: Tensor) -> Tensor:
-    """A bijection of 32-bit words in which every input bit moves every output bit with probability near one half.
+    """A bijection of 32-bit words in which every input bit flips every output bit with probability near one half.
 
     This is `lowbias32` (C. Wellons, "Prospecting for Hash Functions", 2018; public domain):
     x ^= x >> 16; x *= 0x7feb352d; x ^= x >> 15; x *= 0x846ca68b; x ^= x >> 16, on unsigned words. int32 holds the
-    same bits: products wrap alike, a constant above 2^31 is written minus 2^32, and the sign bits that an arithmetic
-    shift pulls in are masked away.
+    same bits: products wrap in the same way, a constant above 2^31 is written minus 2^32, and masks clear the sign bits
+    that an arithmetic shift inserts.
     """
     x = x ^ ((x >> 16) & 0xFFFF)
     x = x * 0x7FEB352D
@@ -86,5 +86,5 @@ def _shift(x: Tensor, bits: int) -> Tensor:
 
 
 def _signed(word: int) -> int:
-    """The number whose 64-bit two's complement is the lowest 64 bits of `word`."""
+    """The signed number whose 64-bit two's complement equals the lowest 64 bits of `word`."""
     return (word + 2**63) % 2**64 - 2**63

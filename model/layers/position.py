@@ -10,14 +10,14 @@ from torch import Tensor
 def resize_position_embeddings(embed: Tensor, new_grid: tuple[int, int], num_prefix_tokens: int) -> Tensor:
     """Resizes the grid part of learned position embeddings in two dimensions and keeps the prefix (ViT paper, 3.2).
 
-    Bilinear with aligned corners: old and new corner patches coincide, and everything between is interpolated
-    linearly. This is what the authors' code computes with `scipy.ndimage.zoom(order=1)`. Differentiable, so
-    that a model can be trained at the new size while its parameters keep the old one.
+    Bilinear with aligned corners: old and new corner patches coincide, and everything between them is interpolated
+    linearly. The authors' code computes the same with `scipy.ndimage.zoom(order=1)`. The function is differentiable, so
+    a model can be trained at the new size while its parameters keep the old one.
 
     Args:
         embed: (1, num_prefix_tokens + g * g, D); the grid of g x g patches row by row.
         new_grid: patches down and across, (h, w).
-        num_prefix_tokens: leading entries that stand for no place in the image (the class token).
+        num_prefix_tokens: number of leading entries without a position in the image (the class token).
 
     Returns:
         (1, num_prefix_tokens + h * w, D), of the dtype of `embed`; interpolated in float32.

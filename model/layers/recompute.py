@@ -1,11 +1,11 @@
-"""Activation checkpointing by encoder block: memory for arithmetic.
+"""Activation checkpointing by encoder block: less memory for more arithmetic.
 
-    none       backward finds everything it needs where forward left it
-    selective  matrix products and attention are kept; norms, GELU, dropout and sums are computed a second time
-    full       only each block's input is kept; the block is computed a second time, up to the last thing that the
-               backward pass reads (11/9 of the FLOPs; 4/3 with dropout, whose mask comes last)
+    none       everything that the backward pass reads is kept
+    selective  matrix products and attention are kept; norms, GELU, dropout and sums are recomputed
+    full       only each block's input is kept; the block is recomputed up to the last value that the backward pass
+               reads (11/9 of the FLOPs; 4/3 with dropout, whose mask comes last)
 
-Dropout needs no saved random state, because its masks depend on the samples' seeds alone (dropout.py). Modules are not
+Dropout needs no saved random state, because its masks depend only on the samples' seeds (dropout.py). Modules are not
 wrapped, so parameter names are the same in all modes.
 """
 
@@ -21,7 +21,7 @@ CheckpointMode = Literal["none", "selective", "full"]
 MODES: tuple[CheckpointMode, ...] = get_args(CheckpointMode)
 
 aten = torch.ops.aten
-# What a block spends its time on, in the spellings that the backends use.
+# The expensive operations of a block, under the names that the backends use.
 KEPT = {
     aten.mm.default,
     aten.addmm.default,
@@ -40,14 +40,14 @@ def require_mode(mode: str) -> None:
 
 
 def checkpointed(mode: CheckpointMode, function: Callable[..., Tensor], *inputs: Tensor | int | None) -> Tensor:
-    """function(*inputs), keeping for the backward pass what `mode` says.
+    """Returns function(*inputs) and keeps for the backward pass what `mode` says.
 
-    Called inside a block and not around it, so that a compiled block has the choice of what to keep in its own graph.
+    Call it inside a block, not around it: the graph of a compiled block then includes the choice of what to keep.
     """
     if mode == "none" or not torch.is_grad_enabled():
         return function(*inputs)
-    # The two passes' tensors are not compared: under ZeRO-3 a parameter may be gathered in one pass and an empty shell
-    # when the other looks at it.
+    # determinism_check="none": the check compares the tensors of both passes, but under ZeRO-3 a parameter may be
+    # gathered in one pass and empty in the other.
     run = functools.partial(
         checkpoint, function, *inputs, use_reentrant=False, preserve_rng_state=False, determinism_check="none"
     )

@@ -80,7 +80,7 @@ def test_sigmoid_equals_torchs_binary_cross_entropy(smoothing: float, dtype: tor
 
 
 def test_sigmoid_at_the_initial_head_bias() -> None:
-    # Zero kernel and bias -10: every class costs log(1 + e^-10), and the true one 10 more.
+    # Kernel 0 and bias -10: the loss is log(1 + e^-10) per class, plus 10 for the true class.
     targets = dense_targets(torch.tensor([[5]]), torch.ones(1, 1), 18_291)
     loss = sigmoid_cross_entropy(torch.full((1, 18_291), -10.0), targets)
     assert loss.item() == pytest.approx(18_291 * math.log1p(math.exp(-10)) + 10, rel=1e-5)

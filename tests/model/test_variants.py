@@ -17,7 +17,7 @@ from model.variants import NAMES, ModelConfigError
         ("ViT-H/14", 632_045_800),
     ],
 )
-def test_parameter_counts_of_the_paper_to_the_last_digit(name: str, parameters: int) -> None:
+def test_parameter_counts_are_exactly_those_of_the_paper(name: str, parameters: int) -> None:
     with torch.device("meta"):
         model = create_model(name)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
@@ -45,7 +45,7 @@ def test_lenient_spellings(name: str) -> None:
     assert vit_config(name).name == "ViT-H/14"
 
 
-def test_every_canonical_name_is_its_own() -> None:
+def test_every_canonical_name_is_the_name_of_its_config() -> None:
     assert len(NAMES) == 15
     assert [vit_config(name).name for name in NAMES[:2]] == list(NAMES[:2])
     for name in NAMES:
@@ -63,7 +63,7 @@ def test_overrides_replace_single_fields() -> None:
     config = vit_config("ViT-B/16", width=96, heads=3, depth=2, dropout=0.1, pool="gap", head_bias=-10.0)
     assert (config.width, config.heads, config.depth, config.dropout) == (96, 3, 2, 0.1)
     assert (config.pool, config.head_bias) == ("gap", -10.0)
-    assert config.mlp_dim == 3072  # the variant's own
+    assert config.mlp_dim == 3072  # of the variant
     assert vit_config("ViT-B/16", depth=None) == vit_config("ViT-B/16")
 
 
@@ -105,7 +105,7 @@ def test_impossible_models_are_one_line_that_names_the_key(arguments: dict, key:
     assert "\n" not in str(caught.value)
 
 
-def test_a_config_made_directly_is_checked_too() -> None:
+def test_a_config_created_directly_is_validated() -> None:
     with pytest.raises(ModelConfigError, match="heads"):
         ViTConfig("mine", image_size=32, patch_size=4, depth=2, width=64, mlp_dim=128, heads=5, num_classes=10)
     config = ViTConfig("mine", image_size=32, patch_size=4, depth=2, width=64, mlp_dim=128, heads=4, num_classes=10)

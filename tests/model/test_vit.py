@@ -1,4 +1,4 @@
-"""The network against a plain implementation of the paper; its initialisation against the distributions it claims."""
+"""The network against a plain implementation of the paper; its initialisation against the expected distributions."""
 
 import math
 from collections.abc import Callable
@@ -75,7 +75,7 @@ def plain_vit(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]
 
 @torch.no_grad()
 def random_model(name: str, **overrides: object) -> VisionTransformer:
-    """A model in which no parameter is degenerate: everything the initialisation leaves constant is random too."""
+    """A model without degenerate parameters: those that the initialisation leaves constant are random, too."""
     torch.manual_seed(0)
     model = create_model(name, **overrides).eval()  # type: ignore[arg-type]
     for parameter_name, parameter in model.named_parameters():
@@ -93,7 +93,7 @@ def random_model(name: str, **overrides: object) -> VisionTransformer:
 @torch.no_grad()
 def assert_agrees(model: VisionTransformer, images: Tensor) -> None:
     expected_features, expected_logits = plain_vit(model, images)
-    assert expected_logits.std() > 0.1  # the comparison means something
+    assert expected_logits.std() > 0.1  # otherwise the comparison would prove nothing
     torch.testing.assert_close(model.features(images).double(), expected_features, rtol=0, atol=1e-5)
     torch.testing.assert_close(model(images).double(), expected_logits, rtol=0, atol=1e-5)
 
@@ -141,8 +141,8 @@ def test_pools_pre_logits_and_other_image_sizes(
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
-def test_training_spares_the_other_tokens_of_the_last_block_and_changes_nothing(mode: str, dropout: float) -> None:
-    """Logits and gradients are those of computing every token to the end and picking the class token then."""
+def test_training_skips_the_other_tokens_of_the_last_block_with_the_same_result(mode: str, dropout: float) -> None:
+    """Logits and gradients equal those of a network that computes every token and then selects the class token."""
     model = random_model("Ti/8", image_size=32, depth=3, num_classes=7, dropout=dropout).double().train()
     checkpoint_blocks(model, mode)  # type: ignore[arg-type]
     images, seeds = random_images(2, 32, 32).double(), torch.tensor([3, 2**60])
@@ -210,7 +210,7 @@ def test_initialisation() -> None:
         assert abs(values.mean().item()) < 0.01 * bound
 
     def assert_truncated_normal(values: Tensor, std: float) -> None:
-        # Cutting a normal distribution at two deviations leaves 0.87962566 of its deviation.
+        # Truncation at two standard deviations multiplies the standard deviation by 0.87962566.
         assert values.std().item() == pytest.approx(std, rel=0.01)
         assert values.abs().max() <= 2 * std / 0.87962566 * (1 + 1e-6)
         assert values.abs().max() > 1.98 * std / 0.87962566
@@ -282,7 +282,7 @@ def test_a_samples_logits_under_dropout_do_not_depend_on_its_batch() -> None:
 
 def test_dropout_of_each_block_differs() -> None:
     masks = []
-    model = dropout_model(pool="gap")  # all blocks with all tokens
+    model = dropout_model(pool="gap")  # every block computes all tokens
     for module in model.modules():
         if type(module).__name__ == "SampleDropout":
             module.register_forward_hook(lambda _, inputs, output: masks.append((output == 0).flatten()[:6000]))
@@ -321,6 +321,6 @@ def test_compiled_blocks_equal_eager_ones_and_share_graphs() -> None:
         logits.square().sum().backward()
         assert list(model.state_dict()) == names
         results.append([logits, *(parameter.grad for parameter in model.parameters())])
-    assert counters["stats"]["unique_graphs"] == 2, "the last block's is its own"
+    assert counters["stats"]["unique_graphs"] == 2, "one for the last block, one for the others"
     for eager, compiled_result in zip(*results, strict=True):
         torch.testing.assert_close(compiled_result, eager, rtol=1e-5, atol=1e-5)

@@ -34,16 +34,16 @@ def test_only_kernels_decay() -> None:
 
 
 @pytest.mark.parametrize("name", ["Ti/16", "H/14"])
-def test_every_parameter_has_an_answer(name: str) -> None:
+def test_every_parameter_is_in_the_mask(name: str) -> None:
     with torch.device("meta"):
         model = create_model(name, pool="gap")
     mask = decay_mask(model)
     assert set(mask) == {name for name, _ in model.named_parameters()}
-    # 4 kernels a block, patch projection and head.
+    # 4 kernels per block, the patch projection and the head.
     assert sum(mask.values()) == 4 * len(model.blocks) + 2
 
 
-def test_kernels_are_told_by_their_layer_and_not_by_their_shape() -> None:
+def test_kernels_are_recognised_by_their_layer_not_by_their_shape() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4))
     for parameter in model.parameters():
         parameter.data = torch.empty(0)  # as ZeRO-3 leaves a partitioned parameter

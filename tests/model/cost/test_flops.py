@@ -1,4 +1,4 @@
-"""Arithmetic against the paper and PyTorch's own counter; memory against what is alive while a step runs."""
+"""FLOPs against the paper and PyTorch's own counter; memory against the storages that exist during a step."""
 
 import itertools
 import weakref
@@ -51,7 +51,7 @@ def test_macs_equal_pytorchs_count(pool: str, representation_size: int | None, i
     model = create_model(
         "Ti/8", num_classes=7, image_size=32, depth=2, pool=pool, representation_size=representation_size
     )
-    model.eval()  # in training, the last block is computed for the class token alone
+    model.eval()  # in training, the last block computes only the class token
     with FlopCounterMode(display=False) as counter, nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         model(torch.zeros(1, 3, image_size, image_size))
     assert counter.get_total_flops() == 2 * forward_macs(model.config, image_size)
@@ -79,20 +79,20 @@ def test_recomputed_flops_equal_pytorchs_count(pool: str, dropout: float) -> Non
 
 
 def test_recomputing_all_of_h14_costs_less_than_a_third() -> None:
-    """A block's forward is a third of its training, and its last product, a third of that, is not repeated."""
+    """The forward pass is a third of a block's training; its last product, a third of that, is not recomputed."""
     config = vit_config("H/14")
     assert recomputed_flops(config, "full") / training_flops(config) == pytest.approx(2 / 9, rel=0.05)
 
 
 class Ledger(TorchDispatchMode):
-    """Notes when every storage that an operation returns is born and dies, in operations since the start."""
+    """Records the lifetime of every storage that an operation returns, in operations since the start."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now = 0
-        self.lives: dict[int, tuple[int, int]] = {}  # number of the life: (bytes, birth)
-        self.deaths: dict[int, int] = {}
-        self.living: dict[int, int] = {}  # storage: number of its life
+        self.lives: dict[int, tuple[int, int]] = {}  # by number of the lifetime: (bytes, start)
+        self.ends: dict[int, int] = {}  # by number of the lifetime
+        self.living: dict[int, int] = {}  # number of the lifetime, by storage
         self.numbers = itertools.count()
 
     def __torch_dispatch__(self, func: Callable, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -103,21 +103,21 @@ class Ledger(TorchDispatchMode):
                 storage, number = leaf.untyped_storage(), next(self.numbers)
                 self.lives[number] = (storage.nbytes(), self.now)
                 self.living[storage._cdata] = number
-                weakref.finalize(storage, self._bury, storage._cdata, number)
+                weakref.finalize(storage, self._freed, storage._cdata, number)
         return result
 
-    def _bury(self, storage: int, number: int) -> None:
-        self.deaths[number] = self.now
+    def _freed(self, storage: int, number: int) -> None:
+        self.ends[number] = self.now
         del self.living[storage]
 
     def peak(self, excluded: list[torch.Tensor]) -> int:
-        """The largest number of bytes alive at once, not counting `excluded`."""
+        """The largest number of bytes that existed at once, not counting `excluded`."""
         ignored = {self.living.get(tensor.untyped_storage()._cdata) for tensor in excluded}
         change = [0] * (self.now + 2)
-        for number, (size, birth) in self.lives.items():
+        for number, (size, start) in self.lives.items():
             if number not in ignored:
-                change[birth] += size
-                change[self.deaths.get(number, self.now) + 1] -= size
+                change[start] += size
+                change[self.ends.get(number, self.now) + 1] -= size
         return max(itertools.accumulate(change))
 
 
@@ -125,14 +125,14 @@ class Ledger(TorchDispatchMode):
 @pytest.mark.parametrize("mode", ["none", "selective", "full"])
 @pytest.mark.parametrize("depth", [2, 8])
 @pytest.mark.parametrize("pool", ["token", "gap"])
-def test_activation_memory_equals_what_is_alive_at_the_peak(mode: str, dropout: float, depth: int, pool: str) -> None:
+def test_activation_memory_equals_the_measured_peak(mode: str, dropout: float, depth: int, pool: str) -> None:
     batch = 2
     model = create_model("Ti/16", num_classes=3, image_size=128, depth=depth, dropout=dropout, pool=pool)
     checkpoint_blocks(model, mode)  # type: ignore[arg-type]
     images, gradient = torch.zeros(batch, 3, 128, 128), torch.ones(batch, 3)
     given = [*model.parameters(), images, gradient]
     with Ledger() as ledger:
-        # Storages that were there before are known from the start, and are nobody's activations.
+        # Storages that existed before are not activations.
         for number, tensor in enumerate(given):
             ledger.living[tensor.untyped_storage()._cdata] = -1 - number
         model(images, torch.arange(batch)).backward(gradient)

@@ -12,12 +12,12 @@ from model.layers.attention import LONGEST, BackwardByProducts, attention
 from model.layers.recompute import CheckpointMode
 
 needs_bf16 = pytest.mark.skipif(not cpu_bfloat16.CPU_HAS_BFLOAT16_PRODUCTS, reason="a CPU without bf16 products")
-# (queries, keys): square; the class token alone, as in the last block; a length that fills no tile
+# (queries, keys): square; only the class token, as in the last block; a length that is no multiple of a tile
 LENGTHS = [(64, 64), (1, 197), (257, 257)]
 
 
 def operands(queries: int, keys: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """As in the model: views of one tensor, with scores of size 10, where rounding shows."""
+    """As in the model: views of one tensor, with scores of about 10, at which rounding is visible."""
     torch.manual_seed(0)
     packed = (2 * torch.randn(2, keys, 3, 3, 80)).bfloat16().to(dtype).requires_grad_()
     q, k, v = packed.permute(2, 0, 3, 1, 4)
@@ -50,7 +50,7 @@ def test_as_exact_as_the_fused_kernel(queries: int, keys: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_elsewhere_it_is_the_fused_kernel(dtype: torch.dtype) -> None:
+def test_other_types_and_evaluation_use_the_fused_kernel(dtype: torch.dtype) -> None:
     for found, expected in zip(
         gradients(attention, 33, 33, dtype),
         gradients(F.scaled_dot_product_attention, 33, 33, dtype),
@@ -60,7 +60,7 @@ def test_elsewhere_it_is_the_fused_kernel(dtype: torch.dtype) -> None:
 
 
 @needs_bf16
-def test_by_products_where_that_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_are_used_when_they_are_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     apply = BackwardByProducts.apply
     monkeypatch.setattr(module.BackwardByProducts, "apply", lambda *x: calls.append(x[1].shape[2]) or apply(*x))

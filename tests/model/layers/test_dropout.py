@@ -1,4 +1,4 @@
-"""Masks against the published hash functions in plain Python integers, and against the statistics dropout promises."""
+"""Masks against the published hash functions in plain Python integers, and against the statistics of dropout."""
 
 import math
 
@@ -88,7 +88,7 @@ def test_masks_of_samples_places_and_elements_are_independent() -> None:
     for first, second in duplicates:
         correlation[first, second] = correlation[second, first] = 0
     assert np.abs(correlation).max() < 5.5 / math.sqrt(elements)
-    for lag in (1, 2, 64, 768, 1024):  # along the features and down the tokens of one sample
+    for lag in (1, 2, 64, 768, 1024):  # along the features and along the tokens of one sample
         assert abs(np.corrcoef(masks[:, lag:].ravel(), masks[:, :-lag].ravel())[0, 1]) < 5 / math.sqrt(masks.size)
 
 

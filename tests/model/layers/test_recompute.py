@@ -1,4 +1,4 @@
-"""Checkpointing changes what is kept, not what is computed. What it keeps and repeats is tested with flops.py."""
+"""Activation checkpointing does not change results. What it keeps and recomputes is tested in cost/test_flops.py."""
 
 import pytest
 import torch
@@ -34,7 +34,7 @@ def test_gradients_are_bitwise_those_without_checkpointing(mode: str, dropout: f
 
 @pytest.mark.parametrize("mode", ["selective", "full"])
 def test_gradients_with_deepspeeds_linear(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ZeRO-3's own linear function adds the bias in place to a kept product, when given more than two dimensions."""
+    """With more than two dimensions, ZeRO-3's linear function adds the bias in place to a product that is kept."""
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
     from deepspeed.runtime.zero.linear import zero3_linear_wrap
 
