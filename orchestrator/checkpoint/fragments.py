@@ -74,7 +74,10 @@ def optimizer_state(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
 
 
 def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None:
-    """Give every flat tensor the state that `step` updates would have left, with zeros to be filled in."""
+    """Give every flat tensor the state that `step` updates would have left, with zeros to be filled in.
+
+    Of an optimizer's state, checkpoints hold the tensors shaped like the parameter. Its `step` follows from the run's.
+    """
     inner = engine.deepspeed.basic_optimizer
     for flat in {id(f.flat): f.flat for f in held_fragments(engine)}.values():
         state = inner.state[flat]
@@ -83,7 +86,7 @@ def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None
                 state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
         if not keys:  # saved before the first step was applied: the optimizer begins by itself
             state.clear()
-        elif isinstance(inner, torch.optim.AdamW):
+        elif not isinstance(inner, torch.optim.SGD):  # which counts no steps
             state["step"] = torch.tensor(float(step), device=flat.device)  # where the fused kernel wants it
 
 

@@ -71,13 +71,19 @@ def missing_resources(cluster: Cluster) -> str:
     return f"needed for {count(cluster.min_workers, 'worker')}: {', '.join(lacking)}" if lacking else ""
 
 
-def worker_environment(gpu: bool) -> dict[str, str]:
-    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on."""
+def worker_environment(gpu: bool, extensions: Path | None = None) -> dict[str, str]:
+    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on.
+
+    Args:
+        gpu: whether workers compute on GPUs.
+        extensions: folder with modules of the job's own. It is searched last: a file in it must not hide a package.
+    """
+    python_path = [str(PROJECT), os.environ.get("PYTHONPATH"), str(extensions) if extensions else None]
     return {
         **{name: os.environ[name] for name in STORE_ADDRESSES if name in os.environ},
         "DS_ACCELERATOR": "cuda" if gpu else "cpu",
         **({} if gpu else ONE_HEAP),
         # the packages lie in the project's folder; DeepSpeed compiles with the environment's ninja
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")])),
+        "PYTHONPATH": os.pathsep.join(filter(None, python_path)),
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
     }

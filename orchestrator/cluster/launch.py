@@ -5,6 +5,7 @@ import os
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -60,6 +61,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
     """
     url = run_url(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
+    beside_the_job = Path(job.source).absolute().parent if job.extensions else None
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
     if job.cluster.min_workers < job.cluster.max_workers:
         os.environ.setdefault(START_TIMEOUT, "60")  # a node that goes meanwhile is not waited for: fewer will do
@@ -93,7 +95,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
                 Watchdog(board, job.cluster.hang_timeout),
                 AnswerSigterm(job.cluster.preemption_grace),
             ],
-            worker_runtime_env={"env_vars": worker_environment(gpus > 0)},
+            worker_runtime_env={"env_vars": worker_environment(gpus > 0, beside_the_job)},
         ),
         torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
     )

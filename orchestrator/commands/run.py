@@ -1,14 +1,12 @@
 """`python -m orchestrator run JOB`: run a job on the current cluster, or on a local one."""
 
 import argparse
-from pkgutil import resolve_name
 
 from orchestrator.commands.parsing import EXAMPLES, Commands
 from orchestrator.job.errors import JobError, unexpected_errors_in
+from orchestrator.job.kinds import KINDS
 from orchestrator.job.load import load_job
 from orchestrator.redact import redact_logs
-
-KINDS = {"pretrain": "orchestrator.kinds.one_run.pretrain"}
 
 
 def add(commands: Commands) -> None:
@@ -43,6 +41,7 @@ def run(options: argparse.Namespace) -> int:
     redact_logs()
     with unexpected_errors_in(options.job):
         job = load_job(options.job, options.overrides)
-    if job.kind not in KINDS:
-        raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only pretrain")
-    return int(resolve_name(KINDS[job.kind])(job, as_json=options.json))
+    if KINDS[job.kind].path is None:
+        runnable = ", ".join(name for name in KINDS.sections if KINDS[name].path is not None)
+        raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only {runnable}")
+    return int(KINDS.implementation(job.kind)(job, as_json=options.json))

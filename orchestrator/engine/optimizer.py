@@ -1,8 +1,11 @@
-"""The optimizer of the paper: decoupled weight decay on kernels only (ViT paper, Table 3; authors' code)."""
+"""The optimizers of the paper, with weight decay on kernels only (ViT paper, Table 3; authors' code)."""
+
+from typing import Any
 
 import torch
 
-from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.choices import Optimizer
+from orchestrator.job.tables import OPTIMIZERS
 
 
 def parameter_groups(
@@ -24,11 +27,24 @@ def parameter_groups(
     return [group for group in groups if group["params"]]
 
 
-def create_optimizer(model: torch.nn.Module, settings: AdamW | SGD, mask: dict[str, bool]) -> torch.optim.Optimizer:
-    """AdamW or SGD as the job says. Its learning rate is 0 until the training loop sets that of the step."""
+def create_optimizer(model: torch.nn.Module, settings: Optimizer, mask: dict[str, bool]) -> torch.optim.Optimizer:
+    """The optimizer that the job names. Its learning rate is 0 until the training loop sets that of the step."""
     groups = parameter_groups(model, settings.weight_decay, mask)
-    # lr = 0: some ZeRO stages take a step on zero gradients while they build their state, which must not decay weights.
-    # fused: one pass over memory; the others make temporaries as large as the whole flat partition, gigabytes of them.
-    if isinstance(settings, AdamW):
-        return torch.optim.AdamW(groups, lr=0.0, betas=settings.betas, eps=settings.eps, fused=True)
-    return torch.optim.SGD(groups, lr=0.0, momentum=settings.momentum, fused=True)
+    for group in groups:
+        # Some ZeRO stages take a step on zero gradients while they build their state, which must not decay weights.
+        group["lr"] = 0.0
+    optimizer: torch.optim.Optimizer = OPTIMIZERS.bound(settings)(groups)
+    return optimizer
+
+
+# fused: one pass over memory; the others make temporaries as large as the whole flat partition, gigabytes of them.
+
+
+def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:
+    """Adam with decoupled weight decay."""
+    return torch.optim.AdamW(groups, lr=0.0, betas=betas, eps=eps, fused=True)
+
+
+def sgd(groups: list[dict[str, Any]], *, momentum: float) -> torch.optim.Optimizer:
+    """Stochastic gradient descent with momentum."""
+    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True)

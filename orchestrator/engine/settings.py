@@ -13,12 +13,23 @@ REDUCE_BUCKET = 50_000_000
 three quarters of H/14, and hide little behind the backward pass (docs/performance.md)."""
 
 
-def fused_clips(parallel: Parallel) -> bool:
-    """Whether the fused optimizer clips, as it reads the gradients, and DeepSpeed does not.
+def fused_clips(parallel: Parallel, optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer clips, as it reads the gradients, and DeepSpeed does not.
 
-    These are the cases, too, in which gradients are reduced whole, after the backward pass.
+    A fused optimizer of PyTorch does: it divides gradients by its `grad_scale`, and skips the step that `found_inf`
+    marks. These are the cases, too, in which gradients are reduced whole, after the backward pass.
+
+    Raises:
+        ValueError: in float32 at stage 0 nothing else than the optimizer could clip and skip, and this one cannot.
     """
-    return (parallel.precision, parallel.zero_stage) in [("float32", 0), ("bf16", 1)]
+    fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+    setting = (parallel.precision, parallel.zero_stage)
+    if setting == ("float32", 0) and not fused:
+        raise ValueError(
+            f"{type(optimizer).__name__} is no fused optimizer of PyTorch, which float32 at parallel.zero_stage = 0 "
+            "needs: use parallel.zero_stage: 1"
+        )
+    return fused and setting in [("float32", 0), ("bf16", 1)]
 
 
 def deepspeed_config(
@@ -27,14 +38,13 @@ def deepspeed_config(
     """The configuration that `deepspeed.initialize` takes.
 
     bf16 runs at stages 1 to 3 accumulate gradients in float32. Stage 0 has no such accumulator in DeepSpeed and
-    accumulates in bf16. The fused optimizer clips in float32 at stage 0 (`Engine._clip_in_optimizer`) and in bf16 at
-    stage 1 (`use_direct_accumulation`).
+    accumulates in bf16. `grad_clip` is None, too, if the optimizer clips (`fused_clips`).
     """
     bf16 = parallel.precision == "bf16"
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": micro_batch,
         "gradient_accumulation_steps": micro_batches,
-        "gradient_clipping": 0.0 if fused_clips(parallel) else grad_clip or 0.0,
+        "gradient_clipping": grad_clip or 0.0,
         # immediate: stage 1 adds each gradient to the accumulator as it is made, and frees it
         "bf16": {"enabled": bf16, "immediate_grad_update": bf16},
         "communication_data_type": DEEPSPEED_NAMES[parallel.gradient_reduction or parallel.precision],

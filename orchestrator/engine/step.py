@@ -31,7 +31,7 @@ from orchestrator.engine.lean_imports import import_deepspeed, leave_out_compile
 from orchestrator.engine.optimizer import create_optimizer
 from orchestrator.engine.phases import BACKWARD, FORWARD, OPTIMIZER, Phases
 from orchestrator.engine.settings import PRECISIONS, deepspeed_config, fused_clips
-from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.choices import SGD, Optimizer
 from orchestrator.job.sections import Parallel
 
 # (logits (B, K), labels (B, L), weights (B, L)) -> loss of each sample (B,), float32
@@ -80,7 +80,7 @@ class Engine:
         objective: Objective,
         decay_mask: dict[str, bool],
         *,
-        optimizer: AdamW | SGD,
+        optimizer: Optimizer,
         parallel: Parallel,
         micro_batch: int,
         local_batch: int,
@@ -101,25 +101,27 @@ class Engine:
         self.objective = objective
         self.world_size = dist.get_world_size()
         leave_out_compiler()
+        created = create_optimizer(model, optimizer, decay_mask)
+        optimizer_clips = fused_clips(parallel, created)
         # DeepSpeed ranks a flat optimizer state per parameter group; the client optimizer is built on the plain model.
         self._engine, _, _, _ = deepspeed.initialize(
             model=model.to(device),
-            optimizer=create_optimizer(model, optimizer, decay_mask),
+            optimizer=created,
             config=deepspeed_config(
                 parallel,
                 micro_batch=self.micro_batch,
                 micro_batches=self.micro_batches,
-                grad_clip=optimizer.grad_clip,
+                grad_clip=None if optimizer_clips else optimizer.grad_clip,
             ),
             dist_init_required=False,
         )
-        self._float32_unsharded = fused_clips(parallel) and parallel.precision == "float32"
+        self._float32_unsharded = optimizer_clips and parallel.precision == "float32"
         self._grad_clip = optimizer.grad_clip
-        if fused_clips(parallel) and parallel.precision == "bf16":
+        if optimizer_clips and parallel.precision == "bf16":
             from orchestrator.engine.bf16_optimizer import use_direct_accumulation
 
             use_direct_accumulation(self._engine.optimizer, optimizer.grad_clip)
-        if fused_clips(parallel) and self.world_size == 1:  # nothing to reduce: it would copy whole gradients and back
+        if optimizer_clips and self.world_size == 1:  # nothing to reduce: it would copy whole gradients and back
             self._engine.enable_backward_allreduce = False
         self._forget_warm_up_step()
         if self._float32_unsharded and isinstance(optimizer, SGD):

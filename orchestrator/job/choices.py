@@ -1,17 +1,22 @@
 """The sections that a name chooses: objectives, optimizers and sources of images.
 
-A section has one class for each name, so that a key without effect is refused. `job/tables.py` lists them.
+Each name has a class with the keys that it needs, so that a key without effect is refused. The names are in the tables
+of `job/tables.py`; a class that several of them share lists them all.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from orchestrator.job.values import Count, ImpossibleValue, NonNegative, Positive, Rate, Section, Text
+from orchestrator.job.values import Count, NonNegative, Positive, Rate, Section, Text
 
 
 class Objective(Section):
     """What is minimised."""
+
+
+class CrossEntropy(Objective):
+    """Cross-entropy between the network's output and the labels."""
 
     loss: Literal["sigmoid", "softmax"]
     """Cross-entropy of independent classes, summed (the authors' pre-training), or of exclusive ones."""
@@ -54,24 +59,38 @@ class SGD(Optimizer):
 class Pack(Section):
     """Images that the job packs into shards before the run, into the folders train and test, unless they are there."""
 
-    source: Literal["digits", "shapes"]
-    """digits: scikit-learn's 1,797 handwritten digits; shapes: drawn images, as many as wanted."""
     to: Text
     """Folder for the shards."""
-    samples: Count = 50_000
-    """shapes: images to train on."""
-    test_samples: Count = 5_000
-    """shapes: images to measure on."""
-    classes: Annotated[int, Field(ge=10, le=1000)] = 10
-    """shapes: classes of objects."""
-    image_size: Count = 64
-    """shapes: side of an image in pixels."""
-    multi_label: bool = False
-    """shapes: several objects and labels in an image."""
 
-    @model_validator(mode="after")
-    def _no_keys_of_shapes_for_digits(self) -> Self:
-        for key in self.model_fields_set - {"source", "to"}:
-            if self.source == "digits" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ImpossibleValue(key, "only for source = shapes, and it is digits")
-        return self
+
+class Shapes(Pack):
+    """Drawn images, as many as wanted."""
+
+    source: Literal["shapes"]
+    """digits: scikit-learn's 1,797 handwritten digits; shapes: drawn images, as many as wanted."""
+    samples: Count = 50_000
+    """Images to train on."""
+    test_samples: Count = 5_000
+    """Images to measure on."""
+    classes: Annotated[int, Field(ge=10, le=1000)] = 10
+    """Classes of objects."""
+    image_size: Count = 64
+    """Side of an image in pixels."""
+    multi_label: bool = False
+    """Several objects and labels in an image."""
+
+
+class Digits(Pack):
+    """scikit-learn's 1,797 handwritten digits."""
+
+    source: Literal["digits"]
+    """digits: scikit-learn's 1,797 handwritten digits; shapes: drawn images, as many as wanted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_defaults_of_shapes(cls, keys: Any) -> Any:
+        """Resolved jobs that an earlier version wrote hold the keys of shapes as well, with their defaults."""
+        if not isinstance(keys, dict):
+            return keys
+        fields = Shapes.model_fields
+        return {key: value for key, value in keys.items() if key not in fields or value != fields[key].default}

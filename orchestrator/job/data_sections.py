@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from orchestrator.job.choices import Pack
+from orchestrator.job.tables import SOURCES
 from orchestrator.job.values import Count, ImpossibleValue, Positive, Rate, Section, Size, Text
 
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
@@ -146,7 +147,7 @@ class Reading(Section):
 class Data(Reading):
     """Data of a job that trains."""
 
-    pack: Pack | None = None
+    pack: Annotated[Pack, SOURCES] | None = None
     """Images that come with the project, to be made into shards before the run; null = all data is there."""
     train: TrainSet
     eval: Annotated[dict[SetName, HeldOutSet], NullableSets] = Field(default={})

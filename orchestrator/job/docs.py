@@ -40,7 +40,7 @@ TABLE = "\n| key | value | default | kinds | |\n|---|---|---|---|---|\n"
 def json_schema() -> dict[str, Any]:
     """The JSON Schema of a job file, from which editors complete and check (draft 2020-12)."""
     schema = JOB.json_schema()
-    for kind in KINDS.values():
+    for kind in KINDS.sections.values():
         schema["$defs"][kind.__name__]["required"].remove("name")  # `load_job` takes it from the file's name
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "Job"} | schema
 
@@ -48,12 +48,12 @@ def json_schema() -> dict[str, Any]:
 def keys_page() -> str:
     """Every key with its type, default, kinds and meaning, as Markdown."""
     kinds_of: dict[Row, list[str]] = {}  # a key that differs by kind has several rows
-    for name, kind in KINDS.items():
+    for name, kind in KINDS.sections.items():
         for key in keys_of(kind):
             if not any(key.field is unit for unit in Duration.model_fields.values()):  # explained above the tables
                 kinds_of.setdefault(_row(key), []).append(name)
 
-    page = HEAD + "".join(f"| `{name}` | {one_line(kind.__doc__)} |\n" for name, kind in KINDS.items())
+    page = HEAD + "".join(f"| `{name}` | {one_line(kind.__doc__)} |\n" for name, kind in KINDS.sections.items())
     in_sections = dict.fromkeys(row.section for row in kinds_of if "." in row.path)
     page += "\n## Of the whole job\n" + TABLE
     page += "".join(_line(row, kinds) for row, kinds in kinds_of.items() if row.section not in ("kind", *in_sections))
@@ -104,7 +104,7 @@ def _default(key: Key) -> str:
 
 
 def _kinds(kinds: list[str]) -> str:
-    missing = [kind for kind in KINDS if kind not in kinds]
+    missing = [kind for kind in KINDS.sections if kind not in kinds]
     if not missing:
         return "all"
     return f"all but {', '.join(missing)}" if len(missing) < len(kinds) else ", ".join(kinds)

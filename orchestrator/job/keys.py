@@ -5,7 +5,7 @@ Error lines, `--set` and the page of keys all read the pydantic classes through 
 
 import difflib
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -13,6 +13,7 @@ import annotated_types
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from orchestrator.job.tables import Table
 from orchestrator.job.values import Duration, Section, size_in_bytes
 
 PLACEHOLDER = "NAME"  # stands for a name that the user chooses, as in data.eval.NAME.url
@@ -21,31 +22,55 @@ PLAIN_TYPES = {str: "text", int: "an integer", float: "a number", bool: "true or
 
 @dataclass(frozen=True)
 class Key:
-    """One key of the schema."""
+    """One key of the schema.
 
-    path: str  # dotted, from the root of the job
-    type: str  # what its value may be, in words
-    field: FieldInfo  # its default and description
-    only: str | None = None  # the alternatives that have it, where others do not: "sgd"
+    Attributes:
+        path: dotted, from the root of the job.
+        type: what its value may be, in words.
+        field: its default and description.
+        only: the names that have this key, if other names in the same table do not: "sgd".
+    """
+
+    path: str
+    type: str
+    field: FieldInfo
+    only: str | None = None
 
     @property
     def description(self) -> str:
-        """What it means. A section says so itself."""
-        return self.field.description or next(
-            (section.__doc__ or "" for section in sections_of(self.field.annotation)), ""
-        )
+        """What it means: the text of the key, else that of its section."""
+        return self.field.description or next((section.__doc__ or "" for section in sections_of(typed(self.field))), "")
 
 
 # ------------------------------------------------------------------------------------------------- walking the schema
 
 
+def typed(field: FieldInfo) -> Any:
+    """The annotation of a field with its metadata, which pydantic keeps apart."""
+    return Annotated[field.annotation, field]
+
+
+def table_of(annotation: Any) -> Table[Any] | None:
+    """The table whose names a value of this annotation is chosen from; None without such a choice."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        here = next((item for item in _flat(args[1:]) if isinstance(item, Table)), None)
+        return here or table_of(args[0])
+    if origin in (Union, types.UnionType):
+        return next((table for member in args if (table := table_of(member)) is not None), None)
+    return None
+
+
 def alternatives(annotation: Any) -> list[Any]:
     """The members of a (nested, annotated) union, without None; anything else is its own only alternative."""
-    origin = get_origin(annotation)
+    origin, args = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        return alternatives(get_args(annotation)[0])
+        table = next((item for item in _flat(args[1:]) if isinstance(item, Table)), None)
+        if table is not None and table.discriminator is not None:
+            return list(dict.fromkeys(table.sections.values()))
+        return alternatives(args[0])
     if origin in (Union, types.UnionType):
-        return [found for member in get_args(annotation) for found in alternatives(member)]
+        return [found for member in args for found in alternatives(member)]
     return [] if annotation is types.NoneType else [annotation]
 
 
@@ -55,27 +80,35 @@ def sections_of(annotation: Any) -> list[type[Section]]:
 
 
 def mapping_value(annotation: Any) -> Any | None:
-    """The annotation of the values, where keys are the user's own (`data.eval`, `tracking.tags`); else None."""
+    """The annotation of the values, if keys are the user's own (`data.eval`, `tracking.tags`); else None."""
+    if table_of(annotation) is not None:
+        return None
     mappings = [found for found in alternatives(annotation) if get_origin(found) is dict]
     return get_args(mappings[0])[1] if mappings else None
 
 
 def children(annotation: Any) -> dict[str, FieldInfo]:
-    """The keys of a section; of all its alternatives where it has several."""
+    """The keys of a section; of all its alternatives if it has several."""
+    table = table_of(annotation)
+    if table is not None and table.discriminator is None:
+        return {
+            name: FieldInfo(annotation=section, description=section.__doc__, default=None)
+            for name, section in table.sections.items()
+        }
     return {name: field for section in sections_of(annotation) for name, field in section.model_fields.items()}
 
 
 def child(annotation: Any, key: str) -> Any | None:
-    """The annotation of `key` inside a value of `annotation`; None where the schema has no such key."""
+    """The annotation of `key` inside a value of `annotation`; None if the schema has no such key."""
     value = mapping_value(annotation)
     if value is not None:
         return value
     field = children(annotation).get(key)
-    return None if field is None else Annotated[field.annotation, field]
+    return None if field is None else typed(field)
 
 
 def at(kind: type[Section], parts: Sequence[str]) -> Any | None:
-    """The annotation that the parts of a key lead to; None where the schema has no such key."""
+    """The annotation that the parts of a key lead to; None if the schema has no such key."""
     annotation: Any = kind
     for part in parts:
         annotation = child(annotation, part)
@@ -94,42 +127,36 @@ def split_key(kind: type[Section], dotted: str) -> list[str]:
     return parts
 
 
-def tagged(annotation: Any) -> dict[str, type[Section]]:
-    """Alternative sections by the `name` that chooses one: {"adamw": AdamW, "sgd": SGD}; empty without a choice."""
-    return {
-        tag: section
-        for section in sections_of(annotation)
-        if "name" in section.model_fields
-        for tag in choices(section.model_fields["name"].annotation)
-    }
-
-
 def keys_of(kind: type[Section], prefix: str = "") -> Iterator[Key]:
-    """Every key of a kind of job, depth first. A key that only some alternatives have says so."""
+    """Every key of a kind of job, depth first. A key that only some names of a table have says so."""
     for name, field in kind.model_fields.items():
         yield from _key_and_below(f"{prefix}{name}", field)
 
 
 def _key_and_below(path: str, field: FieldInfo) -> Iterator[Key]:
-    yield Key(path, type_text(field.annotation, field.metadata), field)
-    value = mapping_value(field.annotation)
-    alternative = tagged(field.annotation)
-    if alternative:
-        yield from _keys_of_alternatives(path, alternative)
-        return
-    for section in sections_of(field.annotation if value is None else value):
-        yield from keys_of(section, f"{path}." if value is None else f"{path}.{PLACEHOLDER}.")
+    annotation = typed(field)
+    yield Key(path, type_text(annotation), field)
+    table, value = table_of(annotation), mapping_value(annotation)
+    if table is not None and table.discriminator is None:
+        for name, below in children(annotation).items():
+            yield from _key_and_below(f"{path}.{name}", below)
+    elif table is not None:
+        yield from _keys_of_table(path, table)
+    else:
+        for section in sections_of(annotation if value is None else value):
+            yield from keys_of(section, f"{path}." if value is None else f"{path}.{PLACEHOLDER}.")
 
 
-def _keys_of_alternatives(path: str, alternatives: dict[str, type[Section]]) -> Iterator[Key]:
-    yield Key(f"{path}.name", any_of(list(alternatives)), next(iter(alternatives.values())).model_fields["name"])
-    for name in dict.fromkeys(
-        name for section in alternatives.values() for name in section.model_fields if name != "name"
-    ):
-        having = {tag: section for tag, section in alternatives.items() if name in section.model_fields}
-        only = any_of(list(having)) if len(having) < len(alternatives) else None
-        for key in _key_and_below(f"{path}.{name}", next(iter(having.values())).model_fields[name]):
-            yield replace(key, only=only)
+def _keys_of_table(path: str, table: Table[Any]) -> Iterator[Key]:
+    """The keys below a section that a name chooses: first the name, then those of all names."""
+    choosing, sections = str(table.discriminator), table.sections
+    first = next(iter(sections.values()))
+    yield Key(f"{path}.{choosing}", any_of(list(sections)), first.model_fields[choosing])
+    for key in dict.fromkeys(key for section in sections.values() for key in section.model_fields if key != choosing):
+        having = {name: section for name, section in sections.items() if key in section.model_fields}
+        only = any_of(list(having)) if len(having) < len(sections) else None
+        for below in _key_and_below(f"{path}.{key}", next(iter(having.values())).model_fields[key]):
+            yield replace(below, only=only)
 
 
 # ------------------------------------------------------------------------------------------------------ types in words
@@ -149,18 +176,19 @@ def type_text(annotation: Any, metadata: Sequence[Any] = ()) -> str:
     if origin is list:
         return f"a list of {type_text(args[0])}"
     if origin is dict:
-        return f"a mapping of names to {type_text(args[1])}"
+        table = next((item for item in _flat(metadata) if isinstance(item, Table)), None)
+        return f"a mapping of names to {type_text(args[1])}" if table is None else _section_with(table.sections)
     if annotation is Duration:
         return "a duration such as {steps: 1000}, {epochs: 1.5} or {images: 4096}"
     if any(isinstance(item, BeforeValidator) and item.func is size_in_bytes for item in _flat(metadata)):
         return "a size such as 4GiB or 500MB"
     if annotation in PLAIN_TYPES:
         return PLAIN_TYPES[annotation] + _limits(metadata)
-    return f"a section with {', '.join(children(annotation))}"
+    return _section_with(children(Annotated[annotation, *metadata] if metadata else annotation))
 
 
 def choices(annotation: Any) -> list[str]:
-    """The words that a value may be, of a Literal or of the names that tell alternative sections apart."""
+    """The words that a value may be, if it is a Literal or has one among its alternatives."""
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
     members = alternatives(annotation)
@@ -170,6 +198,10 @@ def choices(annotation: Any) -> list[str]:
 def any_of(words: Sequence[str]) -> str:
     """Words in a row: `a`, `a or b`, `a, b or c`."""
     return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def _section_with(keys: Iterable[str]) -> str:
+    return f"a section with {', '.join(keys) or 'no keys'}"
 
 
 def _limits(metadata: Sequence[Any]) -> str:
@@ -198,7 +230,7 @@ def _flat(metadata: Sequence[Any]) -> list[Any]:
 
 
 def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
-    """Where a key that does not exist was probably meant to be, or what there is instead. `parts[:-1]` exists."""
+    """The key that was probably meant instead of one that does not exist, or all there are. `parts[:-1]` exists."""
     wrong, prefix = parts[-1], "".join(f"{part}." for part in parts[:-1])
     siblings = list(children(at(kind, parts[:-1])))
     everywhere = {key.path: key.path.rsplit(".", 1)[-1] for key in keys_of(kind) if PLACEHOLDER not in key.path}
@@ -209,4 +241,4 @@ def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
     if not nearest:
         close = difflib.get_close_matches(wrong, everywhere.values(), n=1, cutoff=0.75)
         nearest = [path for path, name in everywhere.items() if name in close][:3]
-    return f"did you mean {any_of(nearest)}?" if nearest else f"there are {', '.join(siblings)}"
+    return f"did you mean {any_of(nearest)}?" if nearest else f"there are {', '.join(siblings) or 'none'}"

@@ -8,11 +8,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
 
-from orchestrator.job import choices, data_sections, sections
+from orchestrator.job import choices, data_sections, sections, tables
 from orchestrator.job.values import Count, ImpossibleValue, Section, Text
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-AnyOptimizer = Annotated[choices.AdamW | choices.SGD, Field(discriminator="name")]
+AnyObjective = Annotated[choices.Objective, tables.OBJECTIVES]
+AnyOptimizer = Annotated[choices.Optimizer, tables.OPTIMIZERS]
 
 
 class Job(Section):
@@ -22,6 +23,9 @@ class Job(Section):
     """What the job does."""
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     """Name of the run, which lives in checkpoint.url/name; the file's own name unless given."""
+    extensions: list[Text] = Field(default=[])
+    """Python modules that add kinds, objectives, optimizers, evaluators or sources, such as [mypackage.lion]. They are
+    found beside the job file, in the project's folder and among the installed packages."""
     _source: str = "job"
 
     @property
@@ -47,6 +51,9 @@ class NetworkJob(Job):
     cluster: sections.Cluster = sections.Cluster()
     checkpoint: sections.Checkpoint = sections.Checkpoint()
     evaluate: sections.Evaluate = sections.Evaluate()
+    evaluators: Annotated[dict[str, Section], tables.EVALUATORS] = Field(default={})
+    """Evaluators by name, each with its keys: {} if it needs none; null removes it. They measure together with the
+    held-out sets."""
     tracking: sections.Tracking = sections.Tracking()
     profile: sections.Profile | None = None
 
@@ -66,7 +73,8 @@ class ClassifierJob(NetworkJob):
     """Supervised training of a classifier, from scratch or not."""
 
     model: sections.Model
-    objective: choices.Objective
+    objective: AnyObjective
+    """What is minimised."""
 
 
 class PretrainJob(ClassifierJob):
@@ -98,7 +106,8 @@ class EvaluateJob(Job):
     kind: Literal["evaluate"]
     model: sections.Model
     data: data_sections.HeldOutData
-    objective: choices.Objective
+    objective: AnyObjective
+    """What is minimised."""
     batch_size: Count
     """Images in a step, over all workers."""
     parallel: sections.Arithmetic = sections.Arithmetic()
@@ -123,7 +132,8 @@ class VtabJob(Job):
     """Decides order, augmentation, initialisation and dropout."""
     model: sections.Encoder
     data: data_sections.VtabData
-    objective: choices.Objective
+    objective: AnyObjective
+    """What is minimised."""
     optimizer: AnyOptimizer
     """The optimizer: its name and the keys that it has."""
     schedule: sections.Schedule
@@ -156,18 +166,16 @@ class SweepJob(Job):
     """The values to try of each key, such as {optimizer.lr: [1.0e-3, 3.0e-3]}."""
 
 
-KINDS: dict[str, type[Job]] = {
-    "pretrain": PretrainJob,
-    "masked_patch": MaskedPatchJob,
-    "finetune": FinetuneJob,
-    "evaluate": EvaluateJob,
-    "sweep": SweepJob,
-    "vtab": VtabJob,
-}
-AnyJob = Annotated[
-    PretrainJob | MaskedPatchJob | FinetuneJob | EvaluateJob | SweepJob | VtabJob, Field(discriminator="kind")
-]
-JOB: TypeAdapter[AnyJob] = TypeAdapter(AnyJob)
+KINDS = tables.Table("kind", Job)
+"""function(job, *, as_json) -> exit code of the command"""
+KINDS.add("pretrain", PretrainJob, "orchestrator.kinds.one_run.pretrain")
+KINDS.add("masked_patch", MaskedPatchJob, None)
+KINDS.add("finetune", FinetuneJob, None)
+KINDS.add("evaluate", EvaluateJob, None)
+KINDS.add("sweep", SweepJob, None)
+KINDS.add("vtab", VtabJob, None)
+
+JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, KINDS])
 
 
 def _check_batch(batch_size: int, cluster: sections.Cluster) -> None:

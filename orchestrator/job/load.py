@@ -18,6 +18,7 @@ from orchestrator.job.keys import at, sections_of, split_key
 from orchestrator.job.kinds import JOB, KINDS, Job, SweepJob
 from orchestrator.job.mistakes import first_mistake, problem
 from orchestrator.job.safe_yaml import parse_yaml, reason
+from orchestrator.job.tables import load_extensions
 from orchestrator.job.values import Duration
 from orchestrator.redact import REDACTED, holds_credential
 
@@ -31,7 +32,8 @@ def load_job(path: str | Path, overrides: Iterable[str] | Mapping[str, Any] = ()
             of a duration replaces the duration: `schedule.length.steps=2` takes the place of `{epochs: 14}`.
 
     Raises:
-        JobError: it is not YAML, holds a credential, has an unknown key, a wrong type or an impossible value.
+        JobError: it is not YAML, holds a credential, has an unknown key, a wrong type or an impossible value, or names
+            an extension that cannot be imported.
     """
     job = _load(Path(path), overrides)
     if isinstance(job, SweepJob):
@@ -43,8 +45,10 @@ def _load(path: Path, overrides: Iterable[str] | Mapping[str, Any]) -> Job:
     source = str(path)
     raw = _read(path)
     raw.setdefault("name", path.stem)
-    for dotted, value in _parsed(overrides, source):
-        _set(raw, KINDS.get(str(raw.get("kind")), Job), dotted, value)
+    changes = list(_parsed(overrides, source))
+    _load_extensions(dict(changes).get("extensions", raw.get("extensions")), path)
+    for dotted, value in changes:
+        _set(raw, KINDS.sections.get(str(raw.get("kind")), Job), dotted, value)
     for key, text in _texts(raw, "", seen=set()):
         if (fault := _credential(key, text)) is not None:
             raise JobError(f"{source}: {key}: {fault}")
@@ -54,6 +58,15 @@ def _load(path: Path, overrides: Iterable[str] | Mapping[str, Any]) -> Job:
         raise JobError(f"{source}: {first_mistake(raw, error)}") from None
     job._source = source
     return job
+
+
+def _load_extensions(modules: Any, path: Path) -> None:
+    """Import the modules of the key `extensions`, if it is right; else the checks report it."""
+    if isinstance(modules, list) and all(isinstance(module, str) for module in modules):
+        try:
+            load_extensions(modules, path.absolute().parent)
+        except JobError as error:
+            raise JobError(f"{path}: {error}") from error
 
 
 def _check_grid(sweep: SweepJob) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from orchestrator.job.errors import JobError, did_you_mean, lookup, with_value
-from orchestrator.job.keys import any_of, at, child, choices, suggestion, tagged, type_text
+from orchestrator.job.keys import any_of, at, child, choices, suggestion, table_of, type_text
 from orchestrator.job.kinds import KINDS, Job
 from orchestrator.job.values import ImpossibleValue, Section
 
@@ -22,7 +22,7 @@ def problem(job: Job, key: str, text: str) -> JobError:
 
 def first_mistake(raw: dict[str, Any], error: ValidationError) -> str:
     """The first problem and the number of others. Unknown keys come first: other keys are missing because of them."""
-    kind = KINDS.get(str(raw.get("kind")), Job)
+    kind = KINDS.sections.get(str(raw.get("kind")), Job)
     lines: dict[str, str] = {}  # by key: pydantic reports one error for each alternative of a value
     for details in sorted(error.errors(), key=lambda details: details["type"] != "extra_forbidden"):
         if details["type"] == "default_factory_not_called":  # follows from another problem in its section
@@ -37,7 +37,7 @@ def first_mistake(raw: dict[str, Any], error: ValidationError) -> str:
 
 def _mistake(kind: type[Section], raw: dict[str, Any], details: Any) -> tuple[str, str]:
     """The dotted key and the line of one pydantic error."""
-    location, context = details["loc"][1:], details.get("ctx", {})
+    location, context = details["loc"], details.get("ctx", {})
     if details["type"] == "extra_forbidden":
         parts = [*_written(kind, location[:-1]), str(location[-1])]
         return ".".join(parts), f"{'.'.join(parts)}: {_no_such_key(kind, raw, parts)}"
@@ -48,9 +48,10 @@ def _mistake(kind: type[Section], raw: dict[str, Any], details: Any) -> tuple[st
         case "missing" if len(parts) == len(location):
             text = f"{'.'.join(parts)}: missing; expected {type_text(annotation)}"
         case "union_tag_not_found" | "union_tag_invalid":
-            tags = list(tagged(annotation) if parts else KINDS)
-            parts.append("name" if parts else "kind")
-            text = f"{with_value(raw, parts)}: expected {any_of(tags)}{did_you_mean(lookup(raw, parts), tags)}"
+            table = table_of(annotation) or KINDS
+            parts.append(str(table.discriminator))
+            names = list(table.sections)
+            text = f"{with_value(raw, parts)}: expected {any_of(names)}{did_you_mean(lookup(raw, parts), names)}"
         case "value_error" if isinstance(context["error"], ImpossibleValue):
             parts += [part for part in context["error"].key.split(".") if part]
             text = f"{with_value(raw, parts)}: {context['error']}"
@@ -66,22 +67,22 @@ def _mistake(kind: type[Section], raw: dict[str, Any], details: Any) -> tuple[st
 
 def _no_such_key(kind: type[Section], raw: dict[str, Any], parts: Sequence[str]) -> str:
     *parents, last = parts
-    choosing = ".".join([*parents, "name"]) if parents else "kind"
-    alternatives = tagged(at(kind, parents)) if parents else KINDS
-    having = [tag for tag, section in alternatives.items() if last in section.model_fields]
-    if having:
-        return f"only for {choosing} = {any_of(having)}, and it is {lookup(raw, choosing.split('.'))}"
+    table = table_of(at(kind, parents)) if parents else KINDS
+    if table is not None and table.discriminator is not None:
+        choosing = [*parents, table.discriminator]
+        having = [name for name, section in table.sections.items() if last in section.model_fields]
+        if having:
+            return f"only for {'.'.join(choosing)} = {any_of(having)}, and it is {lookup(raw, choosing)}"
     return f"unknown key; {suggestion(kind, parts)}"
 
 
 def _written(kind: type[Section], location: Sequence[int | str]) -> list[str]:
-    """The part of a pydantic location that the user wrote: it also names members of unions and places in lists."""
+    """The part of a pydantic location that the user wrote: it also has members of unions and places in lists."""
     parts: list[str] = []
     annotation: Any = kind
     for part in location:
-        if child(annotation, str(part)) is not None:
-            parts.append(str(part))
-            annotation = child(annotation, str(part))
-        elif part not in tagged(annotation):
+        annotation = child(annotation, str(part))
+        if annotation is None:
             break
+        parts.append(str(part))
     return parts

@@ -78,6 +78,7 @@ def remove_ray_checkpoint_list(url: str) -> None:
 
 def _recipe_before(job: NetworkJob) -> dict[str, Any]:
     fields = read_fields(job, JOB)
+    fields.pop("evaluators", None)  # not part of the recipe; this job may lack the extension that names them
     with suppress(ValidationError):  # of a version that had other keys: it is compared as it stands
         fields = type(job).model_validate(fields).model_dump(mode="json")  # keys that are new since get their defaults
     try:

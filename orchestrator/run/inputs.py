@@ -11,14 +11,12 @@ from pathlib import Path
 from data import Index, Order, SampleOrder, open_index, storage
 from data.errors import DataError
 from data.loading.budget import needed_bytes
-from data.shards.index import INDEX_NAME
-from data.sources.digits import pack_digits
-from data.sources.shapes import pack_shapes
 from orchestrator.job.choices import Pack
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Model
+from orchestrator.job.tables import SOURCES
 from orchestrator.run.paths import PathError, resolve_url
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
@@ -137,10 +135,7 @@ def _check_labels(job: NetworkJob, num_classes: int, key: str, url: str, index: 
 def _pack(job: NetworkJob, settings: Pack) -> None:
     folder = _resolve(job, "data.pack.to", settings.to)
     try:
-        if settings.source == "shapes":
-            pack_shapes(folder, **settings.model_dump(exclude={"source", "to"}), show_progress=True)
-        elif not all(storage.exists(storage.join(folder, f"{split}/{INDEX_NAME}")) for split in ("train", "test")):
-            pack_digits(folder)
+        SOURCES.bound(settings)(folder)
     except (DataError, OSError) as error:
         raise problem(job, "data.pack.to", str(error)) from error
 

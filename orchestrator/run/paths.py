@@ -64,6 +64,9 @@ def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
         fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
     for held_out in fields["data"]["eval"].values():
         held_out["url"] = resolve_url(held_out["url"])
+    for evaluator in fields["evaluators"].values():
+        if isinstance(evaluator.get("url"), str):
+            evaluator["url"] = resolve_url(evaluator["url"])
     resolved = type(job).model_validate(fields)
     resolved._source = job.source
     return resolved

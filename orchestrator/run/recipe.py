@@ -4,7 +4,10 @@ from typing import Any
 
 # What may differ from one start of a run to the next without changing what is computed. The training set is compared by
 # the digest of its indexes and of the choice among their samples, so it may move.
-FREE_SECTIONS = {"parallel", "training", "cluster", "checkpoint", "evaluate", "tracking", "profile"}
+FREE_SECTIONS = {
+    *("parallel", "training", "cluster", "checkpoint", "evaluate", "evaluators", "tracking", "profile"),
+    "extensions",  # where code is found; what is used of it has a name in another section
+}
 FREE_DATA_KEYS = {
     *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
 }

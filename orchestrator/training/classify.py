@@ -6,9 +6,10 @@ from torch import Tensor
 from data import Batch
 from data.splitmix import Purpose, key, stream
 from model import VisionTransformer
-from model.objectives import dense_targets, sigmoid_cross_entropy, softmax_cross_entropy
+from model.objectives import dense_targets
 from orchestrator.engine.step import Engine, Objective
 from orchestrator.job.kinds import ClassifierJob
+from orchestrator.job.tables import OBJECTIVES
 from orchestrator.training.evaluators.accuracy import evaluate
 from orchestrator.training.measurement import HeldOutSet
 from orchestrator.training.task import Task
@@ -23,13 +24,13 @@ class Classify(Task):
         return VisionTransformer(self.job.model.vit_config())
 
     def objective(self) -> Objective:
-        settings, num_classes = self.job.objective, self.job.model.num_classes
-        cross_entropy = sigmoid_cross_entropy if settings.loss == "sigmoid" else softmax_cross_entropy
+        loss, num_classes = OBJECTIVES.bound(self.job.objective), self.job.model.num_classes
 
-        def loss(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-            return cross_entropy(logits, dense_targets(labels, weights, num_classes), settings.label_smoothing)
+        def objective(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+            losses: Tensor = loss(logits, dense_targets(labels, weights, num_classes))
+            return losses
 
-        return loss
+        return objective
 
     def seeds(self, batch: Batch) -> Tensor | None:
         if not self.job.model.dropout:

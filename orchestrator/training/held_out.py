@@ -1,4 +1,7 @@
-"""Measuring while training: accuracy on the sets of `data.eval`. Training waits; a notice cuts a measurement off."""
+"""Measuring while training: the sets of `data.eval`, and the job's `evaluators`.
+
+Training waits meanwhile. A notice cuts an evaluation off, and the next attempt does it again.
+"""
 
 from collections.abc import Iterable, Iterator
 
@@ -12,6 +15,7 @@ from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.reporter import Reporter
+from orchestrator.job.tables import EVALUATORS
 from orchestrator.run.schedule import Calendar
 from orchestrator.training.measurement import Measurement
 from orchestrator.training.task import Task
@@ -77,6 +81,9 @@ class HeldOut:
             self._reporter.note(f"evaluating {name}")
             with measurement.open(name, settings.url, settings.augment) as held_out:
                 results[names.held_out(name)] = self._task.measure(self._engine, held_out)
+        for name, section in job.evaluators.items():
+            self._reporter.note(f"evaluating {name}")
+            results[name] = EVALUATORS.bound(section, name)(measurement)
         return results
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -11,6 +11,7 @@ import ray
 
 from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import JOB, NetworkJob
+from orchestrator.job.tables import load_extensions
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.training.build import Parts, RunPlace, build
 from orchestrator.training.health import Diverged, RollBack
@@ -25,6 +26,7 @@ def train(config: dict[str, Any]) -> None:
     """
     redact_logs()  # every log record of this process, including libraries'
     try:
+        load_extensions(config["job"]["extensions"])  # before the job that may name what they add
         job = JOB.validate_python(config["job"])
         assert isinstance(job, NetworkJob)
         task = resolve_name(config["task"])(job)

@@ -169,17 +169,17 @@ def test_names(name: str, secret: bool) -> None:
 
 def test_no_key_of_a_job_is_called_like_a_credential() -> None:
     def keys(model: type[BaseModel], seen: set[type[BaseModel]]) -> set[str]:
-        from orchestrator.job.keys import sections_of
+        from orchestrator.job.keys import sections_of, typed
 
         if model in seen:
             return set()
         seen.add(model)
         found = set(model.model_fields)
         for field in model.model_fields.values():
-            found |= {key for section in sections_of(field.annotation) for key in keys(section, seen)}
+            found |= {key for section in sections_of(typed(field)) for key in keys(section, seen)}
         return found
 
-    for kind in KINDS.values():
+    for kind in KINDS.sections.values():
         names = keys(kind, set())
         assert "lr" in names or kind.__name__.startswith(("Sweep", "Evaluate"))
         assert not [name for name in names if is_secret_name(name)]

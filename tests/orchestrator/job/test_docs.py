@@ -52,11 +52,11 @@ def test_editors_accept_no_held_out_sets() -> None:
     assert errors(job) == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS.sections)
 def test_every_key_is_on_the_page_with_its_meaning(kind: str) -> None:
     page = keys_page()
-    assert f"| `{kind}` | {KINDS[kind].__doc__} |" in page
-    for key in keys_of(KINDS[kind]):
+    assert f"| `{kind}` | {KINDS.sections[kind].__doc__} |" in page
+    for key in keys_of(KINDS.sections[kind]):
         if key.path == "kind":
             continue
         name = key.path.rsplit(".", 1)[-1]
@@ -68,7 +68,7 @@ def test_every_key_is_on_the_page_with_its_meaning(kind: str) -> None:
 
 def test_the_walk_over_the_schema_leaves_nothing_out() -> None:
     """Against pydantic's own JSON Schema: every property of every definition is a key of some kind of job."""
-    found = {key.path.rsplit(".", 1)[-1] for kind in KINDS.values() for key in keys_of(kind)}
+    found = {key.path.rsplit(".", 1)[-1] for kind in KINDS.sections.values() for key in keys_of(kind)}
     definitions = json_schema()["$defs"].values()
     assert found == {name for definition in definitions for name in definition["properties"]}
 
@@ -77,7 +77,7 @@ def test_every_default_that_is_shown_is_the_one_that_is_used() -> None:
     rows = [line.split(" | ") for line in keys_page().splitlines() if line.startswith("| `")]
     shown = {row[0].strip("| `"): row[2].strip("`") for row in reversed(rows) if len(row) == 5}  # pretrain's come first
     compared = 0
-    for key in keys_of(KINDS["pretrain"]):
+    for key in keys_of(KINDS.sections["pretrain"]):
         default = key.field.get_default()
         if key.path in shown and not key.field.is_required() and key.field.default_factory is None:
             value = default.model_dump(exclude_defaults=True) if isinstance(default, BaseModel) else default
