@@ -31,7 +31,7 @@ PRELOAD = ("torch", "torch.utils.data", "PIL.Image", "webdataset", "data.loading
 
 
 class Contender(NamedTuple):
-    """One line of the table. `task` is what data_worker.py is asked; `peer` names the library, if it is one of (c)."""
+    """One line of the table. `task` is what worker.py is asked; `peer` names the library, if it is one of (c)."""
 
     name: str
     task: dict[str, Any]
@@ -57,7 +57,7 @@ CONTENDERS = (
 
 
 class Worker:
-    """A data_worker.py under some Python. Use it in a `with`."""
+    """A worker.py under some Python. Use it in a `with`."""
 
     def __init__(self, python: str) -> None:
         command = [python, "-m", "benchmarks.data.worker", *PRELOAD]

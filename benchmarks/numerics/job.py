@@ -1,4 +1,4 @@
-"""The fixed small job of numerics.py: in plain PyTorch, which is the reference, and through the engine of a run.
+"""The fixed small job of `benchmarks.numerics`: in plain PyTorch (the reference), and through the engine of a run.
 
 Both train the same network from the same weights on the same samples, with the same dropout seeds and learning rates,
 all of them functions of (seed, step); what they do with them is written twice.

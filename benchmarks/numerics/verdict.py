@@ -1,4 +1,4 @@
-"""When two ways to compute a step train alike: the arithmetic of numerics.py, on loss curves.
+"""When two ways to compute a step train alike: the arithmetic of `benchmarks.numerics`, on loss curves.
 
 A seed s has the reference's curve and the variant's, losses by step. With L the mean loss over the last quarter of the
 steps, what a variant changes is

@@ -1,7 +1,7 @@
 """The bytes of one worker's samples, read ahead of their use.
 
 Shards lie on an object store: a request costs tens of milliseconds whatever it asks for, so samples are never asked for
-one by one. When the worker's slots enter new lane blocks (order.py), the ids that it will use from them are laid
+one by one. When the worker's slots enter new lane blocks (sample_order.py), the ids that it will use from them are laid
 over the index's coarse offsets and fetched as few long ranged reads. Samples wait here, as encoded bytes, for the
 steps that use them: on average half of each lane's block, plus what is read ahead.
 

@@ -2,7 +2,7 @@
 
     slots of every batch    | source 0: B_0 slots | source 1: B_1 slots | ... |
 
-Each source is an order of its own (order.py) with the batch size B_s, over its own slots. So its lanes, its blocks and
+Each source is a `SampleOrder` of its own, with the batch size B_s, over its own slots. So its lanes, its blocks and
 its passes are its own: a small source with a large share starts its second pass while others are in their first, and
 within each pass every one of its samples comes exactly once. The last batch of a pass masks what is missing, in that
 source's slots only. Step t stays a pure function of (seed, t), whatever the number of workers.
