@@ -29,6 +29,7 @@ CLUSTERS = {"ray_head", "local_cluster"}
 HEAD = "the tests that share a head"
 ON_THE_HEAD = (
     *(f"tests/runs/test_{name}.py" for name in ("endings", "extensions", "killed", "rotten", "run")),
+    "tests/orchestrator/cluster/test_code_check.py",
     "tests/orchestrator/cluster/test_launch.py",
 )
 LONGEST_FIRST = ("runs", "orchestrator", "benchmarks", "model")

@@ -17,6 +17,7 @@ from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.board import Board
+from orchestrator.cluster.code_check import SameCode, other_code_here
 from orchestrator.cluster.connect import connect, missing_resources, worker_environment
 from orchestrator.cluster.display import Display
 from orchestrator.cluster.failures import root_cause
@@ -26,6 +27,7 @@ from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.run.folder import remove_ray_checkpoint_list, run_url
+from orchestrator.run.provenance import code_digest
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
@@ -60,6 +62,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
         KeyboardInterrupt: stopped by the user.
     """
     url = run_url(job)
+    digest = code_digest()
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
     beside_the_job = Path(job.source).absolute().parent if job.extensions else None
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
@@ -91,6 +94,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `checkpoint/saver.py`
             callbacks=[
+                SameCode(digest),
                 SayFailures(board),
                 Watchdog(board, job.cluster.hang_timeout),
                 AnswerSigterm(job.cluster.preemption_grace),
@@ -104,7 +108,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
         try:
             trainer.fit()
         except ray.exceptions.RayActorError as error:  # not the workers': they are restarted
-            raise RunFailed(CONTROLLER_GONE) from error
+            raise RunFailed(other_code_here(digest) or CONTROLLER_GONE) from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise RunFailed(root_cause(error)) from error
         if reason := ray.get(board.stopped.remote()):

@@ -1,6 +1,7 @@
 """What produced a run: the code, the packages and the machine, as tags and as a `requirements.txt`."""
 
 import hashlib
+import importlib.util
 import platform
 import subprocess
 import sysconfig
@@ -50,6 +51,18 @@ def code_digest(root: Path = PROJECT) -> str:
         digest.update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
         digest.update(content)
     return digest.hexdigest()
+
+
+def imported_code_digest() -> str | None:
+    """The digest of the code that this process imports, or would import; None if it finds none.
+
+    It uses nothing of ours but `code_digest` and `CODE`, because it is also sent to processes with other code
+    (`cluster/code_check.py`).
+    """
+    spec = importlib.util.find_spec("orchestrator")
+    if spec is None or spec.origin is None:
+        return None
+    return code_digest(Path(spec.origin).parents[1])
 
 
 def requirements_text() -> str:
