@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 
-from data import Loader
-from data.loading.loader import Batch
+from data import Batch, Loader
 from orchestrator import names
 from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.engine.devices import device_peak
