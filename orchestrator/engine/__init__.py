@@ -1,3 +1,3 @@
-"""One training step on one device: DeepSpeed, the optimizer, memory. Imports `job` and `wording`, and no Ray:
-the step can be measured alone.
+"""One training step on one device: DeepSpeed, the optimizer, memory. Imports `job` and `wording`, but no
+Ray: the step can be measured alone.
 """

@@ -1,6 +1,6 @@
-"""ZeRO 1 in bf16, with a third fewer passes over memory than DeepSpeed's own optimizer makes.
+"""ZeRO 1 in bf16, with a third less memory traffic than DeepSpeed's own optimizer.
 
-What a step moves beside the network's arithmetic, in bytes a parameter, with AdamW, one worker and one micro-batch:
+Bytes per parameter that one step moves besides the network's arithmetic (AdamW, one worker, one micro-batch):
 
                                         DeepSpeed 0.19.8                here
     gradients, bf16, to float32 sums    18: cast, then add              6: copy; later micro-batches add
@@ -10,6 +10,8 @@ What a step moves beside the network's arithmetic, in bytes a parameter, with Ad
     weights to bf16                      6                              6
     sums to zero                         8: after the step, twice       0: the next copy overwrites them
                                         72                             48
+
+This file depends on DeepSpeed's insides (tests/orchestrator/engine/test_deepspeed_internals.py).
 """
 
 from typing import Any
@@ -20,13 +22,14 @@ from torch import Tensor
 
 
 class DirectAccumulationOptimizer(BF16_Optimizer):
-    """DeepSpeed's optimizer, where the first gradient of a step is copied, instead of added to zeros."""
+    """DeepSpeed's optimizer, but the first gradient of a step is copied to the sums instead of added to zeros."""
 
     @torch.no_grad()
     def _update_hp_grad(self, lp: Tensor, group_idx: int, param_idx: int, clear_lp_grads: bool) -> None:
-        """Take over a gradient as it is made; the caller frees it (`immediate_grad_update`)."""
+        """Add a gradient to its sum as soon as it is computed; the caller frees it (`immediate_grad_update`)."""
         if lp.grad is None:
             return
+
         total = self.fp32_groups_gradients[group_idx][param_idx]
         has_gradient = self.fp32_groups_has_gradients[group_idx]
         gradient = lp.grad.view(total.shape)
@@ -38,7 +41,7 @@ class DirectAccumulationOptimizer(BF16_Optimizer):
         lp._hp_grad = total  # type: ignore[attr-defined]  # DeepSpeed's own accessors look there
 
     def backward_epilogue(self, **options: Any) -> None:
-        """Clear what is left of the last step where this backward pass made no gradient; DeepSpeed reduces next."""
+        """Zero the sums without a gradient in this step: they still hold the last step's. DeepSpeed reduces next."""
         for totals, has_gradient in zip(self.fp32_groups_gradients, self.fp32_groups_has_gradients, strict=True):
             for i, total in enumerate(totals):
                 if not has_gradient[i]:
@@ -46,22 +49,23 @@ class DirectAccumulationOptimizer(BF16_Optimizer):
                     has_gradient[i] = True
 
     def clear_hp_grads(self) -> None:
+        """Mark all sums as empty, without writing zeros to them."""
         self.fp32_groups_has_gradients = [[False] * len(totals) for totals in self.fp32_groups_gradients]
 
 
 def use_direct_accumulation(optimizer: BF16_Optimizer, grad_clip: float | None) -> None:
-    """Turn DeepSpeed's optimizer, which it makes itself, into the one above.
+    """Turn the optimizer that DeepSpeed has created into the one above.
 
     Args:
-        optimizer: accumulates in float32, gradient by gradient, around a fused optimizer of torch's; DeepSpeed does not
-            clip.
-        grad_clip: norm to which the fused optimizer clips; None: it does not.
+        optimizer: sums each gradient in float32 as it is computed, and steps a fused optimizer of torch. DeepSpeed does
+            not clip.
+        grad_clip: norm to which the fused optimizer clips; None: it does not clip.
     """
     optimizer.__class__ = DirectAccumulationOptimizer
     if grad_clip:
 
         def clip(fused: Any, *_: object) -> None:
-            """Called between the norm and the step, of which a norm that is not finite has none."""
+            """Called between the norm and the step. A norm that is not finite has no step."""
             norm = torch.as_tensor(optimizer._global_grad_norm, dtype=torch.float32)
             fused.grad_scale = (norm / grad_clip).clamp(min=1.0)
 

@@ -1,4 +1,4 @@
-"""Exchanging a few numbers between the ranks of a run. Every rank must call these functions, in the same order."""
+"""Exchange of a few numbers between all ranks. Collective: every rank calls these functions, in the same order."""
 
 from collections.abc import Sequence
 
@@ -15,7 +15,7 @@ def all_reduce_sums(values: Sequence[Tensor]) -> list[float]:
 
 
 def on_all_ranks(value: int) -> list[int]:
-    """Every rank's value, by rank. Collective."""
+    """Every rank's value, in the order of the ranks."""
     values = [0] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

@@ -11,10 +11,10 @@ from orchestrator.job.tables import OPTIMIZERS
 def parameter_groups(
     model: torch.nn.Module, weight_decay: float, mask: dict[str, bool]
 ) -> list[dict[str, list[torch.nn.Parameter] | float]]:
-    """Split parameters into a decayed group (kernels) and one that is not (biases, norms, tokens, positions).
+    """Split parameters into a decayed group (kernels) and one without decay (biases, norms, tokens, positions).
 
     Args:
-        model: its trainable parameters are grouped, in the order of `named_parameters`.
+        model: its trainable parameters are split, in the order of `named_parameters`.
         weight_decay: decay of the first group.
         mask: parameter name -> whether it decays (`model.decay_mask`).
     """
@@ -31,13 +31,13 @@ def create_optimizer(model: torch.nn.Module, settings: Optimizer, mask: dict[str
     """The optimizer that the job names. Its learning rate is 0 until the training loop sets that of the step."""
     groups = parameter_groups(model, settings.weight_decay, mask)
     for group in groups:
-        # Some ZeRO stages take a step on zero gradients while they build their state, which must not decay weights.
+        # Some ZeRO stages take a step on zero gradients to allocate their state; it must not decay weights.
         group["lr"] = 0.0
     optimizer: torch.optim.Optimizer = OPTIMIZERS.bound(settings)(groups)
     return optimizer
 
 
-# fused: one pass over memory; the others make temporaries as large as the whole flat partition, gigabytes of them.
+# fused: one pass over memory. Other variants allocate temporaries as large as the whole flat partition: gigabytes.
 
 
 def adamw(groups: list[dict[str, Any]], *, betas: tuple[float, float], eps: float) -> torch.optim.Optimizer:

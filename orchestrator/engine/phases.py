@@ -1,17 +1,17 @@
-"""Where the time of a step goes: data wait, forward, backward, optimizer, checkpoint stall, and what is left.
+"""Where the time of a step goes: data wait, forward, backward, optimizer, checkpoint stall, and the rest.
 
-On a CPU a phase is timed by the host's clock. On a GPU the host runs ahead of the device, so its clock says nothing
-about the device's work, and waiting for the device in every step would slow it down. There a phase is the time between
-two events in the device's own queue:
+On a CPU a phase is timed by the host's clock. On a GPU the host runs ahead of the device: its clock says nothing about
+the device's work, and waiting for the device in every step would slow it down. There a phase is the time between two
+events in the device's own queue:
 
     host      wait for a batch   launch forward ...
     queue       E0          E1   kernels ...   E2        forward = E2 - E1,  data wait = E1 - E0
 
-Events are read once the device has passed them, without waiting, and used again. The host is at most a step or two
-ahead, so there are a few for each phase of a step, however long the run. A wait that the device did not notice, since
-it still had work, takes no time between its two events: what counts is the time for which the device stood idle.
+Events are read, without waiting, once the device has passed them, and are then reused. The host is at most a step or
+two ahead, so a few events for each phase suffice for a run of any length. While the device still has work, a wait of
+the host takes no time between its two events: only the time in which the device is idle counts.
 
-Phases carry their names in a profiler's trace (`profile/profiler.py`).
+A profiler's trace shows the phases by name (`history/profile/`).
 """
 
 import time
@@ -26,14 +26,14 @@ DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER = "data_wait", "forward", "backward", "o
 CHECKPOINT_STALL = "checkpoint_stall"
 PHASES = (DATA_WAIT, FORWARD, BACKWARD, OPTIMIZER, CHECKPOINT_STALL)
 STEP, OTHER = "step", "other"
-EVALUATION = "evaluation"  # in a trace: between steps, and no part of them
+EVALUATION = "evaluation"  # in traces only: it is between steps
 
 
 class Phases:
-    """Adds up the seconds of each phase on this rank.
+    """Sums of the seconds of each phase on this rank.
 
     Args:
-        device: where the step is computed.
+        device: computes the steps.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class Phases:
 
     @contextmanager
     def time(self, phase: str) -> Iterator[None]:
-        """Count what happens inside as `phase`, unless it raises. Phases do not overlap."""
+        """Count the time of the block as `phase`, unless it raises. Phases must not overlap."""
         with record_function(phase):
             if self._on_gpu:
                 begin, end = self._event(), self._event()
@@ -59,16 +59,16 @@ class Phases:
                 self._seconds[phase] += time.perf_counter() - began
 
     def add(self, phase: str, seconds: float) -> None:
-        """Count seconds that were measured elsewhere, while the device had nothing to do."""
+        """Count seconds that were measured elsewhere, while the device was idle."""
         self._seconds[phase] += seconds
 
     def totals(self) -> dict[str, float]:
-        """Seconds by phase since the start, of all that the device is done with. Waits for nothing."""
+        """Seconds by phase since the start, of the work that the device has finished. Does not wait."""
         self._collect()
         return dict(self._seconds)
 
     def since(self, earlier: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by phase since `totals` gave `earlier`."""
+        """Seconds by phase since `totals` returned `earlier`."""
         return {phase: now - earlier[phase] for phase, now in self.totals().items()}
 
     def _event(self) -> torch.cuda.Event:
@@ -77,17 +77,17 @@ class Phases:
     def _collect(self) -> None:
         while self._pending and self._pending[0][2].query():
             phase, begin, end = self._pending.popleft()
-            self._seconds[phase] += begin.elapsed_time(end) / 1000.0  # it is in milliseconds
+            self._seconds[phase] += begin.elapsed_time(end) / 1000.0  # from milliseconds
             self._free += (begin, end)
 
 
 def per_step(spent: Mapping[str, float], *, seconds: float, steps: int) -> dict[str, float]:
-    """Seconds a step: the whole as `step`, each phase, and what is left as `other`.
+    """Seconds per step: the whole as `step`, each phase, and the rest as `other`.
 
     Args:
         spent: seconds by phase.
-        seconds: wall time of all `steps` steps, checkpoint stalls included, evaluations not.
+        seconds: wall time of all `steps` steps, with checkpoint stalls and without evaluations.
     """
     split = {phase: spent[phase] / steps for phase in PHASES}
-    left = seconds / steps - sum(split.values())
-    return {STEP: seconds / steps, **split, OTHER: max(0.0, left)}  # the two clocks differ by rounding
+    rest = seconds / steps - sum(split.values())
+    return {STEP: seconds / steps, **split, OTHER: max(0.0, rest)}  # the two clocks differ by rounding

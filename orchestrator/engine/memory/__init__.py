@@ -1,3 +1,3 @@
-"""Which micro-batch and which activation checkpointing fit: what a step needs, what the device has, what was
-measured, and the choice.
+"""Which micro-batch and which activation checkpointing fit: what a step needs by arithmetic and when measured, what the
+device has, and the choice.
 """

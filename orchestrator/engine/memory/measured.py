@@ -1,15 +1,15 @@
-"""A short trial on this device: how much memory a model's activations really take.
+"""The memory that a model's activations really take on this device, measured with a few images.
 
-The arithmetic of `model.cost.flops` counts what the encoder's blocks keep. A device may take more: workspaces, sizes
-rounded up by the allocator, float32 copies on a CPU without bf16 products, the loss over many classes. So a copy of the
-model passes a few images forward and backward, before DeepSpeed wraps the model itself.
+The arithmetic of `model.cost.flops` counts what the encoder's blocks keep. A device may need more: workspaces, sizes
+that the allocator rounds up, float32 copies on a CPU without bf16 products, the loss over many classes. So a copy of
+the model passes a few images forward and backward, before DeepSpeed wraps the model itself.
 
-On a GPU the passes are computed, and PyTorch's allocator tells their peak. No allocator tells on a CPU. There the same
-operations are carried out on fake tensors, which have shapes and no contents and cost no arithmetic, and the bytes that
-would be alive are added up.
+On a GPU the passes are computed, and PyTorch's allocator reports their peak. On a CPU no allocator does. There the same
+operations run on fake tensors, which have shapes but no contents and cost no arithmetic, and the bytes that would be
+alive are summed.
 
-The run does not notice: the copy has parameters and gradients of its own, and nothing draws random numbers. Blocks are
-not compiled: compiling for sizes that are never used again takes minutes, and compiled blocks keep no more.
+This does not affect the run: the copy has its own parameters and gradients, and nothing draws random numbers. Blocks
+are not compiled: compiling for sizes that are never used again takes minutes, and compiled blocks keep no more.
 """
 
 import copy
@@ -28,14 +28,14 @@ from model import VisionTransformer, checkpoint_blocks
 from model.layers.recompute import CheckpointMode
 from orchestrator.engine.step import Objective, normalise
 
-DID_NOT_FIT = 2**62  # bytes: what did not fit
+DID_NOT_FIT = 2**62  # bytes: stands for a peak that exceeded the device's memory
 
 
 def measured_sizes(micro_batch: int) -> list[int]:
-    """Images of the passes that stand for a micro-batch: a quarter and a half of it; at least 1 and 2, if it has two.
+    """Numbers of images that represent a micro-batch: a quarter and a half of it; 1 and 2 of a small one.
 
-    Two sizes tell what an image adds from what is there anyway. They are large enough for activations to outweigh all
-    else, and leave a factor of two for the arithmetic to be wrong.
+    Two sizes separate the bytes per image from the fixed ones. They are large enough for activations to outweigh the
+    rest, and small enough to fit if the arithmetic is wrong by a factor of two.
     """
     half = max(math.ceil(micro_batch / 2), min(2, micro_batch))
     return sorted({math.ceil(half / 2), half})
@@ -50,16 +50,17 @@ def measured_peaks(
     dtype: torch.dtype,
     device: torch.device,
 ) -> dict[int, int]:
-    """Most bytes alive at once beside parameters and gradients, in a forward and backward pass, by number of images.
+    """Peak of the bytes besides parameters and gradients, in a forward and backward pass, by number of images.
 
     Args:
-        model: on any device, in any dtype; it stays as it is.
+        model: on any device, in any dtype; it does not change.
         objective: loss of each sample.
-        micro_batch: what `measured_sizes` stand for.
-        dtype, device: what the run computes in and on.
+        checkpointing: mode of activation checkpointing.
+        micro_batch: images at once in the run.
+        dtype, device: of the run's computations.
 
     Returns:
-        for each size of `measured_sizes`; `DID_NOT_FIT` where the device had too little memory.
+        The peak for each of `measured_sizes`; `DID_NOT_FIT` if the device had too little memory.
     """
     if device.type != "cuda":
         return _peaks_without_arithmetic(model, objective, checkpointing, micro_batch, dtype, device)
@@ -73,11 +74,11 @@ def measured_peaks(
 def _twin(
     model: VisionTransformer, checkpointing: CheckpointMode, dtype: torch.dtype, device: torch.device
 ) -> VisionTransformer:
-    """A copy of `model` with zeros for parameters and gradients, made without copying its parameters first."""
+    """A copy of `model` whose parameters and gradients are zero; the model's parameters are not copied."""
     zeros = {id(p): nn.Parameter(torch.zeros(p.shape, dtype=dtype, device=device)) for p in model.parameters()}
     twin = copy.deepcopy(model, zeros)
     for parameter in twin.parameters():
-        parameter.grad = torch.zeros_like(parameter)  # as in the run, where they are part of the state
+        parameter.grad = torch.zeros_like(parameter)  # as in the run, where gradients are part of the state
     checkpoint_blocks(twin, checkpointing)
     return twin.train()
 
@@ -103,13 +104,13 @@ def _peaks_of_allocator(
 ) -> dict[int, int]:
     twin = _twin(model, checkpointing, dtype, device)
     peaks = {}
-    before = torch.cuda.memory_allocated(device)  # once: what libraries allocate in the first pass, they keep
+    before = torch.cuda.memory_allocated(device)  # once: libraries keep what they allocate in the first pass
     for images in measured_sizes(micro_batch):
         torch.cuda.reset_peak_memory_stats(device)
         try:
             _forward_and_backward(twin, objective, images, dtype, device)
             peaks[images] = torch.cuda.max_memory_allocated(device) - before
-        except torch.OutOfMemoryError:  # an answer, and no reason to leave the other ranks waiting for theirs
+        except torch.OutOfMemoryError:  # also a result: the other ranks wait for this one's
             peaks[images] = DID_NOT_FIT
     return peaks
 
@@ -134,13 +135,13 @@ def _peaks_without_arithmetic(
 
 
 class LiveBytes(TorchDispatchMode):
-    """Adds up the bytes of the storages that operations make while it is entered, from their birth to their death.
+    """Counts the bytes of live storages that operations allocate inside the context.
 
     Args:
-        given: tensors that were there before; their storages, which must outlive this, are not counted.
+        given: tensors whose storages are not counted; they must outlive the context.
 
     Attributes:
-        peak: the most bytes alive at once, so far.
+        peak: the largest count so far.
     """
 
     def __init__(self, given: Iterable[Tensor]) -> None:

@@ -1,4 +1,7 @@
-"""What a worker's memory holds besides activations, by arithmetic: state, and what DeepSpeed takes to exchange it."""
+"""A worker's memory besides activations, by arithmetic: state, and DeepSpeed's buffers for its exchange.
+
+This file depends on DeepSpeed's insides (tests/orchestrator/engine/test_deepspeed_internals.py).
+"""
 
 import math
 
@@ -8,25 +11,26 @@ from model.layers.recompute import CheckpointMode
 from orchestrator.engine.settings import deepspeed_config
 from orchestrator.job.sections import Parallel
 
-ACTIVATION_SHARE = 0.85  # of a device's memory: the rest goes to workspaces and fragmentation
+ACTIVATION_SHARE = 0.85  # of a device's memory, for state and activations; the rest is for workspaces and fragments
 HEAP: dict[CheckpointMode, float] = {"none": 1.5, "selective": 1.5, "full": 5.5}
-"""By how many times its activations a CPU worker grows. Large blocks of many sizes leave holes in a heap that is not
-given back (`engine/cpu.py`), the more so where most blocks live for a moment. It was 1.2 to 1.4 without
+"""Growth of a CPU worker as a multiple of its activations. Large blocks of many sizes leave holes in a heap that is not
+returned to the system (`engine/cpu.py`), and more holes if most blocks live briefly. Measured: 1.2 to 1.4 without
 checkpointing, 1.3 with selective, and with full checkpointing 2.0 (B/16 in bf16) to 5.3 (S/16 in float32)."""
 
 # DeepSpeed's defaults, in elements
-ALL_REDUCED = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE, the same of stage 1 in bf16
-MAX_LIVE = 1_000_000_000  # stage3_max_live_parameters: weights that ZeRO 3 keeps gathered
+ALL_REDUCE_ELEMENTS = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE: gradients that stage 1 in bf16 reduces at once
+GATHERED_ELEMENTS = 1_000_000_000  # stage3_max_live_parameters: weights that ZeRO 3 keeps gathered
 
 
 def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
     """Weights, gradients and AdamW state of one rank, in bytes.
 
-    float32 master weights and two moments are 12 bytes a parameter, divided by the ranks from ZeRO 1 on; gradients
-    from ZeRO 2 on; the weights that the model computes with at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3). bf16
-    runs hold working weights of 2 bytes, gradients of 2 and, from stage 1 on, a float32 accumulator of 4, which at
-    stage 1 takes the gradients' place; float32 runs hold 4 and 4, at stage 0 step the working weights themselves, and
-    at stage 2 keep the gradients whole.
+    float32 master weights and two moments are 12 bytes per parameter. The ranks share them from ZeRO 1 on, gradients
+    from ZeRO 2 on, and the weights of the forward pass at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3).
+
+    bf16 runs hold weights of 2 bytes and gradients of 2 and, from stage 1 on, a float32 accumulator of 4, which at
+    stage 1 replaces the gradients. float32 runs hold weights of 4 bytes and gradients of 4; at stage 0 they have no
+    separate master weights, and at stage 2 the gradients stay whole.
     """
     stage, bf16 = parallel.zero_stage, parallel.precision == "bf16"
     working = 2 if bf16 else 4
@@ -38,30 +42,32 @@ def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
 
 
 def exchange_bytes(parameters: int, parallel: Parallel, device: torch.device) -> tuple[int, int]:
-    """What DeepSpeed takes on top to exchange gradients and weights, in bytes: beside activations, and in their place.
+    """DeepSpeed's buffers for the exchange of gradients and weights, in bytes, as counted in DeepSpeed 0.19.8.
 
-    Beside activations: the buckets that gradients are copied to while the backward pass runs (stages 2 and 3, and 1 in
-    float32; two where the exchange is overlapped), and the weights that ZeRO 3 has gathered, once as they arrived and
-    once by parameter. Of these, DeepSpeed's defaults release few before the backward pass needs them again.
+    Returns:
+        Bytes besides activations: the buckets that receive gradients during the backward pass (stages 2 and 3, and 1 in
+        float32; two if the exchange is overlapped), and the weights that ZeRO 3 has gathered, once as they arrived and
+        once by parameter. DeepSpeed's defaults release few of these before the backward pass needs them again.
 
-    In place of activations and gathered weights, at the end of the backward pass: a bucket's gradients in float32 and
-    in the type that is sent; at stage 0, a float32 copy of all gradients. As counted in DeepSpeed 0.19.8.
+        Bytes in place of activations and gathered weights, at the end of the backward pass: a bucket's gradients in
+        float32 and in the type that is sent; at stage 0, a float32 copy of all gradients.
     """
     stage, size = parallel.zero_stage, 2 if parallel.precision == "bf16" else 4
     sent = 2 if (parallel.gradient_reduction or parallel.precision) == "bf16" else 4
     if stage == 0:
         return 0, 4 * parameters
-    if stage == 1 and parallel.precision == "bf16":  # accumulates elsewhere, and reduces when all gradients are there
-        return 0, (4 + (sent if sent == 2 else 0)) * min(ALL_REDUCED, parameters)
+    if stage == 1 and parallel.precision == "bf16":  # reduces its accumulator once it is complete
+        return 0, (4 + (sent if sent == 2 else 0)) * min(ALL_REDUCE_ELEMENTS, parameters)
+
     zero = deepspeed_config(parallel, micro_batch=1, micro_batches=1, grad_clip=None)["zero_optimization"]
     bucket = zero["reduce_bucket_size"]
     filled = min(bucket, parameters)
-    # A CPU gives memory to a bucket as it fills; a GPU gives the whole of it.
+    # A CPU allocates the pages of a bucket as it fills; a GPU allocates the whole bucket.
     buckets = size * (filled if device.type == "cpu" else bucket) * (2 if zero["overlap_comm"] and stage < 3 else 1)
-    gathered = 2 * size * min(MAX_LIVE, parameters) if stage == 3 else 0
+    gathered = 2 * size * min(GATHERED_ELEMENTS, parameters) if stage == 3 else 0
     return buckets + gathered, max(0, (4 + size) * filled - gathered)
 
 
 def held_memory(activations: int, checkpointing: CheckpointMode, device: torch.device) -> int:
-    """Bytes that a worker holds for so many bytes of activations that are alive at once."""
+    """Bytes that a worker's memory grows by, for so many bytes of activations at once."""
     return int(HEAP[checkpointing] * activations) if device.type == "cpu" else activations

@@ -1,4 +1,4 @@
-"""ZeRO 1 in bf16 against the same arithmetic by hand, in torch's own optimizers."""
+"""ZeRO 1 in bf16, compared with the same arithmetic by hand in torch's own optimizers."""
 
 import copy
 
@@ -13,11 +13,11 @@ from orchestrator.job.choices import SGD, AdamW
 from orchestrator.job.sections import Parallel
 
 IMAGES = 8
-CLIP = 0.5  # below some norms here, above others
+CLIP = 0.5  # norm; some gradients here exceed it, some do not
 
 
-class TwoRoads(nn.Module):
-    """Two layers, of which one can be left out: a step without it makes no gradient for it."""
+class TwoLayers(nn.Module):
+    """Two layers side by side. The second one can be left out, and then has no gradient."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("sgd", [False, True])
-def test_it_is_the_plain_loop_with_float32_sums(workers: int, sgd: bool) -> None:
+def test_it_equals_the_plain_loop_with_float32_sums(workers: int, sgd: bool) -> None:
     run_ranks(workers, trains_as_by_hand, sgd)
 
 
 def trains_as_by_hand(sgd: bool) -> None:
-    """Micro-batches of two; norms above and below that of clipping; a layer without gradients; a skipped step."""
+    """Micro-batches of two images; norms above and below CLIP; a layer without gradients; a skipped step."""
     torch.manual_seed(0)
-    network = TwoRoads()
+    network = TwoLayers()
     masters = {name: p.detach().clone().requires_grad_() for name, p in network.named_parameters()}
     twin = copy.deepcopy(network).bfloat16()
     settings = (
@@ -78,7 +78,7 @@ def trains_as_by_hand(sgd: bool) -> None:
         labels = torch.randint(0, 5, (IMAGES, 1), generator=generator)
         network.both = twin.both = step % 2 == 0
         batch = (images[mine], labels[mine], torch.ones(IMAGES, 1)[mine], torch.ones(IMAGES, dtype=torch.bool)[mine])
-        if step == 5:  # nothing of a step that is skipped may be left, in the layer either that the next one leaves out
+        if step == 5:  # a skipped step must leave nothing, also in the layer that the next step leaves out
             network.both, engine.objective = True, lambda *batch: cross_entropy(*batch) * torch.inf
             assert not engine.train_step(*batch, None, lr=0.1).applied
             network.both, engine.objective = False, cross_entropy
@@ -100,7 +100,6 @@ def trains_as_by_hand(sgd: bool) -> None:
         assert engine.gradient_norm() == pytest.approx(norms[-1], rel=0.01)
         by_hand.step()
         for name, found in network.named_parameters():
-            torch.testing.assert_close(
-                found.float(), masters[name].detach(), rtol=0.01, atol=1e-3
-            )  # weights differ by rounding in bf16
+            # weights are rounded to bf16
+            torch.testing.assert_close(found.float(), masters[name].detach(), rtol=0.01, atol=1e-3)
     assert min(norms) < CLIP < max(norms), norms

@@ -1,4 +1,4 @@
-"""Computing on a CPU: subnormal numbers are zero on every thread, freed memory stays, the module needs no torch."""
+"""Computing on a CPU: threads flush subnormal numbers, freed memory stays in the process, the driver needs no torch."""
 
 import os
 import platform
@@ -26,7 +26,7 @@ def train():
         build.worker_device(SimpleNamespace(cluster=SimpleNamespace(resources_per_worker={"CPU": 2})))
     else:
         torch.set_num_threads(2)
-    normal = torch.full((2**22,), 1e-30)  # so many that both threads have a share
+    normal = torch.full((2**22,), 1e-30)  # enough for both threads
     subnormal = normal * 1e-10
     print((subnormal == 0).float().mean().item(), torch.get_num_threads(), (normal == 0).any().item())
 
@@ -52,7 +52,7 @@ def train():
         for _ in range(4):
             y = x * 2 + 1
         rounds.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
-    print(min(rounds))  # of the round in which the heap did not grow
+    print(min(rounds))  # page faults of a round in which the heap did not grow
 
 if "thread" in sys.argv:
     thread = threading.Thread(target=train)
@@ -81,7 +81,7 @@ def test_steps_take_no_new_pages() -> None:
         run = subprocess.run(words, env={**os.environ, **environment}, capture_output=True, text=True, check=True)
         return int(run.stdout)
 
-    pages = 4 * 2 * 4 * 2**24 // 4096  # of eight tensors of 64 MiB
+    pages = 4 * 2 * 4 * 2**24 // 4096  # eight tensors of 64 MiB
     assert faults() > pages / 2
     assert faults("keep") < pages / 100
     assert faults("keep", "thread") > pages / 2

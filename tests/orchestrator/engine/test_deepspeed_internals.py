@@ -140,8 +140,8 @@ def test_defaults() -> None:
     engine: Any = importlib.import_module("deepspeed.runtime.engine")
     zero: Any = importlib.import_module("deepspeed.runtime.zero.config")
     advice = f"DeepSpeed's default has changed: set it in orchestrator/{NEEDED}, too"
-    assert engine.MEMORY_OPT_ALLREDUCE_SIZE == needed.ALL_REDUCED, advice
-    assert zero.DeepSpeedZeroConfig().max_live_parameters == needed.MAX_LIVE, advice
+    assert engine.MEMORY_OPT_ALLREDUCE_SIZE == needed.ALL_REDUCE_ELEMENTS, advice
+    assert zero.DeepSpeedZeroConfig().max_live_parameters == needed.GATHERED_ELEMENTS, advice
 
 
 def test_engines_have_what_is_read() -> None:

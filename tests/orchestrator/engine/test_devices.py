@@ -1,4 +1,4 @@
-"""Peaks by device name, and the measured peak where there is no name."""
+"""Peaks by device name, and the measured peak of devices without a known name."""
 
 import pytest
 import torch
@@ -40,11 +40,11 @@ UNKNOWN = [
 @pytest.mark.parametrize(("name", "tflops"), NAMES)
 def test_datasheet_peaks(name: str, tflops: float) -> None:
     assert datasheet_peak(name, torch.bfloat16) == tflops * 1e12
-    assert datasheet_peak(name, torch.float32) is None, "the table is of 16-bit products"
+    assert datasheet_peak(name, torch.float32) is None, "the table lists 16-bit products"
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_relatives_and_strangers_are_measured_instead(name: str) -> None:
+def test_variants_and_unknown_devices_are_measured_instead(name: str) -> None:
     assert datasheet_peak(name, torch.bfloat16) is None
 
 
@@ -53,12 +53,12 @@ def test_a_cpu_is_measured(dtype: torch.dtype) -> None:
     peak = device_peak("cpu", dtype)
     assert peak.source == "measured"
     assert f"{torch.get_num_threads()} thread" in peak.name
-    # No core does more than AMX's 2,048 bf16 multiply-adds a cycle below 6 GHz, nor less than 0.1 GFLOP/s.
+    # A core computes at most AMX's 2,048 bf16 multiply-adds per cycle at 6 GHz, and at least 0.1 GFLOP/s.
     assert 1e8 < peak.flops_per_second < torch.get_num_threads() * 2048 * 2 * 6e9
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_in_the_table_does_about_what_its_datasheet_promises() -> None:
+def test_a_gpu_in_the_table_reaches_about_its_datasheets_peak() -> None:
     peak = device_peak("cuda", torch.bfloat16)
     if peak.source == "measured":
         pytest.skip(f"{peak.name} is not in the table")

@@ -1,5 +1,5 @@
-"""The split of a step's time: counts against a clock that ticks, a GPU's queue against arithmetic, sums against the
-wall."""
+"""The time of a step by phase: counts with a ticking clock, a simulated GPU queue against arithmetic, sums against the
+wall time."""
 
 import time
 from dataclasses import dataclass, field
@@ -27,8 +27,8 @@ def test_the_phases_of_real_steps() -> None:
 
 
 def phases_of_real_steps() -> tuple[dict[str, float], dict[str, float], float, dict[str, float]]:
-    """Seconds by phase of a few steps under a clock that ticks once whenever it is read, so that every phase takes one
-    tick; under the real one, with the wall time; and of an evaluation."""
+    """Seconds by phase of a few steps: with a clock that ticks once per reading, so that every phase takes one tick;
+    with the real clock, and the wall time; and of an evaluation."""
     engine = build_engine(1, dropout=0.0)
     images = torch.randint(0, 256, (BATCH, 3, 8, 8), dtype=torch.uint8)
     labels, weights, valid = torch.zeros(BATCH, 1).long(), torch.ones(BATCH, 1), torch.ones(BATCH).bool()
@@ -53,10 +53,10 @@ def phases_of_real_steps() -> tuple[dict[str, float], dict[str, float], float, d
 
 @dataclass
 class Gpu:
-    """A device that works off its queue, beside a host that fills it; seconds of one clock."""
+    """A device that works through its queue while the host fills it. Both use one clock, in seconds."""
 
-    now: float = 0.0  # of the host
-    free_at: float = 0.0  # when all that is queued is done
+    now: float = 0.0  # the host's time
+    free_at: float = 0.0  # when the queue will be empty
     events: list["Event"] = field(default_factory=list)
 
     def launch(self, seconds: float) -> None:
@@ -67,7 +67,7 @@ class Gpu:
 
 
 class Event:
-    """As `torch.cuda.Event`, on the device of the test."""
+    """Stands in for `torch.cuda.Event` on the simulated GPU."""
 
     gpu: Gpu
 
@@ -83,13 +83,13 @@ class Event:
 
     def elapsed_time(self, end: "Event") -> float:
         assert self.query()
-        assert end.query(), "read before the device came there"
+        assert end.query(), "read before the device reached it"
         return 1000 * (end.at - self.at)
 
 
 def test_on_a_gpu_nothing_waits_and_nothing_grows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Steps of 30 ms that are launched in 2 ms, one step ahead. Every tenth batch comes 50 ms late: the device notices
-    what is left of that once it has done the step before."""
+    """Steps of 30 ms, launched in 2 ms, one step ahead. Every tenth batch comes 50 ms late: the device is idle for the
+    part of it that remains after the previous step."""
     gpu = Gpu()
     monkeypatch.setattr(Event, "gpu", gpu, raising=False)
     monkeypatch.setattr(torch.cuda, "Event", Event)
@@ -111,7 +111,7 @@ def test_on_a_gpu_nothing_waits_and_nothing_grows(monkeypatch: pytest.MonkeyPatc
         before = gpu.now
         here.totals()
         assert gpu.now == before
-        gpu.wait_until(ends[-2])  # one step behind, as the loop that counts skipped steps does
+        gpu.wait_until(ends[-2])  # one step behind, as `Health` waits
     gpu.wait_until(gpu.free_at)
     totals = here.totals()
     assert totals["forward"] == pytest.approx(steps * 0.008)
@@ -119,11 +119,11 @@ def test_on_a_gpu_nothing_waits_and_nothing_grows(monkeypatch: pytest.MonkeyPatc
     assert totals["optimizer"] == pytest.approx(steps * 0.006)
     assert idle > 0.5
     assert totals["data_wait"] == pytest.approx(idle)
-    assert len(gpu.events) <= 2 * 3 * 7, "those of three steps, with 7 phases each"
+    assert len(gpu.events) <= 2 * 3 * 7, "more than three steps' events, with 7 phases each"
     assert sum(totals.values()) <= gpu.now
 
 
-def test_what_is_left_is_other() -> None:
+def test_the_rest_is_other() -> None:
     spent = {"data_wait": 1.0, "forward": 2.0, "backward": 4.0, "optimizer": 1.0, "checkpoint_stall": 0.5}
     assert per_step(spent, seconds=10.0, steps=2) == {
         "step": 5.0,

@@ -1,4 +1,4 @@
-"""The training step against a plain PyTorch loop, over world sizes, ZeRO stages and precisions."""
+"""The training step compared with a plain PyTorch loop, over world sizes, ZeRO stages and precisions."""
 
 import copy
 from pathlib import Path
@@ -19,7 +19,7 @@ def alone(digits: Path) -> Curve:
 
 
 def plain_loop(shards: str, steps: int) -> tuple[list[float], list[float]]:
-    """The same training in plain PyTorch: one process, whole batches, torch's own AdamW and clipping."""
+    """Losses and norms of the same training in plain PyTorch: one process, whole batches, torch's AdamW, clipping."""
     import model
     from data import Augment, Loader
     from orchestrator.engine.optimizer import parameter_groups
@@ -107,13 +107,13 @@ def train_checkpointed(shards: str, mode: str) -> Curve:
     return train_digits(shards, 3, 8, checkpointing=mode)
 
 
-def test_a_masked_slot_passes_on_nothing(digits: Path) -> None:
+def test_a_masked_slot_has_no_effect(digits: Path) -> None:
     with_poison, without = run_ranks(1, gradients_with_and_without_poison)[0]
     assert with_poison == without
 
 
 def gradients_with_and_without_poison() -> tuple[list[float], list[float]]:
-    """Three steps each on the same valid images, once beside masked slots with pixels and labels."""
+    """Losses of three steps on the same valid images: with pixels and labels in the masked slots, and without."""
     results = []
     for poison in (True, False):
         engine = build_engine(1, dropout=0.0)
@@ -135,12 +135,12 @@ def gradients_with_and_without_poison() -> tuple[list[float], list[float]]:
 
 @pytest.mark.parametrize("sgd", [False, True])
 def test_clipping_inside_the_optimizer_is_clipping(sgd: bool) -> None:
-    """At stage 0 in float32: the same weights as with gradients that were scaled before an optimizer of torch's."""
+    """Stage 0 in float32: the weights equal those of a torch optimizer on gradients that were clipped before."""
     run_ranks(1, clipped_steps, sgd)
 
 
 def clipped_steps(sgd: bool) -> None:
-    """Compare weights after three steps, ours and by hand."""
+    """Compare the weights after three steps with those computed by hand."""
     engine = build_engine(0, dropout=0.0, sgd=sgd)
     ours = engine.deepspeed.module
     twin = copy.deepcopy(ours)
@@ -152,7 +152,7 @@ def clipped_steps(sgd: bool) -> None:
     by_hand = torch.optim.SGD(groups, lr=1e-2, momentum=0.9) if sgd else torch.optim.AdamW(groups, lr=1e-2)
     images = torch.randint(0, 256, (5, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     labels, valid = torch.tensor([[1], [2], [3], [4], [5]]), torch.ones(5, dtype=torch.bool)
-    for factor in (1000.0, 1.0, 0.001):  # far above the norm of 1, about there, far below
+    for factor in (1000.0, 1.0, 0.001):  # gradient norms far above 1, about 1 and far below
         engine.objective = lambda logits, labels, weights, factor=factor: (
             factor * torch.nn.functional.cross_entropy(logits, labels[:, 0], reduction="none")
         )
@@ -164,13 +164,15 @@ def clipped_steps(sgd: bool) -> None:
         assert engine.gradient_norm() == pytest.approx(float(norm), rel=1e-4)
         by_hand.step()
     for name, found in ours.named_parameters():
-        if sgd or not name.endswith("qkv.bias"):  # keys' biases have no gradient but rounding, which Adam makes large
+        if sgd or not name.endswith(
+            "qkv.bias"
+        ):  # the gradient of the keys' biases is only rounding, which Adam amplifies
             torch.testing.assert_close(found, twins[found], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("stage", [1, 2])
 def test_gradients_reduced_in_bf16_and_in_float32(digits: Path, stage: int) -> None:
-    """Both follow one worker in bf16, which reduces nothing; exact sums follow it more closely."""
+    """Both follow one bf16 worker, which reduces nothing; float32 sums follow it more closely."""
     url = str(digits / "train")
     alone = run_ranks(1, train_bf16, url, stage, 12)[0]
     exact = run_ranks(4, train_reduced, url, stage, "float32")[0]

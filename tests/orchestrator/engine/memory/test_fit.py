@@ -1,4 +1,4 @@
-"""What `auto` chooses: the fastest that fits, by arithmetic and by measure, and that choosing changes nothing else."""
+"""The choice of `auto`: the fastest step that fits by arithmetic and measurement. Choosing changes nothing else."""
 
 import math
 from collections.abc import Mapping
@@ -34,7 +34,7 @@ B16, PARAMETERS, WORKERS = vit_config("ViT-B/16"), 86_567_656, 8
 
 
 class Measure:
-    """As the arithmetic says, but for `each` more bytes an image in some modes; remembers what was tried."""
+    """Measures what the arithmetic says, and in some modes `more` bytes per image. Remembers what was asked."""
 
     def __init__(self, more: Mapping[str, int] | None = None) -> None:
         self.more, self.asked = more or {}, []
@@ -48,7 +48,7 @@ class Measure:
 def choice_with_room(
     room_for_activations: float, measure: Measure | None = None, local_batch: int = 64, **keys: Any
 ) -> Choice:
-    """Where the memory leaves this room, in bytes, beside state and exchange."""
+    """The choice if the memory leaves so many bytes besides state and exchange."""
     parallel = Parallel(**keys)
     beside, _ = exchange_bytes(PARAMETERS, parallel, GPU)
     memory = math.ceil((state_bytes(PARAMETERS, parallel, WORKERS) + beside + room_for_activations) / ACTIVATION_SHARE)
@@ -59,7 +59,7 @@ def bytes_of(mode: CheckpointMode, images: float) -> float:
     return images * activation_bytes(B16, mode, 2)
 
 
-def test_the_whole_local_batch_and_nothing_repeated_where_they_fit() -> None:
+def test_the_whole_local_batch_without_recomputation_if_it_fits() -> None:
     chosen = choice_with_room(bytes_of("none", 65))
     assert (chosen.checkpointing, chosen.micro_batch) == ("none", 64)
     assert chosen.why.startswith("activation_checkpointing none, 1 x 64 images a step: ")
@@ -67,12 +67,12 @@ def test_the_whole_local_batch_and_nothing_repeated_where_they_fit() -> None:
 
 
 @pytest.mark.parametrize(("fit_in", "expected"), [(63.5, 32), (31.5, 22), (22.5, 22)])
-def test_an_equal_part_where_they_do_not(fit_in: float, expected: int) -> None:
+def test_an_equal_part_if_the_whole_does_not_fit(fit_in: float, expected: int) -> None:
     assert choice_with_room(bytes_of("none", fit_in), activation_checkpointing="none").micro_batch == expected
 
 
-def test_the_fastest_is_the_least_of_a_table_of_all() -> None:
-    """Against a brute force over modes and numbers of images."""
+def test_the_fastest_of_all_is_chosen() -> None:
+    """Compared with a search over all modes and numbers of images."""
     share = WorkerShare(PARAMETERS, 64, WORKERS, 0, GPU)
     chosen = set()
     for room in range(60 * 2**20, 4 * 2**30, 40 * 2**20):
@@ -89,7 +89,7 @@ def test_the_fastest_is_the_least_of_a_table_of_all() -> None:
     assert chosen == {"none", "selective", "full"}
 
 
-def test_a_pass_runs_at_half_speed_where_its_arithmetic_takes_as_long_as_its_fixed_cost() -> None:
+def test_a_pass_runs_at_half_speed_if_its_arithmetic_takes_as_long_as_its_fixed_cost() -> None:
     share = WorkerShare(PARAMETERS, 1000, 1, 0, GPU)
     half = B16.depth * FIXED_FLOPS["cuda"] / training_flops(B16)  # images
     best = 1000 * training_flops(B16)
@@ -99,20 +99,20 @@ def test_a_pass_runs_at_half_speed_where_its_arithmetic_takes_as_long_as_its_fix
     assert step_flops(B16, "full", 10, share) == pytest.approx(full * step_flops(B16, "none", 10, share))
 
 
-def test_a_trial_that_needs_more_leaves_room_for_fewer() -> None:
+def test_if_an_image_needs_more_than_the_arithmetic_fewer_fit() -> None:
     measure = Measure({"none": activation_bytes(B16, "none", 2) // 2})  # half as much again
     chosen = choice_with_room(bytes_of("none", 48), measure, activation_checkpointing="none")
     assert measure.asked == [("none", 32)]
-    assert chosen.micro_batch == 32  # exactly as many
+    assert chosen.micro_batch == 32  # exactly
     assert choice_with_room(bytes_of("none", 47), measure, activation_checkpointing="none").micro_batch == 22
 
 
-def test_a_trial_that_needs_less_changes_nothing() -> None:
+def test_if_an_image_needs_less_than_the_arithmetic_nothing_changes() -> None:
     measure = Measure({"none": -(activation_bytes(B16, "none", 2) // 2)})
     assert choice_with_room(bytes_of("none", 32), measure, activation_checkpointing="none").micro_batch == 32
 
 
-def test_what_was_too_optimistic_gives_way_to_the_next_and_each_is_tried_once() -> None:
+def test_a_mode_that_does_not_fit_gives_way_to_the_next_and_each_is_measured_once() -> None:
     room = bytes_of("none", 65)
     measure = Measure({"none": DID_NOT_FIT})
     assert choice_with_room(room, measure).checkpointing == "selective"
@@ -126,17 +126,17 @@ def test_what_was_too_optimistic_gives_way_to_the_next_and_each_is_tried_once() 
 def test_a_given_number_of_images_is_kept() -> None:
     chosen = choice_with_room(bytes_of("selective", 40), micro_batch=40)
     assert (chosen.checkpointing, chosen.micro_batch) == ("selective", 40)
-    assert choice_with_room(bytes_of("none", 70), micro_batch=1000).micro_batch == 64  # all that there are
+    assert choice_with_room(bytes_of("none", 70), micro_batch=1000).micro_batch == 64  # the local batch
 
 
-def test_nothing_is_tried_where_nothing_is_to_choose() -> None:
+def test_nothing_is_measured_if_there_is_no_choice() -> None:
     measure = Measure()
     assert choice_with_room(0, measure, micro_batch=7, activation_checkpointing="full") == Choice("full", 7, "")
     assert measure.asked == []
 
 
-def test_nothing_is_tried_where_memory_is_plenty() -> None:
-    assert max(HEAP.values()) < AMPLE_FACTOR, "without a measure, the holes of a heap would not be counted"
+def test_nothing_is_measured_if_memory_is_ample() -> None:
+    assert max(HEAP.values()) < AMPLE_FACTOR, "without a measurement, the holes of a heap would not be counted"
     measure = Measure()
     assert choice_with_room(bytes_of("none", AMPLE_FACTOR * 64), measure) == Choice("none", 64, "")
     assert measure.asked == []
@@ -144,7 +144,7 @@ def test_nothing_is_tried_where_memory_is_plenty() -> None:
     assert measure.asked == [("none", 64)]
 
 
-LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the exchange of gradients
+LARGE = vit_config("ViT-B/16", image_size=1024)  # one image needs more than the exchange of gradients
 
 
 @pytest.mark.parametrize(
@@ -157,17 +157,18 @@ LARGE = vit_config("ViT-B/16", image_size=1024)  # one image takes more than the
         (B16, 0.2, {}, "a device with more memory"),
     ],
 )
-def test_too_small_a_device_is_told_what_would_fit(
+def test_the_message_for_a_small_device_says_what_would_fit(
     config: ViTConfig, memory: float, keys: dict[str, Any], advice: str
 ) -> None:
     share = WorkerShare(PARAMETERS, 64, WORKERS, int(memory * 2**30), GPU)
-    with pytest.raises(ValueError, match=r"^ViT-B/16 needs \d+\.\d GiB a worker for .* and has \d\.\d: use ") as told:
+    message = r"^ViT-B/16 needs \d+\.\d GiB a worker for .*, and a worker has \d\.\d: use "
+    with pytest.raises(ValueError, match=message) as error:
         choose(config, Parallel(**keys), share, Measure())
-    assert str(told.value).endswith(f": use {advice}")
+    assert str(error.value).endswith(f": use {advice}")
 
 
-def test_a_run_goes_on_under_another_choice() -> None:
-    """The key is no part of the recipe, so that a run that was started with a mode goes on with `auto`."""
+def test_a_run_continues_with_another_choice() -> None:
+    """The key is no part of the recipe: a run that began with a fixed mode can continue with `auto`."""
     path = Path("jobs/pretrain_digits.yaml")
     recipes = [
         recipe(load_job(path, [f"parallel.activation_checkpointing={mode}"]).model_dump(mode="json"))
@@ -177,16 +178,16 @@ def test_a_run_goes_on_under_another_choice() -> None:
     assert load_job(path).parallel.activation_checkpointing == "auto"
 
 
-def test_training_after_a_trial_is_bitwise_that_with_the_numbers_written_out() -> None:
+def test_training_with_auto_equals_training_with_the_chosen_numbers_bitwise() -> None:
     for chosen, mode, micro_batch, same in run_ranks(2, train_with_auto_and_with_numbers):
         assert chosen.startswith(f"activation_checkpointing {mode}, ")
-        assert mode != "none"  # memory was short
+        assert mode != "none"  # memory is short
         assert micro_batch < 12
         assert same
 
 
 def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
-    """The line, what was chosen, and whether both runs ended with the same weights; with memory for few images."""
+    """With memory for few images: the line, the choice, and whether both runs end with the same weights."""
     import ray.train
 
     from orchestrator.training import build, classify
@@ -215,10 +216,10 @@ def train_with_auto_and_with_numbers() -> tuple[str, str, int, bool]:
             engine.train_step(images, labels, torch.ones(12, 1), valid, seeds, lr=1e-2)
         return chosen, engine, dict(engine.deepspeed.module.state_dict())
 
-    chosen, engine, by_trial = weights(job)
+    chosen, engine, by_auto = weights(job)
     mode, micro_batch = engine.deepspeed.module.checkpointing, engine.micro_batch
     written_out = {"activation_checkpointing": mode, "micro_batch": micro_batch}
     parallel = job.parallel.model_copy(update=written_out)
     nothing_chosen, _, by_number = weights(job.model_copy(update={"parallel": parallel}))
     assert nothing_chosen == ""
-    return chosen, mode, micro_batch, all(torch.equal(by_trial[name], by_number[name]) for name in by_number)
+    return chosen, mode, micro_batch, all(torch.equal(by_auto[name], by_number[name]) for name in by_number)

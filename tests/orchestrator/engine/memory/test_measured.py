@@ -1,4 +1,4 @@
-"""What a trial finds, against the arithmetic where that is exact, and that it leaves nothing behind."""
+"""Measured memory compared with the arithmetic, where that is exact; and measuring leaves nothing behind."""
 
 import gc
 
@@ -31,17 +31,17 @@ def test_sizes(micro_batch: int, sizes: list[int]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_an_image_takes_what_the_arithmetic_says(mode: CheckpointMode) -> None:
+def test_an_image_needs_what_the_arithmetic_says(mode: CheckpointMode) -> None:
     model = small_model()
     peaks = measured_peaks(model, objective, mode, 16, dtype=torch.float32, device=CPU)
     assert list(peaks) == [4, 8]
-    pixels = 3 * 128**2 * (1 + 4)  # of the image, in uint8 and float32, which the arithmetic leaves out
+    pixels = 3 * 128**2 * (1 + 4)  # the image in uint8 and float32, which the arithmetic leaves out
     expected = activation_bytes(model.config, mode, 4) + pixels
     assert (peaks[8] - peaks[4]) / 4 == pytest.approx(expected, rel=0.01)
 
 
-def test_what_the_arithmetic_does_not_know_of_counts() -> None:
-    """A loss that keeps a megabyte of each image."""
+def test_memory_that_the_arithmetic_leaves_out_is_measured() -> None:
+    """A loss that keeps a megabyte per image."""
 
     def large(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         return (logits[:, :1] * torch.ones(1, 250_000)).square().sum(1)
@@ -77,4 +77,4 @@ def test_on_a_gpu_the_allocator_agrees(mode: CheckpointMode) -> None:
     before = torch.cuda.memory_allocated()
     peaks = measured_peaks(model, objective, mode, 64, dtype=torch.bfloat16, device=gpu)
     assert (peaks[32] - peaks[16]) / 16 == pytest.approx(activation_bytes(model.config, mode, 2), rel=0.2)
-    assert torch.cuda.memory_allocated() - before < 2**26, "workspaces of libraries stay, and nothing else"
+    assert torch.cuda.memory_allocated() - before < 2**26, "more than libraries' workspaces is left"

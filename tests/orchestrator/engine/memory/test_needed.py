@@ -1,4 +1,4 @@
-"""Bytes by arithmetic, against counting by hand and against what is alive while DeepSpeed takes a step."""
+"""Bytes by arithmetic, compared with counts by hand and with the live bytes while DeepSpeed takes a step."""
 
 import resource
 import weakref
@@ -43,14 +43,14 @@ def test_state(stage: int, precision: str, world: int, bytes_a_parameter: float)
     assert state_bytes(1000, parallel, world) == pytest.approx(1000 * bytes_a_parameter, abs=3)
 
 
-def test_a_gpu_allocates_whole_buckets_and_a_cpu_what_is_filled() -> None:
+def test_a_gpu_allocates_whole_buckets_and_a_cpu_their_filled_part() -> None:
     parallel = Parallel(zero_stage=2)
     assert exchange_bytes(1000, parallel, CPU)[0] == 2 * 1000
     assert exchange_bytes(1000, parallel, GPU)[0] >= 2 * settings.REDUCE_BUCKET
 
 
 class Alive(TorchDispatchMode):
-    """Adds up the bytes of the storages that operations return while this is entered, until they die."""
+    """Counts the bytes of live storages that operations return inside the context."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,17 +64,17 @@ class Alive(TorchDispatchMode):
                 storage = leaf.untyped_storage()
                 self.known.add(storage._cdata)
                 self.bytes += storage.nbytes()
-                weakref.finalize(storage, self.bury, storage._cdata, storage.nbytes())
+                weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
         self.peak = max(self.peak, self.bytes)
         return result
 
-    def bury(self, address: int, size: int) -> None:
+    def freed(self, address: int, size: int) -> None:
         self.known.discard(address)
         self.bytes -= size
 
 
 def predicted_and_alive(stage: int, precision: str, reduction: str | None) -> tuple[float, float]:
-    """Bytes a parameter at the peak of a step, by arithmetic and as counted."""
+    """Bytes per parameter at the peak of a step, by arithmetic and as counted."""
     parallel = Parallel.model_validate({"zero_stage": stage, "precision": precision, "gradient_reduction": reduction})
     images, valid = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.ones(8, dtype=torch.bool)
     labels, weights = torch.zeros(8, 1, dtype=torch.int64), torch.ones(8, 1)
@@ -101,7 +101,7 @@ def predicted_and_alive(stage: int, precision: str, reduction: str | None) -> tu
 
 
 def every_setting() -> dict[tuple[int, str, str | None], tuple[float, float]]:
-    settings.REDUCE_BUCKET = 300_000  # of 595,978
+    settings.REDUCE_BUCKET = 300_000  # of 595,978 parameters
     tried: list[tuple[int, str, str | None]] = [(stage, "bf16", None) for stage in range(4)]
     tried += [(1, "float32", None), (3, "float32", None), *((stage, "bf16", "float32") for stage in (1, 2, 3))]
     return {setting: predicted_and_alive(*setting) for setting in tried}
@@ -115,8 +115,8 @@ def test_a_step_holds_what_the_arithmetic_says() -> None:
 
 
 @pytest.mark.parametrize("mode", ["none", "full"])
-def test_a_cpu_worker_holds_no_more_than_what_is_counted_on(mode: CheckpointMode) -> None:
-    """By the system's count of its largest size, between steps of few images and of many."""
+def test_a_cpu_worker_grows_no_more_than_the_arithmetic_allows(mode: CheckpointMode) -> None:
+    """The process's largest size, as the system counts it: the difference between steps of few and of many images."""
     few, many = 4, 20
     held = [run_ranks(1, largest_size, mode, images)[0] for images in (few, many)]
     vit = model.create_model("ViT-S/16", num_classes=10)
@@ -124,12 +124,12 @@ def test_a_cpu_worker_holds_no_more_than_what_is_counted_on(mode: CheckpointMode
     (fewer, low), (more, high) = peaks.items()
     counted = needed.held_memory((high - low) // (more - fewer), mode, CPU) * (many - few)
     state = state_bytes(sum(p.numel() for p in vit.parameters()), PLAIN, 1)
-    # Of the memory, ACTIVATION_SHARE is shared out by arithmetic; the rest is for what the arithmetic does not know.
+    # Arithmetic distributes ACTIVATION_SHARE of the memory; the rest is for what the arithmetic leaves out.
     assert 0.5 * counted < held[1] - held[0] < (state + counted) / ACTIVATION_SHARE - state
 
 
 def largest_size(mode: CheckpointMode, images: int) -> int:
-    """Bytes, after two steps."""
+    """The process's largest size after two steps, in bytes."""
     torch.manual_seed(0)
     vit = model.create_model("ViT-S/16", num_classes=10)
     model.checkpoint_blocks(vit, mode)
