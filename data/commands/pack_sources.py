@@ -15,10 +15,10 @@ Splits = Iterator[tuple[str, Source, Options]]
 """(folder under DEST, or "" for DEST itself; what goes there; how)."""
 
 TRANSCODING = (
-    "Images pass through as they are, whatever their file is called; BMP, GIF, TIFF and PNM become PNG. With --resize, "
-    "--format or --quality they are decoded (EXIF orientation ignored) and written anew, in quality "
-    f"{QUALITY} unless told; with --resize alone, images that are small enough stay as they are. What cannot be read "
-    "is skipped, counted by reason and listed in DEST/skipped.jsonl; shards then differ in size by what they lost."
+    "Images are stored unchanged, under an ending that fits their content; BMP, GIF, TIFF and PNM become PNG. With "
+    "--resize, --format or --quality they are decoded (EXIF orientation ignored) and re-encoded, by default in quality "
+    f"{QUALITY}; with --resize alone, images that are small enough stay unchanged. What cannot be read is skipped, "
+    "counted by reason and listed in DEST/skipped.jsonl; shards then differ in size by what they lost."
 )
 
 
@@ -72,7 +72,7 @@ def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
     shapes = _source(
         sources,
         "shapes",
-        "drawn images, as many as wanted, to DEST/train and DEST/test",
+        "any number of drawn images to DEST/train and DEST/test",
         "Textured, coloured, overlapping shapes. A class is a form, a colour and a texture: ten of each, so 10 to "
         "1,000 classes. Image i is a pure function of the seed, the split and i, so larger sets begin as smaller ones.",
         "runs/data/shapes --samples 100000 --classes 100 --image-size 96",
@@ -245,7 +245,7 @@ def _source(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source.add_argument("dest", metavar="DEST", help="folder to write to, local or any fsspec URL")
-    source.add_argument("--force", action="store_true", help="replace what is at DEST, whatever it is")
+    source.add_argument("--force", action="store_true", help="replace anything that is at DEST")
     source.add_argument(
         "--workers", type=positive, default=argparse.SUPPRESS, metavar="N", help="shards made at one time (1)"
     )

@@ -20,8 +20,8 @@ LARGEST = 5
 
 HELP = """\
 Print what a data set holds, and draw a sheet of real samples with their labels, evenly spread over all shards. Samples
-that cannot be used stand in it in red, with the cause. Names of the classes are taken from a classes.txt beside the
-index, one name a line, where there is one.
+that cannot be used appear in red, with the cause. Names of the classes are read from classes.txt beside the index, one
+name a line, if that file exists.
 """
 
 

@@ -182,7 +182,9 @@ def _hash_shard(task: ShardTask) -> _HashedShard:
         hashes.append([phash.hash_bits(view) for view in views])
         thumbnails.append(thumbnail(picture))
     if count.fault:
-        raise DataError(f"{task.url}: {count.fault}; `python -m data verify {storage.parent(task.url)}` tells more")
+        raise DataError(
+            f"{task.url}: {count.fault}; `python -m data verify {storage.parent(task.url)}` shows all faults"
+        )
     return _HashedShard(
         keys,
         np.array(hashes, np.uint64).reshape(len(keys), 2 * len(phash.VIEWS)),

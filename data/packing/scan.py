@@ -89,7 +89,7 @@ def find_shards(url: str) -> tuple[str, list[str]]:
     folder = storage.parent(urls[0])
     while not all(other.startswith(f"{folder}/") for other in urls):
         if storage.parent(folder) == folder:
-            raise DataError(f"{url}: the shards have no folder in common, where their index could lie")
+            raise DataError(f"{url}: the shards have no common folder for their index")
         folder = storage.parent(folder)
     return folder, [other[len(folder) + 1 :] for other in urls]
 

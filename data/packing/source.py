@@ -20,8 +20,8 @@ from data.errors import BadSample, Cause, DataError
 
 READ_THREADS = 16  # requests under way at one time: an object store answers each in tens of milliseconds
 UNSEEN = (
-    "not there for the process that packs it, though it was when the images were listed; "
-    "several machines need storage that all of them see"
+    "missing for the process that packs it, although it was there when the images were listed; "
+    "if several machines pack, all must see the same storage"
 )
 
 Given = TypeVar("Given")

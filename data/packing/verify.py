@@ -110,7 +110,7 @@ def _swapped(index: Index, found: Mapping[str, str]) -> Iterator[Fault]:
     indexed_as = {shard.sha256: shard.url for shard in index.shards}
     for shard in index.shards:
         if found[shard.url] != shard.sha256 and found[shard.url] in indexed_as:
-            yield Fault(shard.url, f"holds what was indexed as {indexed_as[found[shard.url]]}")
+            yield Fault(shard.url, f"has the content that was indexed as {indexed_as[found[shard.url]]}")
 
 
 def _unlisted(index: Index) -> list[str]:

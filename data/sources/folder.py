@@ -81,11 +81,11 @@ class Folder(Source):
             self.class_names, self.num_classes = names, len(names)
         if not self.multi_label and any(len(row) != 1 for row in rows):
             raise DataError(
-                f"{table}: the column `label` holds one label a row; call it `labels` where there are several"
+                f"{table}: the column `label` holds one label a row; if there are several, call it `labels`"
             )
         paths = [posixpath.normpath(str(path)) for path in columns["path"].to_pylist()]
         if len(set(paths)) < len(paths):
-            raise DataError(f"{table}: {Counter(paths).most_common(1)[0][0]} is there more than once")
+            raise DataError(f"{table}: {Counter(paths).most_common(1)[0][0]} is listed more than once")
         found = {path: tuple(numbers[word] for word in row) for path, row in zip(paths, rows, strict=True)}
         self.skipped += [Skipped(path, NO_ROW) for path in sorted(sizes.keys() - found.keys())]
         self.skipped += [Skipped(path, NO_FILE) for path in sorted(found.keys() - sizes.keys())]

@@ -38,7 +38,7 @@ def imagenet(folder: str, split: str) -> TarImages:
     numbers = np.array([int(match[1]) if match else 0 for match in found], np.int64)
     if len(numbers) != len(truth) or not np.array_equal(np.sort(numbers), np.arange(1, len(truth) + 1)):
         raise DataError(
-            f"{members.url}: does not hold the images 1 to {len(truth):,} that {DEVKIT} tells the classes of"
+            f"{members.url}: its images are not the images 1 to {len(truth):,} whose classes are in {DEVKIT}"
         )
     return tar_images("imagenet/val", [members], [truth[numbers - 1]], classes)
 
@@ -55,7 +55,7 @@ def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
         with storage.reporting(url):
             content = storage.read(url)
     except FileNotFoundError as error:
-        raise DataError(f"{url}: does not exist; it tells the classes of the validation images") from error
+        raise DataError(f"{url}: does not exist; it has the classes of the validation images") from error
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
             members = [member for member in archive if member.isfile()]

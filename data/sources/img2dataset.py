@@ -110,7 +110,7 @@ def _count(url: str) -> int:
             return int(json.loads(storage.read(stats))["successes"])
     except FileNotFoundError as error:
         raise DataError(
-            f"{stats}: is not there, so img2dataset did not finish this tar; run it again, or move the tar away"
+            f"{stats}: is missing, so img2dataset did not finish this tar; run it again, or move the tar away"
         ) from error
 
 

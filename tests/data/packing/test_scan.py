@@ -52,7 +52,7 @@ def test_patterns(digits, monkeypatch):
     for url in (str(digits), f"{train}/*.zip"):
         with pytest.raises(DataError, match=r"no .tar files there"):
             find_shards(url)
-    with pytest.raises(DataError, match="no folder in common"):
+    with pytest.raises(DataError, match="no common folder"):
         find_shards("gs://{one,other}/0.tar")
     monkeypatch.chdir(digits)
     assert find_shards("train/000003.tar") == find_shards("./train/000003.tar") == (train, names[3:])

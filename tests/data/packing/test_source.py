@@ -50,7 +50,7 @@ def test_fingerprint_depends_on_every_line():
 def test_read_file(tmp_path):
     (tmp_path / "a").write_bytes(b"0123456789")
     assert (read_file(f"{tmp_path}/a"), read_file(f"{tmp_path}/a", 2, 5)) == (b"0123456789", b"234")
-    with pytest.raises(DataError, match="/b: not there for the process that packs it"):
+    with pytest.raises(DataError, match="/b: missing for the process that packs it"):
         read_file(f"{tmp_path}/b")
 
 

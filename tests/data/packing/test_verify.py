@@ -142,8 +142,8 @@ def test_swapped_shards(folder, capsys):
     second.write_bytes(contents[0])
     first.write_bytes(contents[1])
     lines = faults(folder, capsys)
-    assert "000000.tar: holds what was indexed as 000001.tar" in lines
-    assert "000001.tar: holds what was indexed as 000000.tar" in lines
+    assert "000000.tar: has the content that was indexed as 000001.tar" in lines
+    assert "000001.tar: has the content that was indexed as 000000.tar" in lines
     assert not any("000002" in line for line in lines)
 
 

@@ -134,7 +134,7 @@ def test_table_of_numbers(images, tmp_path):
     ("text", "words"),
     [
         ("path,kind\na,1\n", "has no column 'label'"),
-        ("path,label\ncat/1.jpg,1\n./cat/1.jpg,2\n", r"cat/1.jpg is there more than once"),
+        ("path,label\ncat/1.jpg,1\n./cat/1.jpg,2\n", r"cat/1.jpg is listed more than once"),
         ("path,label\ncat/1.jpg,1 2\n", "holds one label a row"),
     ],
 )
@@ -157,7 +157,7 @@ def test_a_file_that_is_gone_is_one_line(images, tmp_path):
     """As on another machine of a cluster that does not see the folder."""
     source = Folder(str(images))
     (images / "cat" / "1.jpg").unlink()
-    with pytest.raises(DataError, match=r"cat/1.jpg: not there for the process that packs it"):
+    with pytest.raises(DataError, match=r"cat/1.jpg: missing for the process that packs it"):
         pack(str(tmp_path / "out"), source)
 
 

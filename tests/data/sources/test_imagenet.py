@@ -178,11 +178,11 @@ def test_archives_that_cannot_be_used(archives, tmp_path):
         imagenet21k(str(tmp_path / "all.tar.gz"), 0)
     with pytest.raises(DataError, match=r"n1.tar: not ILSVRC2012's devkit"):
         read_devkit(str(tmp_path / "n1.tar"))
-    with pytest.raises(DataError, match="does not exist; it tells the classes of the validation images"):
+    with pytest.raises(DataError, match="does not exist; it has the classes of the validation images"):
         read_devkit(str(tmp_path / "nowhere.tar.gz"))
     (tmp_path / "ILSVRC2012_img_val.tar").write_bytes(tar({"ILSVRC2012_val_00000001.JPEG": jpeg(1)}))
     (tmp_path / "ILSVRC2012_devkit_t12.tar.gz").write_bytes((archives / "ILSVRC2012_devkit_t12.tar.gz").read_bytes())
     from data.sources.imagenet import imagenet
 
-    with pytest.raises(DataError, match="does not hold the images 1 to 6"):
+    with pytest.raises(DataError, match="are not the images 1 to 6"):
         imagenet(str(tmp_path), "val")
