@@ -4,6 +4,7 @@ import logging
 import math
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +19,36 @@ from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
 from orchestrator.wording import count, one_line
 
+PRIVATE_SETTINGS = {  # environment of a private cluster's processes
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it asks whether nodes are being drained
+    "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train sets it for its controller
+}
 STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
     *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
     "DATA_REQUEST_SECONDS",
 )
 
 
-def connect(job: NetworkJob) -> None:
-    """Join the cluster that RAY_ADDRESS or `ray start` names; start a local one if there is none.
+def connect(job: NetworkJob, environment: Mapping[str, str]) -> bool:
+    """Join the cluster that RAY_ADDRESS or `ray start` names; start a private one on this machine if there is none.
+
+    Args:
+        job: what is to run there.
+        environment: of the workers; on a private cluster, of all of its processes.
+
+    Returns:
+        Whether the cluster is private.
 
     Raises:
         JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
     """
     if ray.is_initialized():
-        return
+        return False
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if cluster_is_named():
         try:
             ray.init(address="auto", **quiet)
-            return
+            return False
         except Exception as error:  # Ray raises many kinds here
             named = os.environ.get("RAY_ADDRESS")
             where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
@@ -47,6 +59,7 @@ def connect(job: NetworkJob) -> None:
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
+    os.environ.update({**PRIVATE_SETTINGS, **os.environ, **environment})  # the cluster's processes inherit it
     ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
@@ -58,6 +71,7 @@ def connect(job: NetworkJob) -> None:
                 f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
                 f"cluster.resources_per_worker.{resource}=0",
             )
+    return True
 
 
 def missing_resources(cluster: Cluster) -> str:

@@ -50,6 +50,16 @@ class FixedSizePolicy(StableRequestName, FixedScalingPolicy):
     """As many workers as the job says."""
 
 
+class PrivateFixedSizePolicy(FixedScalingPolicy):
+    """As many workers as the job says, on a cluster without an autoscaler: nothing is requested."""
+
+    def after_controller_start(self, train_run_context: Any) -> None:
+        """Called by Ray Train's controller. Ray's own policy starts a process that keeps requests."""
+
+    def _maybe_send_resource_request(self) -> None:
+        pass
+
+
 class SaveThenResizePolicy(StableRequestName, ElasticScalingPolicy):
     """Ray Train's elastic policy; a running group ends by itself.
 

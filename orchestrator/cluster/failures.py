@@ -10,11 +10,11 @@ One rank's own fault makes the others fail in their collectives, so one such err
 """
 
 import re
+import sys
+from pkgutil import resolve_name
 from typing import Any
 
 import ray
-import torch
-import torch.distributed as dist
 from ray.train import FailureConfig
 from ray.train.v2._internal.exceptions import RayTrainError
 from ray.train.v2._internal.execution.failure_handling import FailureDecision
@@ -28,7 +28,7 @@ from orchestrator.wording import one_line
 
 BOARD_SECONDS = 10.0  # to answer
 
-_INFRASTRUCTURE = (ray.exceptions.RayError, RayTrainError, OSError, dist.DistError)
+_INFRASTRUCTURE = (ray.exceptions.RayError, RayTrainError, OSError)
 # Errors that PyTorch raises as plain RuntimeErrors when another worker, a link or a device is gone.
 _INFRASTRUCTURE_WORDS = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|closed by peer|socket|broken pipe|timed? ?out|store->"
@@ -84,11 +84,11 @@ def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | N
             when the system has killed the process.
     """
     for _, error in sorted(failures.items()):
-        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        if isinstance(error, MemoryError) or _is_of_torch(error, "OutOfMemoryError"):
             return error
         if isinstance(error, Unreadable) and error.away:
             continue
-        if isinstance(error, _INFRASTRUCTURE):
+        if isinstance(error, _INFRASTRUCTURE) or _is_of_torch(error, "distributed.DistError"):
             if not started and _NO_MEMORY.search(str(error)):
                 return error
             continue
@@ -96,6 +96,11 @@ def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | N
             continue
         return error
     return None
+
+
+def _is_of_torch(error: Exception, name: str) -> bool:
+    """Whether an error is of a class of torch. Torch is loaded if there is such an error, and not loaded to ask."""
+    return "torch" in sys.modules and isinstance(error, resolve_name(f"torch:{name}"))
 
 
 def root_cause(error: BaseException) -> str:

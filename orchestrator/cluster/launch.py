@@ -13,7 +13,6 @@ import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-from ray.train.torch import TorchConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from orchestrator.cluster.board import Board
@@ -22,6 +21,7 @@ from orchestrator.cluster.connect import connect, missing_resources, worker_envi
 from orchestrator.cluster.display import Display
 from orchestrator.cluster.failures import root_cause
 from orchestrator.cluster.notices import AnswerSigterm
+from orchestrator.cluster.process_group import ProcessGroup
 from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.job.kinds import NetworkJob
@@ -64,13 +64,13 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
     url = run_url(job)
     digest = code_digest()
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
-    beside_the_job = Path(job.source).absolute().parent if job.extensions else None
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
     if job.cluster.min_workers < job.cluster.max_workers:
         os.environ.setdefault(START_TIMEOUT, "60")  # a node that goes meanwhile is not waited for: fewer will do
     for name, value in CONTROLLER_SETTINGS.items():
         os.environ.setdefault(name, value)
-    connect(job)
+    environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
+    private = connect(job, environment)
     board = start_board(job, run_id)
     remove_ray_checkpoint_list(url)
     fs, folder = fsspec.core.url_to_fs(url)
@@ -81,6 +81,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
         partial(work, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
         run_id=run_id,
         board=board,
+        private=private,
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=gpus > 0,
@@ -99,9 +100,9 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
                 Watchdog(board, job.cluster.hang_timeout),
                 AnswerSigterm(job.cluster.preemption_grace),
             ],
-            worker_runtime_env={"env_vars": worker_environment(gpus > 0, beside_the_job)},
+            worker_runtime_env={"env_vars": environment},
         ),
-        torch_config=TorchConfig(backend="nccl" if gpus > 0 else "gloo"),
+        backend_config=ProcessGroup(backend="nccl" if gpus > 0 else "gloo"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
     with Display(board, job.name, partial(missing_resources, job.cluster)):

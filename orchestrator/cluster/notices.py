@@ -15,12 +15,13 @@ import threading
 from collections.abc import Iterable, Iterator, Sequence
 from enum import Enum
 from types import FrameType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
-import torch.distributed as dist
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
+
+if TYPE_CHECKING:
+    import torch  # where it is used: the driver imports this file, and needs no torch
 
 Item = TypeVar("Item")
 
@@ -81,7 +82,7 @@ class Notices:
         device: where collectives take place.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._device = device
         self._resize = False
         self._agreed: tuple[torch.Tensor, torch.cuda.Event] | None = None  # of the step before, on a GPU
@@ -92,6 +93,9 @@ class Notices:
 
     def agree(self) -> Reason | None:
         """Why the attempt ends now, the same on all ranks; None to go on. Collective, once a step on every rank."""
+        import torch
+        import torch.distributed as dist
+
         flags = torch.tensor(self._here(), dtype=torch.int32)
         if self._device.type == "cpu":
             dist.all_reduce(flags, dist.ReduceOp.MAX)

@@ -1,4 +1,9 @@
-"""Ray's trainer under policies of our own, and what the terminal hears of failures."""
+"""Ray's trainer under policies of our own, and what the terminal hears of failures.
+
+On a private cluster, which is one node for one run, less of Ray Train starts. It has no use for a process that frees
+what a dead controller has reserved, nor for requests to an autoscaler. And all its processes inherit their environment
+from the driver: for one of its own, Ray starts Python a second time in each process.
+"""
 
 import signal
 from contextlib import suppress
@@ -6,33 +11,49 @@ from typing import Any, NoReturn
 
 import ray
 from ray.train import UserCallback
-from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.worker_group import WorkerGroup
+from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy
+from orchestrator.cluster.elastic import FixedSizePolicy, PrivateFixedSizePolicy, SaveThenResizePolicy
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.cluster.notices import PlannedExit
 
 STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
 
 
-class Trainer(TorchTrainer):
+class Trainer(DataParallelTrainer):
     """Ray's trainer, under policies of our own for failures and for the number of workers."""
 
-    def __init__(self, *args: Any, run_id: str, board: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, run_id: str, board: Any, private: bool, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._run_id, self._board = run_id, board
+        self._run_id = run_id
+        self._board = board
+        self._private = private  # whether the cluster is this run's own
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # Ray Train has no public place for policies; `fit` passes them through here.
         parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = SaveThenResizePolicy(self.scaling_config, self._run_id, self._board)
+        elif self._private:
+            parts["scaling_policy"] = PrivateFixedSizePolicy(self.scaling_config)
         else:
             parts["scaling_policy"] = FixedSizePolicy(self.scaling_config, self._run_id)
         # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
-        parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, DatasetsCallback)]
-        return super()._initialize_and_run_controller(**parts)
+        left_out: tuple[type, ...] = (DatasetsCallback,)
+        if self._private:
+            left_out += (PlacementGroupCleanerCallback,)
+        parts["callbacks"] = [part for part in parts["callbacks"] if not isinstance(part, left_out)]
+        if not self._private:
+            return super()._initialize_and_run_controller(**parts)
+
+        controller = ray.remote(num_cpus=0)(PrivateController).remote(**parts)
+        self._register_sigint_handler(controller)
+        ray.get(controller.run.remote())
+        return ray.get(controller.get_result.remote())
 
     def _register_sigint_handler(self, controller: Any) -> None:
         """Ctrl-C. Ray's own handler waits for the controller, which answers no sooner than there are nodes for it."""
@@ -44,6 +65,20 @@ class Trainer(TorchTrainer):
             raise KeyboardInterrupt
 
         signal.signal(signal.SIGINT, stop)
+
+
+class PrivateWorkerGroup(WorkerGroup):
+    """Workers with the environment of their node."""
+
+    @staticmethod
+    def _get_worker_runtime_env(custom_runtime_env: Any) -> dict[str, Any]:
+        return {}
+
+
+class PrivateController(TrainController):
+    """Ray Train's controller on a private cluster."""
+
+    worker_group_cls = PrivateWorkerGroup
 
 
 class SayFailures(UserCallback):
