@@ -52,6 +52,9 @@ class HeldOut:
         self._heartbeat = heartbeat
         self._notices = notices
 
+        # Bound here, so that one that cannot be imported is known before the first step.
+        self._evaluators = {name: EVALUATORS.bound(keys, name) for name, keys in task.job.evaluators.items()}
+
     def is_owed(self, step: int) -> bool:
         """Whether the previous attempt was interrupted before the evaluation at `step` was complete."""
         return self._calendar.evaluation_due(step) and self._history.latest.get(names.EVALUATED, 0) < step
@@ -81,9 +84,9 @@ class HeldOut:
             self._reporter.note(f"evaluating {name}")
             with measurement.open(name, settings.url, settings.augment) as held_out:
                 results[names.held_out(name)] = self._task.measure(self._engine, held_out)
-        for name, section in job.evaluators.items():
+        for name, evaluate in self._evaluators.items():
             self._reporter.note(f"evaluating {name}")
-            results[name] = EVALUATORS.bound(section, name)(measurement)
+            results[name] = evaluate(measurement)
         return results
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
