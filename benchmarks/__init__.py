@@ -1,1 +1,1 @@
-"""One command a claim: `python -m benchmarks.NAME`."""
+"""Measurements of what the documentation claims: `python -m benchmarks.NAME`. Imports anything but tests."""

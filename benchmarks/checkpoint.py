@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint: with its upload beside training, and until it is complete."""
+"""Measures how long training stops for a checkpoint, and how long it takes until the checkpoint is complete."""
 
 import argparse
 import json
@@ -21,14 +21,14 @@ import torch.distributed as dist
 
 EPILOG = """
 One process holds the model and its AdamW state under DeepSpeed. Each repeat saves once with `wait` (the time until the
-checkpoint is complete), then once without (the time until training may go on), and waits for that one, too. The first
-of each is not counted: it allocates the snapshot's memory. The bucket is an emulator of Google Cloud Storage on this
-machine; its times say nothing about a real one.
+checkpoint is complete), then once without (the time until training may continue), and then waits for its upload. The
+first repeat is not counted, because it allocates the snapshot's memory. The bucket is an emulator of Google Cloud
+Storage on this machine; its times say nothing about a real one.
 """
 
 
 def build_engine(name: str, device: torch.device) -> Any:
-    """The model after one step, so that the optimizer has its state."""
+    """The model in an engine, after one step, so that the optimizer's state exists."""
     import model
     from model.objectives import dense_targets, softmax_cross_entropy
     from orchestrator.engine.step import Engine
@@ -52,7 +52,7 @@ def build_engine(name: str, device: torch.device) -> Any:
 
 
 def measure(engine: Any, url: str, repeats: int) -> tuple[list[float], list[float]]:
-    """Seconds that training stood still: asynchronous, synchronous."""
+    """Seconds that training stops for each save: asynchronous, synchronous."""
     from orchestrator.checkpoint.saver import Saver
 
     saver = Saver(engine, url, 1, say, report=in_thread)
@@ -67,13 +67,13 @@ def measure(engine: Any, url: str, repeats: int) -> tuple[list[float], list[floa
 
 
 def in_thread(metrics: dict[str, Any], directory: Path, name: str, upload: Callable[[], None]) -> None:
-    """What Ray Train does with an upload, without Ray."""
+    """Uploads in a thread, as Ray Train does."""
     threading.Thread(target=upload, daemon=True).start()
 
 
 @contextmanager
 def places(chosen: Sequence[str], folder: Path) -> Iterator[dict[str, str]]:
-    """URL of a run's folder in each place."""
+    """Yields the URL of a run's folder in each place."""
     from infra.local.stores import gcs_server, reached_by
 
     with ExitStack() as stack:
@@ -111,9 +111,9 @@ def say(text: str) -> None:
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__, epilog=EPILOG)
     parser.add_argument("--model", default="ViT-B/16", help="a name of model.create_model (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each save (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="number of saves of each kind (%(default)s)")
     parser.add_argument("--places", nargs="+", choices=("disk", "bucket"), default=["disk", "bucket"])
-    parser.add_argument("--work-dir", help="where the run on disk lies (default: a temporary folder)")
+    parser.add_argument("--work-dir", help="where the run on disk is written (default: a temporary folder)")
     return parser.parse_args(arguments)
 
 

@@ -1,11 +1,11 @@
-"""What `python -m data dedup` finds and what it mistakes: recall for kinds of copies, and the false-positive rate.
+"""Measures what `python -m data dedup` finds: recall for kinds of copies, and the rate of false positives.
 
     python -m benchmarks.dedup [--photos FOLDER] [--shapes N] [--workers N]
 
-Images of each kind are packed, and go through the code of the command. Half of the images play the test set; copies of
-these measure recall, the other half, which has no copies in it, the false positives. Photographs are those that come
-with scikit-learn and matplotlib, cut into tiles, or all .jpg and .jpeg files under FOLDER: whole for recall, and for
-false positives whole and, to have more pairs, cut into quarters. One JSON line last.
+Images of each kind are packed and compared by the code of the command. Half of the images are the test set. Copies of
+these give recall; the other half, which contains no copies, gives the false positives. Photographs are tiles of those
+in scikit-learn and matplotlib, or all .jpg and .jpeg files under FOLDER. The latter are used whole for recall, and
+whole and cut into quarters, for more pairs, for false positives. The last line is JSON.
 """
 
 import argparse
@@ -27,8 +27,8 @@ from data.shards.writer import ShardWriter
 from data.sources.shapes import shape_image
 
 SAMPLES_PER_SHARD = 128
-QUALITY = 90  # of copies whose kind is not about it
-TILE = 160
+QUALITY = 90  # of copies, unless their kind says otherwise
+TILE = 160  # pixels a side
 
 Image = np.ndarray  # uint8 (height, width, 3), RGB
 Copy = Callable[[Image, np.random.Generator], bytes]
@@ -48,7 +48,7 @@ def squared(image: Image, side: int) -> Image:
 
 
 def cropped(image: Image, share: float, random: np.random.Generator) -> Image:
-    """`share` of each side cut off, the rest anywhere."""
+    """A random part of the image, with each side shorter by `share`."""
     height, width = (round(side * (1 - share)) for side in image.shape[:2])
     top, left = (
         int(random.integers(whole - rest + 1)) for whole, rest in zip(image.shape, (height, width), strict=False)
@@ -88,7 +88,7 @@ COPIES: Mapping[str, Copy] = {
 
 
 def packed(folder: Path, images: Iterable[bytes]) -> Index:
-    """Shards of these encoded images; the key is the place."""
+    """Writes shards of encoded images. The key of an image is its number."""
     shards: list[Shard] = []
     numbered = enumerate(images)
     for first in numbered:
@@ -102,7 +102,7 @@ def packed(folder: Path, images: Iterable[bytes]) -> Index:
 
 
 def matches(index: Index, images: search.TestImages, workers: int) -> list[tuple[int, int]]:
-    """(training image, test image) of every match, by place."""
+    """(number of the training image, number of the test image) of every match."""
     return [
         (int(index.starts[number]) + match.position, int(images.sample[match.test]))
         for number, compared in enumerate(search.compare(index, images, workers))
@@ -111,8 +111,10 @@ def matches(index: Index, images: search.TestImages, workers: int) -> list[tuple
 
 
 def recall(images: list[Image], workers: int) -> dict[str, float]:
-    """Share of the copies of each kind that are matched with the image that they are of, and of the reverse: the
-    test image is a crop of the training image."""
+    """By kind, the share of copies that are matched with their original.
+
+    The last two kinds are the reverse: the test image is a crop of the training image.
+    """
     with TemporaryDirectory() as folder:
         tests, _ = search.hash_test_sets([packed(Path(folder, "test"), map(jpeg, images))], workers)
         random = np.random.default_rng(0)
@@ -133,7 +135,7 @@ def recall(images: list[Image], workers: int) -> dict[str, float]:
 
 
 def false_positives(tests: list[Image], others: list[Image], workers: int) -> dict[str, float]:
-    """Matches between images of which none is a copy of another, and how fast they were compared."""
+    """Matches between images that are not copies of each other, and the rate of comparison."""
     with TemporaryDirectory() as folder:
         hashed, _ = search.hash_test_sets([packed(Path(folder, "test"), map(jpeg, tests))], workers)
         index = packed(Path(folder, "other"), map(jpeg, others))
@@ -153,7 +155,7 @@ def false_positives(tests: list[Image], others: list[Image], workers: int) -> di
 
 
 def tiles(image: Image, height: int, width: int) -> list[Image]:
-    """The image cut into pieces of that size, the rest dropped."""
+    """The image cut into pieces of that size, without the rest at the borders."""
     rows, columns = image.shape[0] // height, image.shape[1] // width
     return [
         image[height * row : height * (row + 1), width * column : width * (column + 1)]
@@ -174,9 +176,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.dedup", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--photos", metavar="FOLDER", type=Path, help="more photographs")
-    parser.add_argument("--shapes", metavar="N", type=int, default=1000, help="how many shapes images (1000)")
-    parser.add_argument("--workers", metavar="N", type=int, default=usable_cpus(), help="processes (one a core)")
+    parser.add_argument("--photos", metavar="FOLDER", type=Path, help="of photographs, instead of the bundled ones")
+    parser.add_argument("--shapes", metavar="N", type=int, default=1000, help="number of drawn images (1000)")
+    parser.add_argument("--workers", metavar="N", type=int, default=usable_cpus(), help="processes (one per core)")
     options = parser.parse_args()
 
     if options.photos:
@@ -196,11 +198,9 @@ def main() -> None:
             print(f"  {share:7.1%}  {kind}", flush=True)
         tests, others = ([piece for group in groups[half::2] for piece in group] for half in (0, 1))
         false = false_positives(tests, others, options.workers)
-        print(
-            f"  {false['false_images']} of {false['images']} other images are taken for one of {false['test_images']}"
-        )
-        print(f"  false positives a pair: {false['per_pair']:.1e}, at most {false['per_pair_95%_bound']:.1e} (95 %)")
-        print(f"  {false['images_per_s_per_worker']:,.0f} images/s a worker")
+        print(f"  {false['false_images']} of {false['images']} others are mistaken for one of {false['test_images']}")
+        print(f"  false positives per pair: {false['per_pair']:.1e}, at most {false['per_pair_95%_bound']:.1e} (95 %)")
+        print(f"  {false['images_per_s_per_worker']:,.0f} images/s per worker")
         facts[name] = {"recall": found, "false_positives": false}
     print(json.dumps(facts))
 

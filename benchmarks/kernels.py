@@ -1,4 +1,4 @@
-"""The choices inside a training step, measured one by one: attention, token padding, memory, gradients, input."""
+"""Measures the choices inside a training step one by one: attention, token padding, memory, gradients, input."""
 
 import argparse
 import json
@@ -21,22 +21,22 @@ from orchestrator.engine.settings import PRECISIONS
 from orchestrator.engine.step import normalise
 
 EPILOG = """
-Contenders of a group take turns, --repeats times each; the figure is the median, with the least and the most. What this
-project uses on this device has a star. Milliseconds for --batch images:
+The choices of a group take turns, --repeats times each. The result is the median, with the smallest and the largest
+value. A star marks what this project uses on this device. Times are milliseconds for --batch images:
 
 attention  forward and backward at the model's tokens, heads and head width, on views of one packed tensor as in the
-           model. CPU: PyTorch's fused kernel, and its forward pass with the backward pass as products. GPU: each of
-           PyTorch's fused kernels by itself, and its own choice
-padding    one encoder block forward and backward with the tokens padded to a multiple of 8, 16 and 64
-memory     one elementwise operation on activations as wide as the MLP, with its result in memory that the C library
-           returned to the system, and in memory that it kept (CPU)
-subnormal  a matrix product of gradients of 1e-39, which a CPU multiplies in microcode, and with those taken for zero;
-           on one thread (CPU)
-sums       gradients of four blocks in bf16 taken over into float32 sums: added to zeros and cleared twice, which is
-           DeepSpeed's way, and copied (bf16)
-clipping   norm, clipping and AdamW over the weights of four blocks: scaled in a pass of its own, and by the
-           fused optimizer as it reads it
-input      uint8 pixels to normalised ones, as they are and compiled into one kernel
+           model. CPU: PyTorch's fused kernel, and its forward pass with a backward pass by products. GPU: each of
+           PyTorch's fused kernels, and PyTorch's own choice
+padding    one encoder block, forward and backward, with the tokens padded to a multiple of 8, 16 and 64
+memory     an elementwise operation on activations as wide as the MLP, with the result in memory that the C library has
+           returned to the system, and in memory that it has kept (CPU)
+subnormal  a matrix product of gradients of 1e-39, for which a CPU needs microcode, and the same with subnormal numbers
+           flushed to zero; on one thread (CPU)
+sums       bf16 gradients of four blocks moved into float32 sums: added to zeros that are cleared twice, as DeepSpeed
+           does it, and copied (bf16)
+clipping   norm, clipping and AdamW over the weights of four blocks: gradients scaled in a pass of their own, and scaled
+           by the fused optimizer as it reads them
+input      normalisation of uint8 pixels, eager and compiled into one kernel
 
 The last line is JSON: `device`, and `rows` with `group`, `choice`, `used`, `ms`, `ms_min`, `ms_max`.
 """
@@ -88,7 +88,7 @@ def padding(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.dev
 
 
 def memory(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
-    """One contender, measured before `keep_freed_memory` and after it."""
+    """One operation, measured before and after `keep_freed_memory`."""
     if device.type != "cpu":
         return {}
     x = torch.randn(batch, config.num_tokens, config.mlp_dim).to(dtype)
@@ -96,7 +96,7 @@ def memory(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.devi
 
 
 def subnormal(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
-    """On one thread: the others of this process have computed already and would not take the setting over."""
+    """On one thread: the other threads of this process have already computed and would not adopt the setting."""
     if device.type != "cpu":
         return {}
     gradients = torch.full((batch * config.num_tokens, config.width), 1e-39, dtype=dtype)
@@ -117,7 +117,7 @@ def subnormal(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.d
 
 
 def sums(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device) -> dict[str, Run]:
-    """bf16 gradients of four blocks into sums in float32: from the backward pass of a step to that of the next."""
+    """bf16 gradients of four blocks into float32 sums: the work between the backward passes of two steps."""
     if dtype == torch.float32:
         return {}
     gradients = [
@@ -128,7 +128,7 @@ def sums(config: ViTConfig, batch: int, dtype: torch.dtype, device: torch.device
     def add_to_zeros() -> None:
         for total, gradient in zip(totals, gradients, strict=True):
             total.add_(gradient.float())
-        for total in (*totals, *totals):  # DeepSpeed clears them twice
+        for total in (*totals, *totals):  # twice, as DeepSpeed does
             total.zero_()
 
     def copy() -> None:
@@ -181,7 +181,7 @@ GROUPS = {
 
 
 def used(group: str, choice: str, precision: str, device: torch.device) -> bool:
-    """Whether this project's step makes that choice here."""
+    """Whether this project's step makes that choice on this device."""
     if group == "attention" and device.type == "cpu":
         return choice == ("backward by products" if precision == "bf16" else "fused")
     return choice.startswith(
@@ -204,7 +204,7 @@ def seconds(run: Run, device: torch.device) -> float:
 
 def in_turn(runs: dict[str, Run], repeats: int, device: torch.device) -> dict[str, list[float]]:
     for run in runs.values():
-        for _ in range(8):  # compiled, and with the memory that it needs
+        for _ in range(8):  # compiles, and allocates memory
             run()
     rounds = [{name: seconds(run, device) for name, run in runs.items()} for _ in range(repeats)]
     return {name: [taken[name] for taken in rounds] for name in runs}
@@ -231,7 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table and, last, one JSON line."""
+    """Measures, prints a table and, last, one JSON line."""
     options = parse(arguments)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, dtype = vit_config(options.model), PRECISIONS[options.precision]

@@ -1,4 +1,4 @@
-"""Seconds from the kill of a worker until training goes on, beside Ray Train's restart of an empty function."""
+"""Measures the seconds from the kill of a worker until training continues, beside those of an empty function."""
 
 import argparse
 import json
@@ -20,10 +20,10 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 EPILOG = """
-Both run with two workers on a private Ray of this machine, one after the other, so many times. A worker is killed with
-SIGKILL. The empty function ends its clock with its first line. The run ends it with its first step after the restart:
-imports, the model, DeepSpeed, a checkpoint and the first batch are in it. Its log has a line at most every 5 s, so up
-to 5 s of its time are too much.
+Both run with two workers on a private Ray of this machine, in turn, --repeats times each. A worker is killed with
+SIGKILL. The time of the empty function ends with its first line after the restart. The time of the run ends with its
+first logged step after the restart; it includes imports, the model, DeepSpeed, a checkpoint and the first batch. The
+log has a line at most every 5 s, so the run's time may be up to 5 s too long.
 """
 EMPTY = """
 import os, signal, sys, time
@@ -57,7 +57,7 @@ print("seconds", max(times["again-0"], times["again-1"]) - times["killed"])
 
 
 def empty() -> float:
-    """Seconds of Ray Train's own restart."""
+    """Seconds of Ray Train's restart of an empty function."""
     with tempfile.TemporaryDirectory(prefix="benchmark-restart-") as folder:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_ADDRESS": "local"}
         words = [sys.executable, "-c", EMPTY, folder]
@@ -69,7 +69,7 @@ def empty() -> float:
 
 
 def ours() -> float:
-    """Seconds of a restart of jobs/pretrain_digits.yaml in the middle."""
+    """Seconds of a restart of jobs/pretrain_digits.yaml."""
     with tempfile.TemporaryDirectory(prefix="benchmark-restart-") as folder:
         keys = {
             "name": "run",
@@ -107,7 +107,7 @@ def ours() -> float:
                 again = again or "continuing at step" in line
                 if again and "loss" in line:
                     return time.monotonic() - killed
-            raise SystemExit("error: the run did not go on")
+            raise SystemExit("error: the run did not continue")
         finally:
             limit.cancel()
             run.send_signal(signal.SIGINT)
@@ -119,7 +119,7 @@ def ours() -> float:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, print a table and, last, one JSON line."""
+    """Measures, prints a table and, last, one JSON line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.restart",
         description=__doc__,

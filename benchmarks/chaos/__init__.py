@@ -1,1 +1,1 @@
-"""A run that is struck again and again, and what it lost."""
+"""What a run loses that is killed many times: `python -m benchmarks.chaos`."""

@@ -1,4 +1,4 @@
-"""A run that is killed again and again, in every way, while its cluster grows and shrinks: what is lost?"""
+"""Measures what a run loses that is killed many times, in many ways, while its cluster grows and shrinks."""
 
 import argparse
 import json
@@ -21,23 +21,24 @@ from benchmarks.chaos.world import BATCH, ChaosError, Job, World, until
 from benchmarks.shared.curve import read_curve
 
 EPILOG = """
-The same job runs twice on a cluster of this machine with Ray's own autoscaler: once with two workers and undisturbed,
-once with one to four and the kills. The images and the checkpoints are in a bucket (an emulator behind a proxy), the
-curves on an MLflow server. A kill comes when the run has got beyond where the one before met it.
+The same job runs twice on a cluster of this machine with Ray's own autoscaler: first undisturbed with two workers (the
+quiet run), then with kills and one to four workers (the chaos run). The images and the checkpoints are in a bucket (an
+emulator behind a proxy), the curves on an MLflow server. A kill comes only when the run has passed the step at which
+the previous kill occurred.
 
-samples  lost, repeated: by the ledger of the final history against the order, which is arithmetic
-steps    redone: the newest step done by an attempt, less the step at which the next one went on
-goodput  seconds a step of the quiet run (first point to last, its saves included) times steps, over the wall time of
-         the chaos run from the first command to the end of the last one
-seconds lost a failure: that wall time, less the quiet run's, over the kills
-weights  the norm of their difference to the quiet run's, over the norm of those
+samples  lost, repeated: the ledger of the final history, compared with the order, which is arithmetic
+steps    redone: the newest step of an attempt, less the step at which the next attempt continued
+goodput  seconds per step of the quiet run (from the first point to the last, including saves), times steps, over the
+         wall time of the chaos run, from the start of the first command to the end of the last one
+seconds lost per failure: the wall time of the chaos run, less that of the quiet run, over the number of kills
+weights  the norm of the difference of both runs' weights, over the norm of the quiet run's
 
-Exit code 1: samples were lost or repeated, the weights differ by more than --tolerance, or the run did not survive.
+Exit code 1: samples were lost or repeated, the weights differ by more than --tolerance, or the run failed.
 """
 
 
 def quiet(world: World, options: argparse.Namespace) -> float:
-    """Run the job undisturbed. Returns its wall time in seconds."""
+    """Runs the job undisturbed. Returns its wall time in seconds."""
     world.cluster.set_workers(START_SIZE, START_SIZE)
     began = time.monotonic()
     job = world.new_job("quiet", options.steps, options.every, START_SIZE)
@@ -46,7 +47,7 @@ def quiet(world: World, options: argparse.Namespace) -> float:
 
 
 def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) -> tuple[list[report.Struck], float]:
-    """Run it with everything that goes wrong. Returns that, and the wall time in seconds."""
+    """Runs the job and carries out the events. Returns the events that happened, and the wall time in seconds."""
     began = time.monotonic()
     job = world.new_job("chaos", options.steps, options.every, [1, 4])
     happened: list[report.Struck] = []
@@ -75,32 +76,32 @@ def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) ->
 
 
 def wait_for_step(job: Job, step: int, patience: float) -> None:
-    """Until the run has shown a step, or has ended well."""
+    """Waits until the run has shown a step, or has ended successfully."""
     until(lambda: job.step >= step or ended(job), f"step {step}\n{job.tail()}", patience)
 
 
 def wait_for_attempt(job: Job, before: int, workers: int, patience: float) -> None:
-    """Until another attempt has gone on, or where `workers` is not 0, one with so many; or the run has ended well."""
+    """Waits until a new attempt continues (with `workers` workers, unless that is 0), or the run has succeeded."""
 
     def is_there() -> bool:
         if workers:
             return bool(job.attempts) and job.attempts[-1].workers == workers
         return len(job.attempts) > before
 
-    until(lambda: is_there() or ended(job), f"{workers or 'any'} workers that go on", patience)
+    until(lambda: is_there() or ended(job), f"{workers or 'any'} workers that continue", patience)
 
 
 def finish(job: Job, patience: float) -> None:
-    """Until the run has ended well; steps must come at least every `patience` seconds."""
+    """Waits until the run has ended successfully; each step may take at most `patience` seconds."""
     while not ended(job):
         wait_for_step(job, job.step + 1, patience)
 
 
 def ended(job: Job) -> bool:
-    """Whether it has ended well.
+    """Whether the run has ended successfully.
 
     Raises:
-        ChaosError: it has ended otherwise.
+        ChaosError: the run has failed.
     """
     if job.code:
         raise ChaosError(f"the job ended with exit code {job.code}\n{job.tail()}")
@@ -110,7 +111,7 @@ def ended(job: Job) -> bool:
 def evaluate(
     world: World, happened: Sequence[report.Struck], walls: tuple[float, float], options: argparse.Namespace
 ) -> dict[str, Any]:
-    """Print the table; returns the fields of the JSON line."""
+    """Prints the table and returns the fields of the JSON line."""
     from data import SampleOrder, open_index
     from orchestrator.history.ledger import trained_samples
 
@@ -168,12 +169,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--kills", type=int, default=25, help="(%(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of kinds, order and victims (%(default)s)")
-    parser.add_argument("--steps", type=int, help="of the run (100 a kill)")
+    parser.add_argument("--seed", type=int, default=0, help="of kinds, order and targets (%(default)s)")
+    parser.add_argument("--steps", type=int, help="of the run (100 per kill)")
     parser.add_argument("--every", type=int, default=20, help="steps between checkpoints (%(default)s)")
-    parser.add_argument("--tolerance", type=float, default=1e-3, help="of the weights' difference (%(default)s)")
-    parser.add_argument("--patience", type=float, default=600, help="seconds for a run to go on (%(default)s)")
-    parser.add_argument("--folder", type=Path, help="for logs and curves; stays (default: a temporary one)")
+    parser.add_argument("--tolerance", type=float, default=1e-3, help="for the difference of the weights (%(default)s)")
+    parser.add_argument("--patience", type=float, default=600, help="seconds to wait for progress (%(default)s)")
+    parser.add_argument("--folder", type=Path, help="for logs and curves; is kept (default: temporary)")
     options = parser.parse_args(arguments)
     options.steps = options.steps or 100 * options.kills
     return options
@@ -181,8 +182,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
-    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # the proxy's clients are killed: they hang up
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as Ctrl-C: everything is ended
+    logging.getLogger("aiohttp.server").setLevel(logging.CRITICAL)  # killed clients of the proxy cause errors here
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends all processes, as Ctrl-C does
     try:
         events = schedule(options.kills, options.steps, options.seed, first=2 * options.every)
         with tempfile.TemporaryDirectory(prefix="chaos-") as temporary:
@@ -195,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 happened, wall = chaos(world, events, options)
                 found = evaluate(world, happened, (alone, wall), options)
     except (ChaosError, ValueError) as error:
-        print(f"error: benchmarks/chaos: {error}", file=sys.stderr)
+        print(f"error: python -m benchmarks.chaos: {error}", file=sys.stderr)
         return 1
     print(json.dumps(found))
     bad = found["lost"] or found["repeated"] or found["max_weight_difference"] > options.tolerance

@@ -1,8 +1,8 @@
-"""What goes wrong in a chaos run, and when: a seeded schedule, and the deeds themselves.
+"""What goes wrong in a chaos run, and when: a seeded schedule, and the actions.
 
 step     40        85       120        171 ...
-         kill      resize   kill       kill       evenly over the run, in an order that the seed decides
-         hang      4        node       driver,    every kind comes once before any comes twice
+         kill      resize   kill       kill       spread evenly over the run, in an order that the seed decides
+         hang      4        node       driver,    every kind comes once before any kind comes twice
                                        saving
 """
 
@@ -33,35 +33,35 @@ KINDS = {
     "storage": "the bucket of images and checkpoints answers 503 for 5 to 15 s",
     "tracker": "the MLflow server is killed, and started again after 5 to 15 s",
 }
-WITHOUT_RESTART = ("storage", "tracker")  # training is to go on
+WITHOUT_RESTART = ("storage", "tracker")  # training must continue
 SIZES = (1, 2, 3, 4)
 START_SIZE = 2
 GRACE = 10  # seconds from a drain to the loss of the node
-SLOW = 0.25  # seconds that each request takes longer while an upload is waited for, so that there is time to hit it
+SLOW = 0.25  # seconds added to each request while waiting for an upload, so that a kill can hit the upload
 
 
 @dataclass(frozen=True)
 class Event:
-    """One thing that goes wrong.
+    """A planned fault or resize.
 
     Attributes:
-        step: steps done, after which it comes.
-        kind: of KINDS, or RESIZE.
-        dice: 0 .. 1, whom it meets or how long it lasts.
-        workers: of RESIZE: how many there are from now on.
+        step: number of steps after which it comes.
+        kind: one of KINDS, or RESIZE.
+        draw: random number in [0, 1) that determines the target or the duration.
+        workers: with RESIZE, the new number of workers; otherwise 0.
     """
 
     step: int
     kind: str
-    dice: float
+    draw: float
     workers: int = 0
 
 
 def schedule(kills: int, steps: int, seed: int, first: int) -> list[Event]:
-    """So many kills, with changes of the number of workers between them, from step `first` to the end of the run.
+    """A schedule of `kills` kills and of changes of the number of workers, from step `first` to the end of the run.
 
     Raises:
-        ValueError: there are fewer than two steps for each.
+        ValueError: there are fewer than two steps per event.
     """
     dice = random.Random(seed)
     kinds: list[str] = []
@@ -71,7 +71,7 @@ def schedule(kills: int, steps: int, seed: int, first: int) -> list[Event]:
     changes = max(len(sizes), kills // 3)
     while len(sizes) < changes:
         sizes += [size for size in dice.sample(SIZES, len(SIZES)) if size != sizes[-1]]
-    # a fraction of all kills, before which a change comes
+    # Kill n has the position n + 0.5, and the changes are spread evenly between the kills.
     order = [(number + 0.5, kind, 0) for number, kind in enumerate(kinds[:kills])]
     order += [(change * kills / changes, RESIZE, sizes[change]) for change in range(changes)]
     gap = (steps - first) / (len(order) + 1)
@@ -84,11 +84,11 @@ def schedule(kills: int, steps: int, seed: int, first: int) -> list[Event]:
 
 
 def strike(event: Event, world: World) -> float:
-    """Carry an event out, with the end of an outage. Returns when it began, in seconds since the epoch."""
+    """Carries out an event, including the end of an outage. Returns when it began, in seconds since the epoch."""
     what, _, moment = event.kind.partition(", ")
     if moment:
         _await_moment(world, moment)
-    deeds: dict[str, Callable[[World, Event], float]] = {
+    actions: dict[str, Callable[[World, Event], float]] = {
         "worker": _signal(signal.SIGKILL),
         "hang": _signal(signal.SIGSTOP),
         "notice": _signal(signal.SIGTERM),
@@ -99,11 +99,11 @@ def strike(event: Event, world: World) -> float:
         "tracker": _end_tracker,
         RESIZE: _resize,
     }
-    return deeds[what](world, event)
+    return actions[what](world, event)
 
 
 def _await_moment(world: World, moment: str) -> None:
-    """Until a checkpoint is being saved, or uploaded."""
+    """Waits until a checkpoint is being saved or uploaded."""
     world.proxy.set(delay=SLOW)
     try:
         condition = world.is_saving if moment == "saving" else world.is_uploading
@@ -113,34 +113,34 @@ def _await_moment(world: World, moment: str) -> None:
 
 
 def _signal(number: signal.Signals) -> Callable[[World, Event], float]:
-    def deed(world: World, event: Event) -> float:
-        process, _ = _victim(world, event)
+    def action(world: World, event: Event) -> float:
+        process, _ = _target(world, event)
         began = time.time()
         process.send_signal(number)
         return began
 
-    return deed
+    return action
 
 
-def _victim(world: World, event: Event) -> tuple[psutil.Process, str]:
-    """A training worker and its node."""
+def _target(world: World, event: Event) -> tuple[psutil.Process, str]:
+    """The training worker that the event hits, and its node."""
     workers = until(world.training_workers, "training workers", world.patience)
-    return workers[int(event.dice * len(workers))]
+    return workers[int(event.draw * len(workers))]
 
 
 def _lose_node(world: World, event: Event) -> float:
-    _, node = _victim(world, event)
+    _, node = _target(world, event)
     began = time.time()
     world.cluster.kill_node(node)
     return began
 
 
 def _drain(world: World, event: Event) -> float:
-    _, node = _victim(world, event)
+    _, node = _target(world, event)
     began = time.time()
     world.cluster.drain(node, GRACE)
     time.sleep(GRACE)
-    with contextlib.suppress(ClusterError):  # the autoscaler may have been faster
+    with contextlib.suppress(ClusterError):  # the autoscaler may have ended it already
         world.cluster.kill_node(node)
     return began
 
@@ -169,11 +169,11 @@ def _end_tracker(world: World, event: Event) -> float:
 
 
 def _outage(event: Event) -> float:
-    return 5 + 10 * event.dice
+    return 5 + 10 * event.draw
 
 
 def _resize(world: World, event: Event) -> float:
-    """Fewer nodes with a notice, as the planned end of a machine has one: the autoscaler itself ends them without."""
+    """Changes the number of workers. Drains surplus nodes first, because the autoscaler ends nodes without notice."""
     began = time.time()
     nodes = [node.id for node in world.cluster.workers()]
     world.cluster.set_workers(event.workers, max(event.workers, len(nodes)))
@@ -181,7 +181,7 @@ def _resize(world: World, event: Event) -> float:
     for node in leaving:
         world.cluster.drain(node, GRACE)
     if leaving:
-        until(lambda: not world.trains_on(leaving), "workers that leave drained nodes", world.patience)
+        until(lambda: not world.trains_on(leaving), "workers that leave the drained nodes", world.patience)
         for node in leaving:
             with contextlib.suppress(ClusterError):
                 world.cluster.kill_node(node)

@@ -1,8 +1,8 @@
-"""What a chaos run comes to: samples, steps, seconds and weights, from what the run left behind.
+"""The result of a chaos run: samples, steps, seconds and weights, from the files and curves of the run.
 
-Samples are counted in the ledger of the final history and compared with the order, which is arithmetic. Steps that were
-done again, and seconds, come from the points of the training curve: MLflow holds each step once, with the time when it
-was done first.
+Samples are counted in the ledger of the final history and compared with the order, which is arithmetic. Redone steps
+and seconds come from the points of the training curve: MLflow holds each step once, with the time at which it was first
+done.
 """
 
 import json
@@ -18,13 +18,19 @@ from benchmarks.shared.curve import Curve
 from data import Order, storage
 
 START_SECONDS = 3.0
-"""New workers take longer than this from their first line to their first step, the old ones are gone before it."""
+"""New workers need more time than this from their first line to their first step. The old ones are gone before it."""
 
 
 @dataclass(frozen=True)
 class Struck:
-    """An event that was carried out: when it began and when the run went on beyond where it was, both in seconds since
-    the epoch, and the workers that trained before and after it."""
+    """An event that was carried out.
+
+    Attributes:
+        event: as planned.
+        began: when it began, in seconds since the epoch.
+        back: when the run passed the step that it had reached before, in seconds since the epoch.
+        before, after: number of workers before and after the event.
+    """
 
     event: Event
     began: float
@@ -34,9 +40,9 @@ class Struck:
 
 
 def count_samples(trained: Mapping[int, Sequence[int]], order: Order, steps: int) -> tuple[int, int]:
-    """(samples lost, samples repeated) of a history: what each of the run's steps should have trained on, and did.
+    """(samples lost, samples repeated): compares the samples of each step with those that it should have trained on.
 
-    A sample that a step trained on though it belongs to another one counts as repeated here, and as lost there.
+    A sample in the wrong step counts as repeated in that step, and as lost in its own.
     """
     lost = repeated = 0
     for step in range(max([steps, *(step + 1 for step in trained)])):
@@ -48,9 +54,9 @@ def count_samples(trained: Mapping[int, Sequence[int]], order: Order, steps: int
 
 
 def redone_steps(attempts: Sequence[Attempt], curve: Curve) -> list[int]:
-    """Of each attempt, the steps that it did again.
+    """The number of steps that each attempt redid.
 
-    It holds when every attempt gets beyond the one before it, as they do here: nothing is killed earlier.
+    Assumes that every attempt passes the step that the previous one reached, because no kill comes earlier.
     """
     return [max(0, curve.peak(attempt.time - START_SECONDS) - attempt.step) for attempt in attempts]
 
@@ -62,13 +68,13 @@ def seconds_lost(struck: Struck, curve: Curve, seconds_a_step: float) -> float:
 
 
 def redone_after(struck: Struck, attempts: Sequence[Attempt], redone: Sequence[int]) -> int:
-    """Steps done again by the attempts that an event led to."""
+    """Number of steps redone by the attempts that an event caused."""
     pairs = zip(attempts, redone, strict=True)
     return sum(steps for attempt, steps in pairs if struck.began < attempt.time <= struck.back)
 
 
 def weight_difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> float:
-    """Norm of the difference of all weights together, over the norm of the other's."""
+    """Norm of the difference of all weights together, over the norm of the weights `other`."""
     if one.keys() != other.keys():
         raise ValueError(f"weights differ in their names: {sorted(one.keys() ^ other.keys())[:3]}")
     ours, theirs = (np.concatenate([weights[name] for name in sorted(weights)]) for weights in (one, other))
@@ -76,7 +82,7 @@ def weight_difference(one: Mapping[str, np.ndarray], other: Mapping[str, np.ndar
 
 
 def read_weights(run_url: str) -> tuple[int, dict[str, np.ndarray]]:
-    """(step, flat weights by name) of a run's newest complete checkpoint, put together from its files."""
+    """(step, flat weights by name) of a run's newest complete checkpoint, joined from its files."""
     from safetensors.numpy import load
 
     names = sorted(storage.contents(run_url), reverse=True)
@@ -91,7 +97,7 @@ def read_weights(run_url: str) -> tuple[int, dict[str, np.ndarray]]:
 
 
 def table(events: Sequence[Struck], lost: Sequence[float], redone: Sequence[int]) -> str:
-    """One line a kind of event, with means and largest values."""
+    """One line per kind of event, with means and largest values."""
     kinds: dict[str, list[int]] = defaultdict(list)
     for number, struck in enumerate(events):
         kinds[struck.event.kind].append(number)

@@ -1,4 +1,4 @@
-"""What a chaos run runs on: a cluster that scales, a bucket behind a proxy, an MLflow server, and the job itself."""
+"""The environment of a chaos run: a cluster that scales, a bucket behind a proxy, an MLflow server, and the job."""
 
 import json
 import os
@@ -26,8 +26,9 @@ from infra.local.stores import FaultyProxy, Server, free_port, gcs_server, reach
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH = 64
-LEARNED = 0.2  # learning rate times steps. With ten times as much, the rounding of another number of workers grows from
-# one in 10^7 to all of the loss within 500 steps, and the runs could not be compared.
+LEARNED = 0.2
+"""Learning rate times steps. With ten times as much, the rounding difference of another number of workers grows from
+one part in 10^7 to the size of the loss within 500 steps, and the runs cannot be compared."""
 HANG_SECONDS = 20.0
 TERMINAL = (50, 250)  # lines, columns
 
@@ -35,26 +36,32 @@ T = TypeVar("T")
 
 
 class ChaosError(RuntimeError):
-    """The message is one line, perhaps with the last lines of the job under it."""
+    """The message is one line, in some cases followed by the last lines of the job."""
 
 
 def until(condition: Callable[[], T], what: str, seconds: float, pause: float = 0.1) -> T:
-    """Wait for a condition; returns what it returned.
+    """Waits until `condition` returns a true value, and returns that value.
 
     Raises:
-        ChaosError: it did not come true in so many seconds.
+        ChaosError: it was not true within `seconds`.
     """
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         if time.monotonic() > deadline:
-            raise ChaosError(f"waited {seconds:.0f} s for: {what}")
+            raise ChaosError(f"waited {seconds:.0f} s for {what}")
         time.sleep(pause)
     return found
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """Workers that went on with a run: when the line that says so was read (seconds since the epoch), and where."""
+    """An attempt that continued a run.
+
+    Attributes:
+        time: when its line was read, in seconds since the epoch.
+        step: where it continued.
+        workers: number of workers.
+    """
 
     time: float
     step: int
@@ -62,13 +69,13 @@ class Attempt:
 
 
 class Job:
-    """A run of the orchestrator at a terminal, where its progress is drawn twice a second.
+    """A run of the orchestrator at a terminal, on which it draws its progress twice a second.
 
     Attributes:
-        step: last one shown.
-        peak: highest one shown.
-        attempts: of all processes, but for those that began at step 0.
-        lines: all that was printed, without the progress bar.
+        step: the last step shown.
+        peak: the highest step shown.
+        attempts: the attempts of all its processes, except those that began at step 0.
+        lines: the output without the progress bar.
     """
 
     def __init__(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> None:
@@ -80,7 +87,7 @@ class Job:
         self.lines: list[str] = []
 
     def start(self) -> None:
-        """Start it, or start it again."""
+        """Starts the process, or starts it again."""
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, TERMINAL)
         self._process = subprocess.Popen(
@@ -92,7 +99,7 @@ class Job:
         self._reader.start()
 
     def kill(self) -> None:
-        """SIGKILL, if it runs."""
+        """Sends SIGKILL if the process runs."""
         if self._process is not None and self._process.poll() is None:
             self._process.kill()
             self._process.wait()
@@ -100,12 +107,12 @@ class Job:
 
     @property
     def code(self) -> int | None:
-        """The exit code; None while it runs."""
+        """The exit code; None while the process runs."""
         assert self._process is not None
         return self._process.poll()
 
     def tail(self) -> str:
-        """The last lines."""
+        """The last lines of the output."""
         return "\n".join(self.lines[-15:])
 
     def _read(self, terminal: int) -> None:
@@ -114,7 +121,7 @@ class Job:
             while True:
                 try:
                     rest += stream.read(65536)
-                except OSError:  # nobody has the other end any more
+                except OSError:  # the other end is closed
                     return
                 *lines, rest = re.split(rb"[\r\n]+", rest)
                 for line in lines:
@@ -135,7 +142,7 @@ class Job:
 
 
 class MlflowServer:
-    """The project's MLflow server on a folder, which can be killed and started again."""
+    """The project's MLflow server on a folder; it can be killed and restarted."""
 
     def __init__(self, folder: Path) -> None:
         self.database = f"sqlite:///{folder}/mlflow.db"
@@ -144,7 +151,7 @@ class MlflowServer:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; returns when it answers."""
+        """Starts the server and returns when it answers."""
         words = [sys.executable, "-m", "infra.mlflow_server", f"--folder={self._folder}", f"--port={self._port}"]
         environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
         with (self._folder / "mlflow.log").open("ab") as log:
@@ -154,7 +161,7 @@ class MlflowServer:
         until(self._answers, "the MLflow server", 180)
 
     def kill(self) -> None:
-        """SIGKILL to all of it, if it runs."""
+        """Sends SIGKILL to all of its processes if it runs."""
         if self._process is not None:
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -170,12 +177,12 @@ class MlflowServer:
 
 @dataclass
 class World:
-    """All of it. As a context manager it ends what it started.
+    """The cluster, the servers and the current job. Leaving the `with` block ends all of them.
 
     Attributes:
         folder: of logs and the MLflow database.
-        patience: seconds after which a run that does not go on is given up.
-        job: the run that is under way.
+        patience: seconds to wait for the progress of a run before giving up.
+        job: the current run.
     """
 
     folder: Path
@@ -199,7 +206,7 @@ class World:
             with reached_by(self._access):
                 scaling = Scaling(min_workers=0, max_workers=4, cpus_per_worker=1, idle_seconds=20)
                 self.cluster = stack.enter_context(LocalCluster.start(self.folder / "cluster", scaling))
-            stack.enter_context(reached_by(self.bucket))  # for ourselves
+            stack.enter_context(reached_by(self.bucket))  # this process bypasses the proxy
             self._stack = stack.pop_all()
         return self
 
@@ -208,7 +215,7 @@ class World:
 
     @property
     def scratch(self) -> Path:
-        """The temporary folder of all nodes: checkpoints and points of curves on their way."""
+        """The temporary folder of all nodes, with checkpoints and metrics that are waiting for upload."""
         return self.folder / "tmp"
 
     def run_url(self, name: str) -> str:
@@ -216,7 +223,7 @@ class World:
         return f"{self.bucket.url}/runs/{name}"
 
     def new_job(self, name: str, steps: int, every: int, workers: int | list[int]) -> Job:
-        """Start the run `name`; it ends with the world, if not before."""
+        """Starts the run `name`, which ends with this `World` at the latest."""
         path = self.folder / f"{name}.yaml"
         path.write_text(json.dumps(job_file(self, name, steps, every, workers), indent=1))
         words = [sys.executable, "-m", "orchestrator", "run", str(path)]
@@ -227,7 +234,7 @@ class World:
         return self.job
 
     def training_workers(self) -> list[tuple[psutil.Process, str]]:
-        """The training workers that live, with their nodes, in the order of these."""
+        """The running training workers with their nodes, sorted by node."""
         found = []
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -239,15 +246,15 @@ class World:
         return sorted(found, key=lambda entry: (entry[1], entry[0].pid))
 
     def trains_on(self, nodes: list[str]) -> bool:
-        """Whether there is a training worker on one of the nodes."""
+        """Whether a training worker runs on one of the nodes."""
         return any(node in nodes for _, node in self.training_workers())
 
     def is_saving(self) -> bool:
-        """Whether a worker has begun to write its state to local disk."""
+        """Whether a worker is writing its state to local disk."""
         return any(self.scratch.glob("vit-staging-*/rank-*/*"))
 
     def is_uploading(self) -> bool:
-        """Whether there is a checkpoint of the chaos run without a manifest."""
+        """Whether the chaos run has a checkpoint without a manifest."""
         run = self.run_url("chaos")
         names = [name for name in storage.contents(run) if name.startswith("step-")]
         return any("manifest.json" not in storage.contents(f"{run}/{name}") for name in names)

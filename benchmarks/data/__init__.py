@@ -1,1 +1,1 @@
-"""How fast the data path is, beside other libraries."""
+"""The speed of the data path, compared with other libraries: `python -m benchmarks.data`."""

@@ -1,4 +1,4 @@
-"""How fast the data path is: against other loaders, and against decoding alone, which is the limit."""
+"""Measures the data path against other loaders, and against decoding only, which is the limit."""
 
 import argparse
 import json
@@ -20,18 +20,24 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 EPILOG = """
-Rates are images a second of the whole machine divided by its cores. Every measurement runs in a fresh process; the
-repeats of all contenders are interleaved; a rate is the median of its repeats, in the table with their least and most.
-Libraries that are not installed (see requirements-bench.txt) are left out, and a line on stderr says so.
+Rates are images per second of the whole machine, divided by its cores. Every measurement runs in a fresh process. The
+repeats of all contenders are interleaved. A rate is the median of its repeats; the table also has the smallest and the
+largest. Libraries that are not installed (see requirements-bench.txt) are skipped, with a line on stderr.
 """
-PERCENTS = (0, 50, 90)
+PERCENTS = (0, 50, 90)  # of an epoch: where the time to the first batch is measured
 SOAK_SAMPLES = 60
-SOAK_WARM_UP = 0.1  # of the samples
+SOAK_WARM_UP = 0.1  # share of the samples that is not counted
 PRELOAD = ("torch", "torch.utils.data", "PIL.Image", "webdataset", "data.loading.loader")
 
 
 class Contender(NamedTuple):
-    """One line of the table. `task` is what worker.py is asked; `peer` names the library, if it is one of (c)."""
+    """One line of the table.
+
+    Attributes:
+        name: in the table and on the command line.
+        task: request to `benchmarks.data.worker`.
+        peer: the library, if it has a data format of its own; otherwise "".
+    """
 
     name: str
     task: dict[str, Any]
@@ -57,17 +63,17 @@ CONTENDERS = (
 
 
 class Worker:
-    """A worker.py under some Python. Use it in a `with`."""
+    """A process of `benchmarks.data.worker` under the given Python. Leaving the `with` block ends it."""
 
     def __init__(self, python: str) -> None:
         command = [python, "-m", "benchmarks.data.worker", *PRELOAD]
         self._process = subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, task: dict[str, Any], settings: Settings) -> dict[str, Any]:
-        """Run one measurement.
+        """Runs one measurement.
 
         Raises:
-            RuntimeError: it failed.
+            RuntimeError: the measurement failed.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -89,10 +95,10 @@ class Worker:
 def measure_rates(
     chosen: Sequence[Contender], ask: dict[str, Worker], settings: Settings, options: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
-    """What each contender measured in each repeat, contenders in turn. Libraries that fail are left out.
+    """The results of each contender, one per repeat; contenders take turns. Peers that fail are skipped.
 
     Raises:
-        RuntimeError: one that is not a peer failed.
+        RuntimeError: a contender that is not a peer failed.
     """
     found: dict[str, list[dict[str, float]]] = {contender.name: [] for contender in chosen}
     for repeat in range(options.repeats):
@@ -105,7 +111,7 @@ def measure_rates(
             except RuntimeError as error:
                 if not contender.peer:
                     raise RuntimeError(f"{contender.name}: {error}") from error
-                say(f"{contender.name} is left out: {error}")
+                say(f"{contender.name} is skipped: {error}")
                 del found[contender.name]
                 continue
             found[contender.name].append(result)
@@ -115,14 +121,14 @@ def measure_rates(
 
 
 def prepare_peers(worker: Worker, chosen: Sequence[Contender], settings: Settings) -> list[Contender]:
-    """Write the set in the peers' formats; those contenders whose library can do that, and all that are no peers."""
+    """Writes the set in the peers' formats. Returns the contenders without the peers whose library cannot write."""
     missing = set()
     for library in sorted({contender.peer for contender in chosen} - {""}):
         say(f"writing the set in the format of {library}")
         try:
             worker.ask({"measure": "write", "library": library}, settings)
         except RuntimeError as error:
-            say(f"{library} is left out: {error}")
+            say(f"{library} is skipped: {error}")
             missing.add(library)
     return [contender for contender in chosen if contender.peer not in missing]
 
@@ -132,11 +138,11 @@ def median(results: Sequence[dict[str, float]], name: str) -> float:
 
 
 def summarise(rates: dict[str, list[dict[str, float]]], cores: int) -> dict[str, Any]:
-    """The rates among the fields of the JSON line; None for what was not measured."""
+    """The rates for the JSON line; None for contenders that were not measured."""
     per_core = {name: round(median(results, "rate") / cores, 1) for name, results in rates.items()}
     loops = {
         decoder: {
-            workers: per_core.get(f"decode_{decoder}_{workers}")
+            workers: per_core[f"decode_{decoder}_{workers}"]
             for workers in ("threads", "processes")
             if f"decode_{decoder}_{workers}" in per_core
         }
@@ -178,7 +184,7 @@ def measure_first_batches(worker: Worker, settings: Settings, repeats: int) -> d
 
 
 def measure_soak(worker: Worker, settings: Settings, minutes: float) -> dict[str, float]:
-    """How far resident memory moved from its median once warm, as a fraction of it."""
+    """The largest deviation of resident memory from its median after the warm-up, as a fraction of the median."""
     task = {"measure": "soak", "minutes": minutes, "samples": SOAK_SAMPLES}
     resident = worker.ask(task, settings)["resident_mb"]
     warm = resident[int(SOAK_WARM_UP * len(resident)) :]
@@ -228,7 +234,7 @@ def measure(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def work_folder(given: str | None) -> Iterator[Path]:
-    """The folder for the sets: one that stays, or a temporary one."""
+    """The folder for the sets: the given one, which is kept, or a temporary one."""
     if given is not None:
         yield Path(given).absolute()
         return
@@ -244,23 +250,23 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.data", description=__doc__, epilog=EPILOG)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser.add_argument("--cores", type=int, default=cores, help="threads or worker processes (%(default)s)")
-    parser.add_argument("--seconds", type=float, default=8.0, help="of one measurement (%(default)s)")
-    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before it, for reading ahead (%(default)s)")
-    parser.add_argument("--repeats", type=int, default=3, help="of each (%(default)s)")
-    parser.add_argument("--images", type=int, default=2048, help="different images (%(default)s)")
-    parser.add_argument("--samples", type=int, default=24 * 1024, help="of the set, about 50 KB each (%(default)s)")
+    parser.add_argument("--seconds", type=float, default=8.0, help="time of one measurement (%(default)s)")
+    parser.add_argument("--warm-up", type=float, default=4.0, help="seconds before a measurement (%(default)s)")
+    parser.add_argument("--repeats", type=int, default=3, help="number of measurements of each (%(default)s)")
+    parser.add_argument("--images", type=int, default=2048, help="number of different images (%(default)s)")
+    parser.add_argument("--samples", type=int, default=24 * 1024, help="size of the set, 50 KB each (%(default)s)")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--lanes", type=int, default=8, help="of our order (%(default)s)")
     parser.add_argument("--block", type=int, default=1024, help="of our order (%(default)s)")
-    parser.add_argument("--work-dir", help="keep the sets here for the next run (default: a temporary folder)")
+    parser.add_argument("--work-dir", help="keep the sets in this folder for later runs (default: a temporary one)")
     parser.add_argument(
-        "--peers-python", default=sys.executable, help="that has requirements-bench.txt installed (default: this one)"
+        "--peers-python", default=sys.executable, help="a Python with requirements-bench.txt (default: this one)"
     )
     names = [contender.name for contender in CONTENDERS]
     parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=f"of {', '.join(names)}")
-    parser.add_argument("--minutes", type=float, default=0.0, help="then watch our resident memory this long")
-    parser.add_argument("--quick", action="store_true", help="small numbers: whether it works, not how fast it is")
+    parser.add_argument("--minutes", type=float, default=0.0, help="then measure our resident memory for so long")
+    parser.add_argument("--quick", action="store_true", help="tiny: checks that it works; the rates mean nothing")
     options = parser.parse_args(arguments)
     if options.quick:
         options.seconds, options.warm_up, options.repeats = 0.2, 0.1, 1

@@ -1,16 +1,16 @@
-"""The loaders that are compared: each an endless iterator over the sizes of its batches.
+"""The compared loaders: each is an endless iterator over the sizes of its batches.
 
-All make the same thing: shuffled uint8 batches (B, S, S, 3) of random Inception windows by one law. The libraries run
-as their documentation recommends: in torch's DataLoader with one worker process for each core.
+All produce shuffled uint8 batches (B, S, S, 3) of random Inception windows from the same distribution. The libraries
+run as their documentation recommends: in torch's DataLoader with one worker process per core.
 
-Decoders: "pil" is what the libraries' documentation shows; "cv2" decodes the whole image with OpenCV, then scales the
+Decoders: "pil" is the one in the libraries' documentation; "cv2" decodes the whole image with OpenCV, then scales the
 window; "ours" is `data.Augment`.
 """
 
 import io
 import itertools
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from importlib.util import module_from_spec
@@ -28,12 +28,20 @@ if TYPE_CHECKING:  # needs torch
     from data import Loader
 
 AUGMENT = Augment("inception")
-SHUFFLED = 1000  # samples in the shuffle buffer of each of WebDataset's workers: the number in its documentation
+SHUFFLED = 1000  # samples in the shuffle buffer of each WebDataset worker, as in its documentation
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every pipeline is told. `shuffle` is that of our order: lanes and samples in a block of a lane."""
+    """The settings of every pipeline.
+
+    Attributes:
+        tars, mds, litdata: folders of the set in the format of WebDataset, MosaicML Streaming, LitData.
+        cores: number of threads or worker processes.
+        batch_size: images per batch.
+        image_size: pixels a side.
+        lanes, block: of our order: number of lanes, and samples per block of a lane.
+    """
 
     tars: str
     mds: str
@@ -46,7 +54,7 @@ class Settings:
 
 
 Decoder = Callable[[bytes, np.ndarray, int], None]
-"""(JPEG, uint8 (S, S, 3) to draw into, number of the random window)."""
+"""Arguments: the JPEG, the output array uint8 (S, S, 3), the number of the random window."""
 
 
 def decode_pil(encoded: bytes, out: np.ndarray, number: int) -> None:
@@ -56,6 +64,7 @@ def decode_pil(encoded: bytes, out: np.ndarray, number: int) -> None:
 
 def decode_cv2(encoded: bytes, out: np.ndarray, number: int) -> None:
     image = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert image is not None
     (y, x), (height, width) = _window(image.shape[:2], out.shape[0], number)
     cv2.resize(image[y : y + height, x : x + width], out.shape[:2], dst=out, interpolation=cv2.INTER_LINEAR)
 
@@ -73,7 +82,7 @@ def open_set(settings: Settings) -> tuple[Index, SampleOrder]:
 
 
 def ours(settings: Settings, start_step: int = 0, stop_step: int = sys.maxsize) -> "Loader":
-    """This project's loader, opened anew, as one worker with a thread for each core."""
+    """This project's loader, newly opened, as one worker with a thread per core."""
     from data import Loader
 
     index, order = open_set(settings)
@@ -91,13 +100,13 @@ def ours(settings: Settings, start_step: int = 0, stop_step: int = sys.maxsize) 
     )
 
 
-def batches_of_ours(settings: Settings) -> Iterator[int]:
+def batches_of_ours(settings: Settings) -> Generator[int, None, None]:
     with ours(settings) as loader:
         for batch in loader:
             yield int(batch.valid.sum())
 
 
-def batches_of_webdataset(settings: Settings, decoder: str) -> Iterator[int]:
+def batches_of_webdataset(settings: Settings, decoder: str) -> Generator[int, None, None]:
     import webdataset
 
     tars = [str(path) for path in sorted(Path(settings.tars).glob("*.tar"))]
@@ -111,13 +120,13 @@ def batches_of_webdataset(settings: Settings, decoder: str) -> Iterator[int]:
         yield len(images)
 
 
-def batches_of_streaming(settings: Settings, decoder: str) -> Iterator[int]:
+def batches_of_streaming(settings: Settings, decoder: str) -> Generator[int, None, None]:
     from torch.utils.data import DataLoader
 
     streaming = import_streaming()
     decode = _Decode(decoder, settings.image_size)
 
-    class Images(streaming.StreamingDataset):  # type: ignore[misc, name-defined]
+    class Images(streaming.StreamingDataset):  # type: ignore[name-defined]
         def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
             sample = super().__getitem__(index)
             return decode(sample["jpg"]), sample["cls"]
@@ -129,15 +138,15 @@ def batches_of_streaming(settings: Settings, decoder: str) -> Iterator[int]:
             yield len(images)
 
 
-def batches_of_litdata(settings: Settings, decoder: str) -> Iterator[int]:
+def batches_of_litdata(settings: Settings, decoder: str) -> Generator[int, None, None]:
     import litdata
 
     decode = _Decode(decoder, settings.image_size)
 
-    class Images(litdata.StreamingDataset):  # type: ignore[misc]
+    class Images(litdata.StreamingDataset):
         def __getitem__(self, index: Any) -> tuple[np.ndarray, int]:
             sample = super().__getitem__(index)
-            return decode(bytes(sample["jpg"])), sample["cls"]  # it gives a memoryview
+            return decode(bytes(sample["jpg"])), sample["cls"]  # the field is a memoryview
 
     dataset = Images(settings.litdata, shuffle=True, drop_last=True)
     while True:
@@ -148,9 +157,9 @@ def batches_of_litdata(settings: Settings, decoder: str) -> Iterator[int]:
 
 
 def import_streaming() -> Any:
-    """Import MosaicML Streaming, which wants two names of torchvision for data sets that are not used here.
+    """Imports MosaicML Streaming, which needs two names of torchvision for data sets that are not used here.
 
-    A torchvision that was built for another torch cannot be imported: empty names then take its place.
+    If torchvision is missing or was built for another torch, empty names replace it.
     """
     try:
         import torchvision  # noqa: F401
@@ -167,7 +176,7 @@ def import_streaming() -> Any:
 
 
 class _Decode:
-    """Encoded bytes to pixels in a worker process, each image with a random window of its own."""
+    """Decodes images in a worker process, each with another random window."""
 
     def __init__(self, decoder: str, image_size: int) -> None:
         self._decode, self._image_size = DECODERS[decoder], image_size
@@ -180,7 +189,7 @@ class _Decode:
 
 
 class _PilWindow:
-    """The window of an image that PIL has decoded."""
+    """Cuts a random window from an image that PIL has decoded."""
 
     def __init__(self, image_size: int) -> None:
         self._image_size = image_size
@@ -197,6 +206,6 @@ def _pil_window(image: Image.Image, image_size: int, number: int) -> Image.Image
 
 
 def _window(size: tuple[int, int], image_size: int, number: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The window that `decode_ours` takes."""
+    """The (start, size) of the window that `decode_ours` takes, each (y, x)."""
     geometry = AUGMENT.geometry(size, image_size, Draws(key(Purpose.AUGMENT, 0, 0, number)))
     return geometry.window_start, geometry.window

@@ -1,8 +1,8 @@
 """The same images in every library's format.
 
-The images are crops of scikit-learn's two photographs at random scale, mirrored and re-lit, of 500x375 pixels and about
-50 KB each at JPEG quality 90, as ImageNet's are. A few thousand different ones are encoded; the set repeats them
-under other keys until it is several times as long as the shuffle windows.
+The images are crops of scikit-learn's two photographs at random scale, some mirrored, with other exposure and colours.
+Like ImageNet's, they have 500x375 pixels and about 50 KB at JPEG quality 90. The set repeats a few thousand different
+images under other keys until it is several times as long as the shuffle windows.
 """
 
 import itertools
@@ -20,13 +20,13 @@ import numpy as np
 HEIGHT, WIDTH = 375, 500
 QUALITY = 90
 SHARD_SAMPLES = 1024
-MIN_SHARDS = 8  # WebDataset's workers need one each
-CHUNK_BYTES = 64 << 20  # of a file in the formats of streaming and litdata: about a shard's
+MIN_SHARDS = 8  # each of WebDataset's workers needs one
+CHUNK_BYTES = 64 << 20  # size of a file in the formats of streaming and litdata: about that of a shard
 
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that becomes `folder` at the end, so that what has a name is complete."""
+    """Yields a temporary folder, which is renamed to `folder` at the end, so that `folder` is always complete."""
     partial = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -35,11 +35,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def write_tars(folder: Path, *, images: int, samples: int, seed: int) -> None:
-    """WebDataset tars written by WebDataset, with an index.
+    """Writes WebDataset tars with WebDataset's own writer, and an index.
 
     Args:
-        images: different ones.
-        samples: how many the set has; image n % images is sample n.
+        images: number of different images.
+        samples: size of the set; sample n is image n % images.
     """
     import webdataset
 
@@ -55,7 +55,7 @@ def write_tars(folder: Path, *, images: int, samples: int, seed: int) -> None:
 
 
 def write_mds(tars: Path, folder: Path) -> None:
-    """MosaicML Streaming's format, written by it."""
+    """Writes the set in MosaicML Streaming's format, with its own writer."""
     from benchmarks.data.pipelines import import_streaming
 
     columns = {"jpg": "bytes", "cls": "int"}
@@ -65,7 +65,7 @@ def write_mds(tars: Path, folder: Path) -> None:
 
 
 def write_litdata(tars: Path, folder: Path) -> None:
-    """LitData's format, written by it."""
+    """Writes the set in LitData's format, with its own writer."""
     import litdata
 
     shards = [str(path) for path in sorted(tars.glob("*.tar"))]
@@ -78,12 +78,12 @@ def _litdata_samples(shard: str) -> Iterator[dict[str, object]]:
 
 
 def read_tars(folder: Path) -> Iterator[tuple[bytes, int]]:
-    """(JPEG, label) of every sample, in storage order."""
+    """(JPEG, label) of every sample of the set, in storage order."""
     return itertools.chain.from_iterable(map(read_tar, sorted(folder.glob("*.tar"))))
 
 
 def read_tar(path: Path) -> Iterator[tuple[bytes, int]]:
-    """(JPEG, label) of every sample of a tar, by the standard library."""
+    """(JPEG, label) of every sample of a tar, read with the standard library."""
     with tarfile.open(path) as archive:
         for _, fields in itertools.groupby(archive, lambda member: member.name.partition(".")[0]):
             contents = {Path(field.name).suffix: archive.extractfile(field).read() for field in fields}  # type: ignore[union-attr]

@@ -1,9 +1,9 @@
-"""Runs measurements, each in a fresh process, so that none sees another's memory, threads or caches.
+"""Runs each measurement in a fresh process, so that it does not share memory, threads or caches with another.
 
-    python -m benchmarks.data.worker MODULE...      imports the modules, then for each line on stdin (a JSON object
-                                                    {"measure": NAME, ...}) forks, measures, prints a JSON line
+    python -m benchmarks.data.worker MODULE...      imports the modules; then, for each line on stdin, a JSON object
+                                                    {"measure": NAME, ...}, forks, measures and prints a JSON line
 
-Forking after the imports saves their seconds. A line is {"error": TEXT} where the measurement failed.
+The imports are done once, before the forks. If a measurement fails, its line is {"error": TEXT}.
 """
 
 import ctypes
@@ -15,7 +15,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing, suppress
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -29,21 +29,21 @@ import psutil
 from benchmarks.data import pipelines, sets
 from benchmarks.data.pipelines import DECODERS, Settings
 
-BATCHES: dict[str, Callable[..., Iterator[int]]] = {
+BATCHES: dict[str, Callable[..., Generator[int, None, None]]] = {
     "ours": pipelines.batches_of_ours,
     "webdataset": pipelines.batches_of_webdataset,
     "mosaicml-streaming": pipelines.batches_of_streaming,
     "litdata": pipelines.batches_of_litdata,
 }
-LOOP_IMAGES = 2048  # that a bare loop decodes over and over
-LOOP_TASK = 16  # images between two looks at the counter
+LOOP_IMAGES = 2048  # images that a bare loop decodes repeatedly
+LOOP_TASK = 16  # images between two updates of the counter
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD = -1, -3, 32 << 20  # malloc.h
 
 
 def rate(settings: Settings, pipeline: str, warm_up: float, seconds: float, **options: str) -> dict[str, float]:
-    """Images a second of a pipeline, and CPU seconds an image of all its processes, start-up left out.
+    """Images per second of a pipeline, and CPU seconds per image of all its processes, without the start-up.
 
-    Counts from a batch to a later one that is a multiple of the workers away: they deliver in turn.
+    The number of counted batches is a multiple of the number of workers, because workers deliver in turn.
     """
     with closing(BATCHES[pipeline](settings, **options)) as batches:
         images = delivered = 0
@@ -59,7 +59,7 @@ def rate(settings: Settings, pipeline: str, warm_up: float, seconds: float, **op
 
 
 def loop(settings: Settings, decoder: str, workers: str, warm_up: float, seconds: float) -> dict[str, float]:
-    """Images a second of nothing but decoding and scaling from memory, in `threads` or `processes` on all cores."""
+    """Images per second of only decoding and scaling, from memory, in `threads` or `processes` on all cores."""
     _keep_memory()
     encoded = [image for image, _ in islice(sets.read_tars(Path(settings.tars)), LOOP_IMAGES)]
     counts = multiprocessing.RawArray("q", settings.cores)
@@ -79,13 +79,13 @@ def loop(settings: Settings, decoder: str, workers: str, warm_up: float, seconds
     time.sleep(warm_up)
     start, before, cpu = time.perf_counter(), sum(counts), _cpu_seconds()
     time.sleep(seconds)
-    while not (images := sum(counts) - before):  # a machine with other things to do
+    while not (images := sum(counts) - before):  # a busy machine
         time.sleep(seconds)
     return {"rate": images / (time.perf_counter() - start), "cpu": (_cpu_seconds() - cpu) / images}
 
 
 def first_batch(settings: Settings, percent: int) -> dict[str, float]:
-    """Seconds from nothing (no index, no order, no threads) to the first batch at `percent` of an epoch."""
+    """Seconds from opening the index, creating order and threads, to the first batch at `percent` of an epoch."""
     start_step = pipelines.open_set(settings)[1].steps_per_epoch * percent // 100
     start = time.perf_counter()
     with pipelines.ours(settings, start_step=start_step) as loader:
@@ -94,7 +94,7 @@ def first_batch(settings: Settings, percent: int) -> dict[str, float]:
 
 
 def epoch(settings: Settings) -> dict[str, float]:
-    """A whole epoch of ours: the process's peak memory, and bytes read over bytes used."""
+    """Runs a whole epoch of ours: the process's peak memory, bytes read, and bytes used."""
     with pipelines.ours(settings, stop_step=pipelines.open_set(settings)[1].steps_per_epoch) as loader:
         images = sum(int(batch.valid.sum()) for batch in loader)
         found = loader.statistics()
@@ -103,8 +103,9 @@ def epoch(settings: Settings) -> dict[str, float]:
 
 
 def soak(settings: Settings, minutes: float, samples: int) -> dict[str, Any]:
-    """Resident memory (MB) of ours at `samples` moments of as many minutes."""
-    process, resident = psutil.Process(), []
+    """Resident memory (MB) of ours at `samples` equally spaced times within `minutes`."""
+    process = psutil.Process()
+    resident: list[float] = []
     start, images = time.perf_counter(), 0
     for size in pipelines.batches_of_ours(settings):
         images += size
@@ -117,7 +118,7 @@ def soak(settings: Settings, minutes: float, samples: int) -> dict[str, Any]:
 
 
 def write(settings: Settings, library: str) -> dict[str, Any]:
-    """Write the set in a library's own format, unless it is there."""
+    """Writes the set in a library's own format, unless it exists."""
     writer, place = {
         "mosaicml-streaming": (sets.write_mds, settings.mds),
         "litdata": (sets.write_litdata, settings.litdata),
@@ -134,15 +135,15 @@ MEASUREMENTS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def _keep_memory() -> None:
-    """Let glibc keep what is freed. It may else give each image's pages back, and a limit must not pay for faults."""
-    with suppress(AttributeError):  # another C library
+    """Lets glibc keep freed memory. It may otherwise return the pages of each image, and page faults slow the limit."""
+    with suppress(AttributeError):  # a C library without mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, MAX_MMAP_THRESHOLD)
         mallopt(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _cpu_seconds() -> float:
-    """User and system time of this process and those it started."""
+    """User and system time of this process and its descendants."""
     this = psutil.Process()
     return sum(sum(process.cpu_times()[:2]) for process in [this, *this.children(recursive=True)])
 
@@ -153,20 +154,20 @@ def _measure(sender: Connection, task: dict[str, Any]) -> None:
         settings = Settings(**task.pop("settings"))
         sender.send(MEASUREMENTS[task.pop("measure")](settings, **task))
     except Exception as error:
-        said = str(error).strip().splitlines()  # of a worker process's error, only the last line is the error
-        sender.send({"error": said[-1] if said else type(error).__name__})
+        lines = str(error).strip().splitlines()  # a worker process's error ends with the message
+        sender.send({"error": lines[-1] if lines else type(error).__name__})
     sender.close()
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    os._exit(0)  # libraries' threads and exit hooks are not worth waiting for
+    os._exit(0)  # does not wait for libraries' threads and exit hooks
 
 
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print goes to stderr
+    os.dup2(2, 1)  # libraries print to stderr
     for module in sys.argv[1:]:
-        with suppress(ImportError):  # a library that is not there fails where it is used
+        with suppress(ImportError):  # a missing library fails when it is used
             importlib.import_module(module)
     fork = multiprocessing.get_context("fork")
     for line in sys.stdin:

@@ -1,1 +1,1 @@
-"""That no way to compute the step changes the training."""
+"""Whether any way to compute the step changes the training: `python -m benchmarks.numerics`."""

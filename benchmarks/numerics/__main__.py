@@ -1,4 +1,4 @@
-"""Whether any way to compute the step changes the training: loss curves of a small job against plain PyTorch."""
+"""Measures whether a way to compute the step changes the training: loss curves of a small job against plain PyTorch."""
 
 import argparse
 import json
@@ -25,26 +25,26 @@ at 3e-4, warm-up over a tenth of the steps, linear decay, clipping to norm 1. A 
 augmentation and dropout.
 
 The reference is a loop in plain PyTorch: float32, one process, whole batches, torch's AdamW and clipping, every token
-of every block. The variants go through the engine of a run, on a CPU; several workers are processes joined by gloo.
-Every training has a fresh process, or as many as it has workers.
+of every block. The variants train with the engine of a run, on a CPU; several workers are processes joined by gloo.
+Every training has a fresh process per worker.
 
 The last line is JSON. Of a row:
-  loss                mean of the last quarter of the steps, mean of the seeds
-  difference          from the reference with the same seed, mean of the seeds; differences has each
-  largest_difference  the largest of them, without its sign
-  running_difference  the largest at any step, of the mean over the tenth of the steps before it
+  loss                mean of the last quarter of the steps and of the seeds
+  difference          from the reference with the same seed, mean of the seeds; differences has one per seed
+  largest_difference  the largest absolute value of the differences
+  running_difference  the largest difference at any step, of the mean over the previous tenth of the steps
   noise               standard deviation of the reference's loss over the seeds
-  of_noise            largest_difference / noise;  within_noise: it is at most 1
-  of_rounding         largest_difference / rounding, which is what the reference makes of initial weights that are one
-                      unit in the last place away. Where float32 is left, it may be large
+  of_noise            largest_difference / noise;  within_noise: whether it is at most 1
+  of_rounding         largest_difference / rounding. `rounding` is the effect on the reference of initial weights that
+                      differ by one unit in the last place. Variants in bf16 may have large values
   error               why a variant failed
-`reductions`: the loss with gradients summed over the workers in bf16, less that with sums in float32, seed by seed.
+`reductions`: the loss with gradients summed over the workers in bf16, less that with sums in float32, by seed.
 
 The exit code is 1 if a variant is not within noise.
 """
 
 PAIRS = [(workers, stage) for workers in (2, 4) for stage in (1, 2)]
-"""Workers and ZeRO stages at which both kinds of gradient reduction are compared."""
+"""Workers and ZeRO stages with which both kinds of gradient reduction are compared."""
 
 
 def reduced(workers: int, stage: int, reduction: Precision) -> Variant:
@@ -59,7 +59,7 @@ VARIANTS = {
         Variant("float32-compiled", compiled=True),
         Variant("float32-selective", checkpointing="selective"),
         Variant("float32-full", checkpointing="full"),
-        Variant("float32-micro-batches", micro_batch=12),  # three of them, the last one with masked slots
+        Variant("float32-micro-batches", micro_batch=12),  # three micro-batches, the last one with masked slots
         *(Variant(f"bf16-zero{stage}", precision="bf16", zero_stage=stage) for stage in range(4)),
         Variant(
             "bf16-zero1-compiled-selective", precision="bf16", zero_stage=1, compiled=True, checkpointing="selective"
@@ -73,7 +73,13 @@ REFERENCE, MOVED = "reference", "reference, moved"
 
 @dataclass(frozen=True)
 class Training:
-    """One curve to compute: of a variant, or of the reference (None), its first weights moved by rounding or not."""
+    """One curve to compute.
+
+    Attributes:
+        variant: how the step is computed; None: the reference.
+        seed: of initialisation, order, augmentation and dropout.
+        moved: of the reference: whether its initial weights are changed by one unit in the last place.
+    """
 
     variant: Variant | None
     seed: int
@@ -99,12 +105,12 @@ class Training:
 def train_all(
     trainings: Sequence[Training], shards: str, recipe: Recipe
 ) -> tuple[dict[str, dict[int, list[float]]], dict[str, str]]:
-    """The curves by name and seed, and why others are missing. As many processes at once as there are cores."""
+    """The curves by name and seed, and the errors by name. Runs as many processes at once as there are cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     curves: dict[Training, list[float]] = {}
     errors: dict[str, str] = {}
     begun, done, paid = time.monotonic(), 0, 0
-    cost = sum(2 + training.workers for training in trainings)  # the same work for all, and what each process adds
+    cost = sum(2 + training.workers for training in trainings)  # a fixed cost per training, and one per process
     for workers in sorted({training.workers for training in trainings}):
         of_size = [training for training in trainings if training.workers == workers]
         with ThreadPoolExecutor(max(1, cores // workers)) as pool:
@@ -190,13 +196,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--variants", nargs="+", metavar="NAME", default=list(VARIANTS), help=f"of {', '.join(VARIANTS)} (all)")
     add("--seeds", nargs="+", type=int, metavar="S", default=[0, 1, 2], help="two or more (0 1 2)")
     add("--steps", type=int, default=200, help="of every training (%(default)s)")
-    add("--quick", action="store_true", help=f"{' and '.join(QUICK)}, 20 steps, 2 seeds: whether it works")
+    add("--quick", action="store_true", help=f"{' and '.join(QUICK)}, 20 steps, 2 seeds: checks that it works")
     options = parser.parse_args(arguments)
     for name in options.variants:
         if name not in VARIANTS:
-            parser.error(f"--variants: there is no {name!r}, but {', '.join(VARIANTS)}")
+            parser.error(f"--variants: there is no {name!r}; the variants are {', '.join(VARIANTS)}")
     if len(options.seeds) < 2 or len(set(options.seeds)) < len(options.seeds) or min(options.seeds) < 0:
-        parser.error("--seeds: two or more different ones, 0 or larger, since the noise is their spread")
+        parser.error("--seeds: two or more different numbers, not negative, because the noise is their spread")
     if options.steps < 10:
         parser.error("--steps: 10 or more")
     if options.quick:

@@ -1,7 +1,7 @@
-"""The fixed small job of `benchmarks.numerics`: in plain PyTorch (the reference), and through the engine of a run.
+"""The fixed small job: in plain PyTorch, which is the reference, and with the engine of a run.
 
 Both train the same network from the same weights on the same samples, with the same dropout seeds and learning rates,
-all of them functions of (seed, step); what they do with them is written twice.
+all of which are functions of (seed, step). The training itself is implemented twice.
 """
 
 import math
@@ -32,12 +32,12 @@ from orchestrator.training.classify import dropout_seeds
 
 BATCH, IMAGE_SIZE, CLASSES = 32, 8, 10
 Precision = Literal["bf16", "float32"]
-ULP = 2.0**-23  # distance of neighbouring float32 numbers, relative to them, at most
+ULP = 2.0**-23  # largest relative distance of neighbouring float32 numbers
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides the result. AdamW, warm-up over a tenth of the steps, linear decay."""
+    """The settings that determine the result: AdamW, warm-up over a tenth of the steps, linear decay."""
 
     steps: int
     lr: float = 3e-4
@@ -51,7 +51,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to compute the step that the recipe describes."""
+    """A way to compute the recipe's step."""
 
     name: str
     workers: int = 1
@@ -60,7 +60,7 @@ class Variant:
     compiled: bool = False
     checkpointing: CheckpointMode = "none"
     micro_batch: int = BATCH
-    reduction: Precision | None = None  # type in which gradients are summed over the workers; None: `precision`
+    reduction: Precision | None = None  # of the sum of gradients over the workers; None: `precision`
 
 
 def new_model(seed: int) -> model.VisionTransformer:
@@ -80,7 +80,7 @@ def new_model(seed: int) -> model.VisionTransformer:
 
 
 def batches(shards: str, recipe: Recipe, seed: int, slots: int) -> Generator[tuple[Batch, Tensor], None, None]:
-    """This rank's `slots` of each step, and their dropout seeds."""
+    """This rank's `slots` of each step, with their dropout seeds."""
     index = open_index(shards)
     with Loader(
         index,
@@ -99,9 +99,10 @@ def batches(shards: str, recipe: Recipe, seed: int, slots: int) -> Generator[tup
 
 
 def train_plainly(shards: str, recipe: Recipe, seed: int, moved: bool) -> list[float]:
-    """The reference, the loss of each step: float32, one process, whole batches, torch's AdamW and clipping.
+    """The reference's loss of each step: float32, one process, whole batches, torch's AdamW and clipping.
 
-    moved: every initial weight goes up or down by one unit in the last place, to show what rounding alone does.
+    Args:
+        moved: change every initial weight by one unit in the last place, which shows the effect of rounding.
     """
     vit = new_model(seed)
     if moved:
@@ -126,7 +127,7 @@ def train_plainly(shards: str, recipe: Recipe, seed: int, moved: bool) -> list[f
 
 
 def whole_forward(vit: model.VisionTransformer, pixels: Tensor, seeds: Tensor) -> Tensor:
-    """The logits, with all tokens of all blocks; the model's own forward pass leaves out what the head does not see."""
+    """The logits, computed with all tokens of all blocks. The model itself omits those that have no effect."""
     x = vit.embedding(pixels, seeds)
     for number, block in enumerate(vit.blocks):
         x = block(x, fold_in(seeds, number))
@@ -134,14 +135,14 @@ def whole_forward(vit: model.VisionTransformer, pixels: Tensor, seeds: Tensor) -
 
 
 def train_variant(shards: str, recipe: Recipe, seed: int, variant: Variant) -> list[float]:
-    """The loss of each step over all ranks, through `orchestrator.engine.step.Engine`."""
-    warnings.simplefilter("ignore", FutureWarning)  # new names in torch for what DeepSpeed calls
+    """The loss of each step over all ranks, with `orchestrator.engine.step.Engine`."""
+    warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed calls torch functions by old names
     set_cpu_threads(1)
     vit = new_model(seed)
     model.checkpoint_blocks(vit, variant.checkpointing)
     if variant.compiled:
         model.compile_blocks(vit)
-    with redirect_stdout(None):  # DeepSpeed prints how much memory it uses
+    with redirect_stdout(None):  # DeepSpeed prints its memory use
         engine = Engine(
             vit,
             lambda logits, labels, weights: softmax_cross_entropy(logits, dense_targets(labels, weights, CLASSES)),

@@ -1,19 +1,19 @@
-"""When two ways to compute a step train alike: the arithmetic of `benchmarks.numerics`, on loss curves.
+"""Whether two ways to compute a step give the same training: arithmetic on loss curves.
 
-A seed s has the reference's curve and the variant's, losses by step. With L the mean loss over the last quarter of the
-steps, what a variant changes is
+For each seed s there are two curves, losses by step, of the reference and of the variant. With L the mean loss over the
+last quarter of the steps, the effect of a variant is
 
     d_s = L(variant, s) - L(reference, s)
 
-which is what is left when the seed is the same: initialisation, order, augmentation and dropout cancel. It is held
-against two yardsticks:
+Since the seed is the same, the effects of initialisation, order, augmentation and dropout cancel. d_s is compared with
+two yardsticks:
 
-    noise     standard deviation of L(reference, s) over the seeds: what another seed does to the result
-    rounding  root mean square over s of L(moved, s) - L(reference, s), where `moved` is the reference from weights that
-              are one unit in the last place away: what float32 does to itself in so many steps
+    noise     standard deviation of L(reference, s) over the seeds: the effect of another seed
+    rounding  root mean square over s of L(moved, s) - L(reference, s), where `moved` is the reference with initial
+              weights that differ by one unit in the last place: the effect of rounding in float32
 
-A variant is within noise if |d_s| <= noise for every seed: it is then no worse a copy of the reference than the
-reference with another seed, each time that it was tried.
+A variant is within noise if |d_s| <= noise for every seed. It then differs from the reference no more than the
+reference with another seed does.
 """
 
 import itertools
@@ -39,7 +39,7 @@ def differences(curves: Curves, reference: Curves) -> list[float]:
 
 @dataclass(frozen=True)
 class Yardsticks:
-    """What differences are held against."""
+    """The scales with which differences are compared."""
 
     noise: float
     rounding: float
@@ -48,12 +48,12 @@ class Yardsticks:
     def of(cls, reference: Curves, moved: Curves) -> "Yardsticks":
         losses = [final_loss(curve) for curve in reference.values()]
         rounding = math.sqrt(statistics.mean(d * d for d in differences(moved, reference)))
-        # In a few steps nothing grows: there the losses differ by what float32 can tell apart, or not at all.
+        # After a few steps, rounding may have no effect yet. The least scale is the resolution of float32.
         return cls(noise=statistics.stdev(losses), rounding=max(rounding, statistics.mean(losses) * 2.0**-23))
 
 
 def compare(curves: Curves, reference: Curves, yardsticks: Yardsticks) -> dict[str, Any]:
-    """The fields of a row that are about the loss. All losses are finite."""
+    """The fields of a row that describe the loss. All losses must be finite."""
     found = differences(curves, reference)
     largest = max(map(abs, found))
     return {
@@ -70,7 +70,7 @@ def compare(curves: Curves, reference: Curves, yardsticks: Yardsticks) -> dict[s
 
 
 def running_difference(curve: Sequence[float], reference: Sequence[float]) -> float:
-    """The largest difference, at any step, of the mean over the tenth of the steps before it."""
+    """The largest difference, at any step, of the mean over the previous tenth of the steps."""
     window = max(1, len(reference) // 10)
     sums = [0.0, *itertools.accumulate(a - b for a, b in zip(curve, reference, strict=True))]
     return max(abs(after - before) / window for before, after in zip(sums, sums[window:], strict=False))

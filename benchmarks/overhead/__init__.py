@@ -1,1 +1,1 @@
-"""What the system costs beside the step."""
+"""What a whole job costs beyond its training steps: `python -m benchmarks.overhead`."""

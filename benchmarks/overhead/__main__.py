@@ -1,4 +1,4 @@
-"""What the system costs: the whole job (Ray Train, data, tracking, checkpoints) against the bare training step."""
+"""Measures what a whole job (Ray Train, data, tracking, checkpoints) costs beyond the bare training step."""
 
 import argparse
 import itertools
@@ -27,30 +27,29 @@ ROOT = Path(__file__).resolve().parents[2]
 EPILOG = """
 The same model, precision and batch train twice:
 
-bare  one process with nothing but the engine, on the images of the job's first epoch, decoded beforehand
-job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset shards, with the curves in MLflow every
-      --track steps and a checkpoint every --save steps; timed from a point of its curve to the last one, with
-      everything that comes in between, of which evaluation is none
+bare  one process with only the engine, on the images of the job's first epoch, which are decoded beforehand
+job   `python -m orchestrator run` on a Ray of its own, from JPEGs in WebDataset shards, with a point of its curves in
+      MLflow every --track steps and a checkpoint every --save steps; timed from one point of its curve to the last
+      one. Everything in between is included; evaluation does not occur
 
-overhead = 1 - bare / job, of their seconds a step. The machine belongs to the two in turns of --turn seconds; the other
-one is stopped meanwhile, with all its processes, so that a machine which drifts slows both down. Both compute on the
-same cores, the last --threads of them, since those of a shared machine differ by several percent. A turn begins
-when what computes goes on, 0.3 s after the program's other processes, whose timers are overdue: what these do meanwhile
-is not counted. `se` is the standard error of the overhead, from its spread over stretches of about four turns.
-Checkpoints are in the overhead as often as --save says; without_checkpoints is what the stretches without any have
-(median).
+overhead = 1 - bare / job, of their seconds per step. The two run in turns of --turn seconds. All processes of the other
+one are stopped meanwhile, so that a machine whose speed drifts slows both down. Both compute on the same cores, the
+last --threads, because the cores of a shared machine differ by several percent. A turn starts when the computing
+processes continue, 0.3 s after the program's other processes: the work of these on overdue timers is not counted.
+`se` is the standard error of the overhead, from its spread over stretches of about four turns. The overhead includes
+checkpoints as often as --save says; without_checkpoints is the median of the stretches without any.
 
-On a GPU, where a stopped process keeps its memory, and with --turn 0, one follows the other. `se` is null then, and
-beside_step is there: the share of the job's own time, by its own clock, in which the engine did not compute.
+On a GPU, where a stopped process keeps its memory, and with --turn 0, the job runs after the bare program. `se` is then
+null, and there is beside_step: the share of the job's time, by its own clock, in which its engine did not compute.
 
-On a CPU the job has the other cores for what a machine with a GPU has its CPUs for, and --threads compute.
+On a CPU, --threads cores compute, and the job uses the others for the work that a machine with a GPU does on its CPUs.
 """
-IN_ENGINE = ("forward", "backward", "optimizer")  # phases of a step, of those that a run tracks
+IN_ENGINE = ("forward", "backward", "optimizer")  # phases of a step that are the engine's
 FOREVER = 10**9
 
 
 def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[str, Any]:
-    """Both at once, in turns. The fields of the JSON line."""
+    """Runs both in turns. Returns the fields of the JSON line."""
     stamps, log = folder / "bare.txt", folder / "job.txt"
     with stamps.open("w") as bare_log, log.open("w") as job_log:
         words = bare_command(options, shards, FOREVER)
@@ -93,14 +92,14 @@ def in_turns(options: argparse.Namespace, shards: Path, folder: Path) -> dict[st
 def compare(
     curve: Curve, stalls: Sequence[float], job: OwnClock, stamps: Sequence[float], bare: OwnClock, *, least: float
 ) -> dict[str, Any]:
-    """What the turns say.
+    """The result of the turns.
 
     Args:
         curve: when the job's steps were done.
-        stalls: seconds of waiting for checkpoints so far, at the curve's points.
+        stalls: total seconds of waiting for checkpoints, at the curve's points.
         job, bare: the programs' clocks.
         stamps: when the bare program's steps were done.
-        least: seconds of a stretch, of which both have had turns.
+        least: shortest stretch to compare, in seconds, long enough for turns of both.
     """
     first = bisect_left(curve.steps, WARM_UP)
     stretches: list[float] = []
@@ -119,7 +118,7 @@ def compare(
     job_s = (job(curve.times[-1]) - job(curve.times[first])) / steps
     bare_s = mean_step(stamps, bare, curve.times[first], curve.times[-1])
     if bare_s is None or len(stretches) < 2:
-        raise RuntimeError("too few turns: take more --steps, or a shorter --turn")
+        raise RuntimeError("too few turns: use more --steps or a shorter --turn")
     return {
         "overhead": 1 - bare_s / job_s,
         "se": statistics.stdev(stretches) / len(stretches) ** 0.5,
@@ -132,13 +131,13 @@ def compare(
 
 
 def mean_step(stamps: Sequence[float], clock: OwnClock, begin: float, end: float) -> float | None:
-    """Own seconds a step, of the steps done between two moments; None if there are less than two."""
+    """Seconds per step by the program's clock, of the steps between two times; None if there are fewer than two."""
     inside = stamps[bisect_left(stamps, begin) : bisect_right(stamps, end)]
     return (clock(inside[-1]) - clock(inside[0])) / (len(inside) - 1) if len(inside) > 1 else None
 
 
 def one_after_the_other(options: argparse.Namespace, shards: Path, folder: Path) -> dict[str, Any]:
-    """The fields of the JSON line."""
+    """Runs the bare program, then the job. Returns the fields of the JSON line."""
     stamps, log = folder / "bare.txt", folder / "job.txt"
     with stamps.open("w") as bare_log:
         words = bare_command(options, shards, options.steps)
@@ -153,7 +152,7 @@ def one_after_the_other(options: argparse.Namespace, shards: Path, folder: Path)
     curve, _ = read_curve(database(folder), NAME)
     first = bisect_left(curve.steps, WARM_UP)
     split = {phase: read_curve(database(folder), NAME, f"time/{phase}")[1] for phase in (*IN_ENGINE, "step")}
-    timed = range(first + 1, len(split["step"]))  # windows of as many steps each
+    timed = range(first + 1, len(split["step"]))  # all windows have the same number of steps
     engine = sum(split[phase][n] for phase in IN_ENGINE for n in timed)
     bare_s = (done[-1] - done[WARM_UP - 1]) / options.steps
     job_s = (curve.times[-1] - curve.times[first]) / (curve.steps[-1] - curve.steps[first])
@@ -183,11 +182,11 @@ def on_gpu() -> bool:
 
 
 def newest_step(folder: Path) -> int:
-    """Of the curve in MLflow's database; 0 while there is none."""
+    """The newest step of the curve in MLflow's database; 0 if there is none yet."""
     try:
         with closing(sqlite3.connect(f"file:{folder}/mlflow.db?mode=ro", uri=True)) as connection:
             return int(connection.execute("select max(step) from metrics where key = 'train/loss'").fetchone()[0] or 0)
-    except sqlite3.OperationalError:  # not made yet, or busy
+    except sqlite3.OperationalError:  # the database does not exist yet, or is busy
         return 0
 
 
@@ -214,17 +213,17 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precision", choices=["bf16", "float32"], default="float32", help="(%(default)s)")
     add("--checkpointing", choices=["none", "selective", "full"], default="none", help="(%(default)s)")
     add("--zero-stage", type=int, default=1, help="(%(default)s)")
-    add("--steps", type=int, default=120, help="timed, of each run (%(default)s)")
+    add("--steps", type=int, default=120, help="timed steps of each program (%(default)s)")
     add("--track", type=int, default=5, help="steps between points in MLflow (%(default)s)")
     add("--save", type=int, default=60, help="steps between checkpoints (%(default)s)")
-    add("--turn", type=float, help="seconds of a turn (CPU: 3; GPU: 0, one after the other)")
+    add("--turn", type=float, help="seconds of a turn (CPU: 3; GPU: 0, which means no turns)")
     threads = max(1, (os.cpu_count() or 2) - 1)
-    add("--threads", type=int, default=threads, help="that compute, on a CPU (%(default)s)")
+    add("--threads", type=int, default=threads, help="that compute on a CPU (%(default)s)")
     add("--bare", metavar="SHARDS", help=argparse.SUPPRESS)  # a child process
     options = parser.parse_args(arguments)
     options.turn = (0.0 if on_gpu() else 3.0) if options.turn is None else options.turn
     if options.steps < 2 * options.track:
-        parser.error(f"--steps: at least two points in MLflow, {2 * options.track} with --track {options.track}")
+        parser.error(f"--steps: give two points in MLflow, at least {2 * options.track} with --track {options.track}")
     options.words = list(sys.argv[1:] if arguments is None else arguments)
     return options
 
@@ -237,7 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     from benchmarks.data.sets import write_tars
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that nobody is left standing still
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no process stays stopped
     with tempfile.TemporaryDirectory(prefix="benchmark-overhead-") as temporary:
         shards, folder = Path(temporary) / "shards", Path(temporary) / "run"
         shards.mkdir()
@@ -250,8 +249,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if found.get("without_checkpoints") is not None:
         print(f"without checkpoints {found['without_checkpoints']:.1%}")
     if "beside_step" in found:
-        print(f"data waited for {found['data_wait_fraction']:.1%} of the time, checkpoints for", end=" ")
-        print(f"{found['checkpoint_stall_seconds']:.2f} s in all; beside the step {found['beside_step']:.1%}")
+        print(f"waited for data {found['data_wait_fraction']:.1%} of the time, for checkpoints", end=" ")
+        print(f"{found['checkpoint_stall_seconds']:.2f} s in total; outside the engine {found['beside_step']:.1%}")
     print(json.dumps({**found, "model": options.model, "save": options.save, "turn": options.turn}))
     return 0
 

@@ -1,4 +1,4 @@
-"""What is compared: the engine of a run with nothing around it, and the whole job."""
+"""The two compared programs: only the engine of a run, and the whole job."""
 
 import argparse
 import os
@@ -11,15 +11,15 @@ WARM_UP = 3  # steps that are not timed
 NAME = "overhead"  # of the run
 LR = 1e-3
 SEED = 0
-AUGMENT = {"crop": "inception", "flip": True}
+AUGMENT: dict[str, Any] = {"crop": "inception", "flip": True}
 
 
 def bare_steps(options: argparse.Namespace) -> None:
-    """Train on the job's first epoch, decoded beforehand, again and again, and print when each step ended.
+    """Trains repeatedly on the job's first epoch, decoded beforehand, and prints when each step ended.
 
-    Those are WARM_UP + --steps lines of seconds since the epoch. Images and learning rate are the job's: steps on one
-    batch that is learned by heart were faster by some percent. On a GPU only the last stamp of the warm-up and the
-    very last one wait for it, so that the host runs ahead between.
+    It prints WARM_UP + --steps lines, in seconds since the epoch. Images and learning rate are those of the job,
+    because steps on a single memorised batch are some percent faster. On a GPU, only the last time stamp of the warm-up
+    and the last one of all wait for the device, so that the host can run ahead in between.
     """
     import itertools
 
@@ -78,12 +78,12 @@ def job_command(options: argparse.Namespace, shards: Path, folder: Path) -> list
 
 
 def database(folder: Path) -> str:
-    """MLflow's, of the job in `folder`."""
+    """Address of MLflow's database of the job in `folder`."""
     return f"sqlite:///{folder}/mlflow.db"
 
 
 def _write_job(options: argparse.Namespace, shards: Path, folder: Path) -> Path:
-    """The job file. Whole steps of every epoch, so that both train full batches only."""
+    """Writes the job file. Its set has a whole number of batches per epoch, so that all batches are full."""
     import torch
     import yaml
 

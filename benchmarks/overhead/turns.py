@@ -1,7 +1,7 @@
-"""Two programs on one machine, one at a time: the other one is stopped meanwhile, with every process that it started.
+"""Two programs on one machine that take turns: while one runs, all processes of the other are stopped.
 
-In turns of a few seconds both meet the same slow and fast minutes of a machine whose speed drifts, which one after the
-other they would not. Each has a clock of its own, which runs during its turns.
+On a machine whose speed drifts, programs that run one after the other meet different conditions. With turns of a few
+seconds they meet the same. Each program has a clock of its own, which runs during its turns.
 """
 
 import os
@@ -17,25 +17,25 @@ from typing import IO
 import psutil
 
 MARK = "BENCHMARK_PROGRAM"
-"""Environment variable that all processes of a program inherit, in sessions and groups of their own too."""
-SETTLING = 0.3  # seconds
+"""Environment variable that all processes of a program inherit, including those in sessions of their own."""
+SETTLING = 0.3  # seconds between the start of the other processes and that of the computing ones
 AT_REST = frozenset([psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD])
 
 
 @dataclass
 class OwnClock:
-    """Seconds of a program's turns. `turns`: (start, end) of each, in seconds since the epoch, in order."""
+    """The clock of a program. `turns`: the (start, end) of each turn in seconds since the epoch, in order."""
 
     turns: list[tuple[float, float]] = field(default_factory=list)
 
     def __call__(self, moment: float) -> float:
-        """Seconds that the program had until `moment`, which may lie in a turn, between two, or after the last."""
+        """Total seconds of the program's turns until `moment`, which may be inside or outside of a turn."""
         begun = bisect_right(self.turns, moment, key=lambda turn: turn[0])
         return sum(min(end, moment) - start for start, end in self.turns[:begun])
 
 
 class Program:
-    """A command with all processes that it starts. Its first turn begins at once."""
+    """A command with all processes that it starts. Its first turn begins immediately."""
 
     def __init__(self, name: str, command: Sequence[str], *, cwd: Path, environment: dict[str, str], log: IO[str]):
         self._mark = f"{name} of {os.getpid()}"
@@ -47,9 +47,9 @@ class Program:
         self._computing: set[int] = set()
 
     def stop(self) -> None:
-        """End its turn. What computes stops first, and the turn ends there."""
+        """Ends the turn. The computing processes are stopped first, which is the end of the turn."""
         ended: list[float] = []
-        while running := [one for one in self._processes() if one.info["status"] not in AT_REST]:  # some are just born
+        while running := [one for one in self._processes() if one.info["status"] not in AT_REST]:  # some may be new
             for computing in (True, False):
                 for one in running:
                     if self._computes(one) == computing:
@@ -59,10 +59,10 @@ class Program:
         self.clock.turns.append((self._began, ended[0] if ended else time.time()))
 
     def go_on(self) -> None:
-        """Begin its next turn.
+        """Begins the next turn.
 
-        What computes goes on last, and the turn begins there: the others have timers that are overdue because they
-        were stopped, which is no cost of theirs.
+        The computing processes continue last, which is the start of the turn. The others first handle the timers that
+        became overdue while they were stopped; this is not a cost of the program.
         """
         every = self._processes()
         for computing in (False, True):
@@ -75,9 +75,9 @@ class Program:
                         one.resume()
 
     def compute_on(self, cpus: Set[int]) -> None:
-        """Tie to these CPUs as many threads, those that have worked the most; the others go where they like.
+        """Ties the threads with the most CPU time to `cpus`, one per CPU. The other threads are not restricted.
 
-        A machine's CPUs differ, by more than what is to be measured, where other machines share them.
+        If virtual machines share CPUs, these differ by more than the overhead to be measured.
         """
         worked: list[tuple[float, int, int]] = []
         for one in self._processes():
@@ -88,7 +88,7 @@ class Program:
             self._computing.add(process)
 
     def kill(self) -> None:
-        """End all of it."""
+        """Kills all processes of the program."""
         for one in self._processes():
             with suppress(psutil.NoSuchProcess):
                 one.kill()
@@ -98,5 +98,5 @@ class Program:
         return process.pid in self._computing
 
     def _processes(self) -> list[psutil.Process]:
-        every = psutil.process_iter(["environ", "status"])  # None: another user's
+        every = psutil.process_iter(["environ", "status"])  # None for another user's processes
         return [one for one in every if (one.info["environ"] or {}).get(MARK) == self._mark]

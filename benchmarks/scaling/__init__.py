@@ -1,1 +1,1 @@
-"""A step on up to thousands of accelerators, on paper."""
+"""The time of a step on up to thousands of accelerators, calculated: `python -m benchmarks.scaling`."""

@@ -1,22 +1,22 @@
-"""Training processes behind throttled links, against the arithmetic: does a step take as long as its bytes say?
+"""Compares training processes behind throttled links with the calculation: is the time of a step that of its bytes?
 
-Every process gets a network namespace of its own, and a virtual cable from there to a bridge in another one; nothing of
-the machine's own network is touched. Linux traffic control (`tc`, a token bucket) slows down what a process sends:
+Every process gets a network namespace of its own, with a virtual cable to a bridge in another namespace; the machine's
+own network is not touched. Linux traffic control (`tc`, a token bucket) slows down what a process sends:
 
     rank 0  link0 --[rate]--+
     rank 1  link0 --[rate]--+-- bridge
     ...
 
-So a step takes what it takes without the throttle, and the time that its bytes need at the rate. On a CPU collectives
-are gloo's, and DeepSpeed runs none beside computation but the gathers of stage 3, which here are much longer than what
-they run beside. Of S bytes in W processes every process sends
+The predicted time of a step is its time without the throttle, plus the time of its bytes at the rate. On a CPU,
+collectives are gloo's. DeepSpeed overlaps only the gathers of stage 3 with computation, and here these are much longer
+than the computation. In a collective of S bytes among W processes, every process sends
 
     all-reduce, ring                      2 (W-1)/W S
     all-gather, ring                        (W-1)/W S
-    reduce-scatter                        2 (W-1)/W S       gloo makes an all-reduce of it
+    reduce-scatter                        2 (W-1)/W S       gloo does an all-reduce instead
 
-The kernel counts what was sent, which is compared as well. Between two processes an all-gather takes up to half as long
-again, perhaps because gloo asks for what it wants to receive on the connection on which it sends, behind its own data.
+The bytes that the kernel counts are compared as well. Between two processes, an all-gather takes up to 1.5 times as
+long. A possible reason: gloo requests data on the connection on which it sends, after its own data.
 """
 
 import json
@@ -37,26 +37,26 @@ from benchmarks.scaling.tally import TRAFFIC, Kind
 
 ROOT = Path(__file__).resolve().parents[2]
 SIZES = {"depth": 4, "width": 256, "mlp_dim": 1024, "heads": 4, "num_classes": 1000, "image_size": 32, "patch_size": 8}
-IMAGES = 1  # of each process
+IMAGES = 1  # per process
 WARM_UP = 3  # steps; stage 3 learns the order of the weights in the first two
-LINK, PORT, STORE = "link0", 29500, "10.0.0.1"  # the same in every namespace: nothing leaves them
-PAYLOAD = 1448 / 1514  # of an Ethernet frame: 14 bytes of Ethernet, 20 of IP, 32 of TCP are not
-SENT: dict[Kind, float] = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 2.0}  # times (W-1)/W S, by gloo
+LINK, PORT, STORE = "link0", 29500, "10.0.0.1"  # the same in every namespace, because each is isolated
+PAYLOAD = 1448 / 1514  # share of an Ethernet frame without the headers: 14 bytes of Ethernet, 20 of IP, 32 of TCP
+SENT: dict[Kind, float] = {"all_reduce": 2.0, "all_gather": 1.0, "reduce_scatter": 2.0}  # gloo, times (W-1)/W S
 
 
 def sent_bytes(stage: int, ranks: int, parameters: int) -> float:
-    """What a process sends in a step of one micro-batch, by the table."""
+    """Bytes that a process sends in a step of one micro-batch, by the table."""
     sizes = sum(SENT[traffic.kind] * traffic.size for traffic in TRAFFIC[stage])
     return sizes * parameters * (ranks - 1) / ranks
 
 
 def predicted(unthrottled: float, stage: int, ranks: int, parameters: int, megabits: float) -> float:
-    """Seconds a step behind links of so many Mbit/s."""
+    """Seconds per step behind links of `megabits` Mbit/s."""
     return unthrottled + sent_bytes(stage, ranks, parameters) / (PAYLOAD * megabits * 1e6 / 8)
 
 
 def missing() -> str:
-    """Why links cannot be throttled here, in a line; empty if they can."""
+    """The reason why links cannot be throttled here, in one line; empty if they can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "needs Linux and root, for network namespaces"
     if tools := [tool for tool in ("ip", "tc") if shutil.which(tool) is None]:
@@ -71,7 +71,7 @@ def missing() -> str:
 
 
 class Namespaces:
-    """A network namespace for each rank, joined by a bridge; `add` makes them, leaving the block takes them away."""
+    """A network namespace per rank, joined by a bridge. `add` creates them; leaving the `with` block removes them."""
 
     def __init__(self, ranks: int) -> None:
         self.names = [f"scaling-{os.getpid()}-{rank}" for rank in range(ranks)]
@@ -94,9 +94,9 @@ class Namespaces:
             _call("ip", "-n", self._hub, "link", "set", port, "master", "bridge", "up")
 
     def throttle(self, megabits: float | None) -> None:
-        """Let every rank send so many Mbit/s; None: as fast as the machine is."""
+        """Limits what each rank sends to `megabits` Mbit/s; None removes the limit."""
         for name in self.names:
-            with suppress(subprocess.CalledProcessError):  # there was none
+            with suppress(subprocess.CalledProcessError):  # there was no limit
                 _call("tc", "-n", name, "qdisc", "del", "dev", LINK, "root")
             if megabits is not None:
                 rate = ("rate", f"{megabits}mbit", "burst", "64kb", "limit", "4mb")
@@ -104,7 +104,7 @@ class Namespaces:
 
     def __exit__(self, *_: object) -> None:
         for name in (self._hub, *self.names):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True)  # perhaps it was never made
+            subprocess.run(["ip", "netns", "del", name], capture_output=True)  # it may not exist
 
 
 def _call(*words: str) -> None:
@@ -112,7 +112,7 @@ def _call(*words: str) -> None:
 
 
 class Ranks:
-    """Training processes, one in each namespace, that do what they are told."""
+    """Training processes, one in each namespace, that carry out tasks."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._logs = [tempfile.TemporaryFile("w+") for _ in names]  # noqa: SIM115  # closed in __exit__
@@ -125,14 +125,14 @@ class Ranks:
             self._processes.append(subprocess.Popen(words, cwd=ROOT, env=environment, **pipes))
 
     def tell(self, **task: Any) -> list[dict[str, Any]]:
-        """Give all of them a task; what each answers.
+        """Gives all processes a task; returns their answers.
 
         Raises:
-            RuntimeError: one ended; says its last line.
+            RuntimeError: a process ended. The message has its last line.
         """
         for process in self._processes:
             assert process.stdin is not None
-            with suppress(BrokenPipeError):  # seen below
+            with suppress(BrokenPipeError):  # `_answer` raises the reason
                 process.stdin.write(json.dumps(task) + "\n")
                 process.stdin.flush()
         return [_answer(process, log) for process, log in zip(self._processes, self._logs, strict=True)]
@@ -160,7 +160,7 @@ def _answer(process: "subprocess.Popen[str]", log: TextIO) -> dict[str, Any]:
 
 
 def serve(rank: int) -> None:
-    """A training process: tasks come in as lines of JSON, and answers go out."""
+    """The work of a training process: reads tasks as lines of JSON and prints the answers."""
     import torch
     import torch.distributed as dist
 
@@ -191,7 +191,7 @@ def serve(rank: int) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that nothing is left behind."""
+    """Inside the block, SIGTERM has the effect of Ctrl-C, so that everything is cleaned up."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
@@ -204,7 +204,7 @@ def _interruptible() -> Iterator[None]:
 
 
 def check(worlds: Sequence[int], stages: Sequence[int], rates: Sequence[float], steps: int) -> list[dict[str, Any]]:
-    """A row for each number of processes, stage and rate in Mbit/s."""
+    """The rows: one for each number of processes, stage, and rate in Mbit/s."""
     rows = []
     for ranks in worlds:
         with _interruptible(), Namespaces(ranks) as namespaces:
@@ -245,7 +245,7 @@ def _row(answers: list[dict[str, Any]], stage: int, rate: float, free: float) ->
 
 
 def _median(answers: list[dict[str, Any]], field: str) -> float:
-    """Over all steps and ranks: the collectives keep the ranks together."""
+    """The median over all steps and ranks. Collectives keep the ranks in step."""
     return statistics.median(value for answer in answers for value in answer[field])
 
 

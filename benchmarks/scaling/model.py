@@ -1,33 +1,33 @@
-"""The time of a step on many accelerators, by arithmetic: computation, collectives, and which of them hide.
+"""Calculates the time of a step on many accelerators: computation, collectives, and their overlap.
 
-**Links.** W accelerators in nodes of n. A ring goes through all accelerators of a node and on to the next node. NCCL
-lays as many rings as a node has network cards, each of which leaves the node through another card, so that all cards
-work at once. What goes round passes every link inside a node, and an n-th of it every card. So the rate at which data
-goes round, which NCCL's tests call bus bandwidth (nccl-tests, doc/PERFORMANCE.md), is
+**Links.** There are W accelerators in nodes of n. A ring connects all accelerators of a node, then those of the next
+node. NCCL makes one ring per network card; each ring leaves the node through another card, so that all cards work at
+once. All data in the rings pass every link inside a node, and an n-th of them passes each card. So the rate of data in
+the rings, which NCCL's tests call bus bandwidth (nccl-tests, doc/PERFORMANCE.md), is
 
     B = fraction * link in the node                         one node
     B = fraction * min(link in the node, n * card)          more than one
 
-**Collectives** of S bytes (Thakur, Rabenseifner and Gropp 2005; NCCL's src/graph/tuning.cc counts the hops so): bytes
-over bandwidth, and a constant for each hop. Once round are W - 1 hops, nodes - 1 of them between nodes:
+**Collectives** of S bytes take bytes over bandwidth, plus a constant per hop (Thakur, Rabenseifner and Gropp 2005; hops
+as in NCCL's src/graph/tuning.cc). Once round a ring is W - 1 hops, nodes - 1 of them between nodes:
 
     all-gather, reduce-scatter    ring    (W-1)/W S/B + once round
     all-reduce                    ring    both of these, one after the other
                                   tree    2 S/B + 2 ((n-1) hops inside + log2(nodes) hops between)
 
-Of an all-reduce the shorter one counts, as NCCL chooses. For the other two NCCL has a tree (PAT) only where every node
-has one accelerator.
+An all-reduce takes the shorter of its two times, since NCCL chooses. For the other two, NCCL has a tree (PAT) only if
+every node has one accelerator.
 
 **Computation.** A micro-batch of m images takes  (m * FLOPs + depth * fixed) / rate
-(`orchestrator/engine/memory/fit.py`), a third of it forward. So few images run slowly, and a global batch leaves few
-images to each of many accelerators.
+(`orchestrator/engine/memory/fit.py`), a third of it forward. So small micro-batches are slow, and a fixed global batch
+on many accelerators makes them small.
 
-**Hiding.** What runs beside computation costs what sticks out of it:
+**Overlap.** A collective beside computation costs only the time that is not hidden by it:
 
-- Gathers, one ahead: of n equal pieces that take c to compute and g to gather, the first gather and the last
-  computation stand alone:  g + (n-1) max(g, c) + c.
-- Gradients in buckets: one begins to travel when it is full and the one before has arrived. A backward pass makes
-  gradients at a constant rate, so a bucket that holds all of them hides nothing.
+- Gathers, one ahead: of n equal pieces with c to compute and g to gather, only the first gather and the last
+  computation have no overlap:  g + (n-1) max(g, c) + c.
+- Gradients in buckets: a bucket is sent when it is full and the previous one has arrived. A backward pass produces
+  gradients at a constant rate, so a bucket that holds all of them is not hidden at all.
 """
 
 import math
@@ -37,18 +37,19 @@ from dataclasses import dataclass
 from benchmarks.scaling.tally import TRAFFIC, Kind, Traffic
 from model import ViTConfig, training_flops
 
-FORWARD_SHARE = 1 / 3  # of a pass: the backward pass has twice the products of the forward pass
+FORWARD_SHARE = 1 / 3  # of forward and backward: the backward pass has twice as many products
 
 
 @dataclass(frozen=True)
 class Links:
-    """What joins the accelerators. Bytes and seconds; bandwidth in one direction, of one accelerator.
+    """The links between the accelerators, in bytes and seconds. Bandwidths are those of one direction.
 
     Attributes:
-        node: accelerators of a node, and network cards.
-        inside, between: bandwidth to another accelerator of the node; of a card.
+        node: number of accelerators per node, and of network cards.
+        inside: bandwidth of an accelerator's link in its node.
+        between: bandwidth of a network card.
         hop_inside, hop_between: latency of a hop.
-        fraction: of the bandwidth that collectives reach.
+        fraction: share of the bandwidth that collectives reach.
     """
 
     node: int
@@ -73,7 +74,7 @@ class Links:
 
 
 def collective_seconds(kind: Kind, size: float, calls: int, ranks: int, links: Links) -> float:
-    """Seconds of `calls` collectives one after another, of `size` bytes in all."""
+    """Seconds of `calls` successive collectives with `size` bytes in total."""
     if ranks == 1:
         return 0.0
     wire, latency = size / links.bandwidth(ranks), calls * links.once_round(ranks)
@@ -88,36 +89,37 @@ def collective_seconds(kind: Kind, size: float, calls: int, ranks: int, links: L
 
 @dataclass(frozen=True)
 class Device:
-    """A single accelerator, as measured or assumed.
+    """A single accelerator, measured or assumed.
 
     Attributes:
-        rate: FLOPs of the model a second, where many images hide the fixed cost.
-        fixed: FLOPs that a pass through a block takes as long as, besides its images.
+        rate: FLOPs of the model per second, with so many images that the fixed cost is negligible.
+        fixed: fixed cost of a pass through a block, expressed as the FLOPs that take as long.
     """
 
     rate: float
     fixed: float
 
     def pass_seconds(self, config: ViTConfig, images: int) -> float:
-        """Forward and backward, of one micro-batch."""
+        """Seconds of the forward and backward pass of one micro-batch."""
         return (images * training_flops(config) + config.depth * self.fixed) / self.rate
 
 
 def measured_device(config: ViTConfig, images: int, images_per_second: float, fixed: float) -> Device:
-    """The device that takes steps of `images` at this rate."""
+    """The device that was measured with steps of `images` at `images_per_second`."""
     flops = images * training_flops(config) + config.depth * fixed
     return Device(flops * images_per_second / images, fixed)
 
 
 @dataclass(frozen=True)
 class Work:
-    """What all accelerators do together in a step.
+    """The work of a step on all accelerators together.
 
     Attributes:
-        parameters: of the model.
-        batch: images, of all accelerators.
-        micro_batch: most images that an accelerator computes at once.
-        bucket: gradients that stages 2 and 3 exchange at once.
+        config: the model.
+        parameters: number of the model's parameters.
+        batch: images of all accelerators.
+        micro_batch: largest number of images that an accelerator computes at once.
+        bucket: number of gradients that stages 2 and 3 exchange at once.
     """
 
     config: ViTConfig
@@ -127,7 +129,7 @@ class Work:
     bucket: int
 
     def passes(self, ranks: int) -> tuple[int, int]:
-        """Micro-batches of a step, and the images of each."""
+        """Number of micro-batches per step, and images of each."""
         local = math.ceil(self.batch / ranks)
         passes = math.ceil(local / self.micro_batch)
         return passes, math.ceil(local / passes)
@@ -138,10 +140,11 @@ class Step:
     """Seconds of one step.
 
     Attributes:
-        gradients, weights, small: collectives, by what they carry: norms, verdicts and the weights that stage 3 keeps
-            everywhere are small.
-        exposed: what of them does not hide.
-        ideal: of the same images at the rate of a single accelerator with full micro-batches.
+        compute: forward and backward.
+        gradients, weights, small: collectives by their content; small are norms, flags, and the weights that stage 3
+            keeps on every rank.
+        exposed: time of the collectives that does not overlap computation.
+        ideal: time of the same images at the rate of a single accelerator with full micro-batches.
     """
 
     compute: float
@@ -169,7 +172,7 @@ class Step:
 
 
 def step_time(work: Work, stage: int, ranks: int, device: Device, links: Links) -> Step:
-    """A step of ZeRO `stage` on so many accelerators."""
+    """A step of ZeRO `stage` on `ranks` accelerators."""
     passes, images = work.passes(ranks)
     of_pass = device.pass_seconds(work.config, images)
     full = device.pass_seconds(work.config, work.micro_batch) / work.micro_batch  # an image
@@ -198,18 +201,18 @@ def _what(traffic: Traffic) -> str:
 
 
 def bucket_shares(parameters: int, bucket: int) -> list[float]:
-    """Of all gradients, those of each bucket, in the order in which they fill."""
+    """Share of all gradients in each bucket, in the order in which the buckets fill."""
     full, rest = divmod(parameters, bucket)
     return [bucket / parameters] * full + ([rest / parameters] if rest else [])
 
 
 def exposed_gathers(compute: float, gather: float, calls: int) -> float:
-    """What sticks out of equal gathers, one ahead of the computation that needs it."""
+    """Exposed time of equal gathers, each one ahead of the computation that needs it."""
     return (gather + compute + (calls - 1) * max(gather, compute)) / calls - compute
 
 
 def exposed_buckets(compute: float, reduce: float, shares: Sequence[float]) -> float:
-    """What sticks out of reductions that begin when their share of the gradients is there, one after another."""
+    """Exposed time of successive reductions, each of which begins when its share of the gradients exists."""
     ready = arrived = 0.0
     for share in shares:
         ready += share * compute

@@ -1,4 +1,4 @@
-"""Rows of the paper's table: steps by accelerators and stage, where communication shows, and what is fastest."""
+"""The calculated table: steps by accelerators and stage, from where communication is exposed, and what is fastest."""
 
 import argparse
 import json
@@ -16,15 +16,15 @@ from orchestrator.engine.memory.fit import FIXED_FLOPS
 from orchestrator.engine.memory.needed import ACTIVATION_SHARE, exchange_bytes, state_bytes
 from orchestrator.job.sections import Parallel
 
-SHOWS = 0.1  # a step's share of exposed communication from which on it shows
+SHOWS = 0.1  # share of exposed communication in a step that is reported in `shows_from`
 MICRO = 1e-6
 
 
 def device_from(options: argparse.Namespace, config: ViTConfig) -> tuple[Device, dict[str, Any]]:
-    """The single accelerator, and what the JSON line says of it.
+    """The single accelerator, and its description for the JSON line.
 
     Raises:
-        ValueError: the file has no such measurement.
+        ValueError: the file of --step has no measurement of the model.
     """
     if options.step is None:
         device = Device(options.tflops * 1e12, FIXED_FLOPS["cuda"])
@@ -37,16 +37,16 @@ def device_from(options: argparse.Namespace, config: ViTConfig) -> tuple[Device,
 
 
 def best_row(file: Path, name: str) -> tuple[dict[str, Any], str]:
-    """Of a step benchmark's output: the fastest row of ours with this model in bf16, and the device's name.
+    """From the output of the step benchmark: the fastest row of ours with this model in bf16, and the device's name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such row.
     """
     try:
         found = json.loads(file.read_text().splitlines()[-1])
         rows, device = found["rows"], found["device"]
     except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
-        raise ValueError(f"{file}: its last line is not what benchmarks/step prints ({error!r})") from error
+        raise ValueError(f"{file}: its last line is not that of benchmarks.step ({error!r})") from error
     wanted = {"impl": "ours", "model": name, "precision": "bf16"}
     rows = [row for row in rows if row["images_per_s"] and all(row[key] == value for key, value in wanted.items())]
     if not rows:
@@ -118,7 +118,7 @@ def on_paper(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory_bytes(work: Work, stage: int, ranks: int) -> tuple[int, int]:
-    """Of an accelerator: state, and all: with what exchanges it, activations without recomputation, and workspaces."""
+    """Bytes per accelerator: of the state, and with buffers, activations without recomputation, and workspaces."""
     parallel = Parallel(zero_stage=stage)
     state = state_bytes(work.parameters, parallel, ranks)
     beside, at_the_end = exchange_bytes(work.parameters, parallel, torch.device("cuda"))

@@ -1,1 +1,1 @@
-"""How fast the training step is, beside other libraries."""
+"""The speed of the training step, compared with other libraries: `python -m benchmarks.step`."""

@@ -1,4 +1,4 @@
-"""How fast the training step is: against other libraries' Vision Transformers, and against bare matrix products."""
+"""Measures the training step against other libraries' Vision Transformers and against bare matrix products."""
 
 import argparse
 import importlib.util
@@ -24,30 +24,31 @@ from orchestrator.engine.devices import device_name, without_bf16
 from orchestrator.engine.memory.available import device_memory
 
 EPILOG = """
-A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 images that are on the device already.
-Contenders: `ours`, the engine of a run with one worker; `timm` and `transformers` in plain PyTorch, where they are
-installed; and the bare products of a block's dense layers, which are the ceiling. Everybody has the same precision
-(bf16: ours through DeepSpeed, the others under torch.autocast), loss, memory, and the batch at which it is fastest.
-Each contender runs in a fresh process: alone in the first round; in the others, where the memory holds two, beside one
-other, ours and a peer by turns of a window, so that a machine which drifts slows both down.
+A step is forward, backward, clipping to norm 1 and AdamW, on random uint8 images that are already on the device.
+Contenders: `ours`, the engine of a run with one worker; `timm` and `transformers` in plain PyTorch, if installed; and
+the bare products of a block's dense layers, which are the ceiling. All have the same precision (bf16: ours through
+DeepSpeed, the others under torch.autocast), loss and memory. Each runs at the batch at which it is fastest.
+Each contender runs in a fresh process. In the first round it runs alone. In the next rounds, if the memory suffices,
+ours and a peer run side by side and take turns of one window, so that a machine whose speed drifts slows both down.
 
 The last line is JSON. Of a row:
   images_per_s   median of all timed windows of all rounds; _min and _max are the slowest and the fastest window
-  batch          images a step; `tried` has the fastest window of each batch that was tried on the way
-  mfu            images/s times 6 FLOPs a multiply-accumulate of the forward pass, over the datasheet's peak in bf16;
-                 null where none is known. Recomputation and the optimizer do not count as work of the model
+  batch          images per step; `tried` has the fastest window of each batch that was tried
+  mfu            images/s times 6 FLOPs per multiply-accumulate of the forward pass, over the datasheet's peak in bf16;
+                 null if no peak is known. Recomputation and the optimizer do not count as work of the model
   mfu_measured   the same over the rate of the bare matrix products of the same run
-  hfu            the FLOPs that the hardware does: with what checkpointing computes again, less what ours leaves out of
-                 its last block; hfu_measured: over the matrix products
-  peak_gb        10^9 bytes: of a GPU what tensors took, of a CPU the whole process
-  breakdown      share of one profiled step by kind of work; idle: share in which the GPU had nothing to do; top: the
-                 longest kernels
-  too_large      the memory does not suffice for the smallest batch;  error: why it failed, details: what it wrote
-`matmul` has the products of each model and precision, `matmul_tflops` the best of them, and `ratios` the rate of ours
-over that of the best peer, by model, precision and compilation: the median of the turns, or of the first round if there
-were none, for the peer with which it is least.
+  hfu            as mfu, with the FLOPs that the hardware does: with what checkpointing recomputes, without what ours
+                 omits in its last block; hfu_measured: over the rate of the matrix products
+  peak_gb        10^9 bytes: on a GPU those of tensors, on a CPU those of the whole process
+  breakdown      shares of one profiled step by kind of work; idle: share without work for the GPU; top: the longest
+                 kernels
+  too_large      true if the smallest batch does not fit into the memory
+  error          why the contender failed; details: the end of its output
+`matmul` has the products of each model and precision; `matmul_tflops` is the best of them. `ratios` has the rate of
+ours over that of the best peer, by model, precision and compilation: the median of the turns, or of the first round if
+there were no turns. The best peer is the one with the smallest ratio.
 
-The exit code is 1 if a contender failed. Interrupted (Ctrl-C, SIGTERM), it reports what it has.
+The exit code is 1 if a contender failed. After an interrupt (Ctrl-C, SIGTERM), the results so far are reported.
 
   python -m benchmarks.step --models B/16 --precisions bf16 float32 --compiled both
   python -m benchmarks.step --models H/14 --impls ours timm --compiled yes --checkpointing none selective full
@@ -58,20 +59,20 @@ LADDERS: dict[str, dict[str, tuple[int, ...]]] = {
     "cuda": {"B": (128, 256, 512), "L": (64, 128, 256), "H": (64, 128)},
     "cpu": {"B": (4, 8, 16), "L": (2, 4, 8), "H": (1, 2, 4)},
 }
-"""Batches to try, by the model's letter: from where the arithmetic units are about busy, to where more hardly helps."""
-USABLE = {"cuda": 0.9, "cpu": 0.6}  # of the device's memory
+"""Batches to try, by the model's letter: from about full use of the arithmetic units to hardly any further gain."""
+MEMORY_SHARE = {"cuda": 0.9, "cpu": 0.6}  # of the device's memory, for a contender
 ZERO_STAGE = {"bf16": 1, "float32": 0}
-"""Of ours, where one process has nothing to shard. bf16: stage 1 accumulates gradients in float32, as runs do; float32:
-stage 0 steps the weights where they are, and spares the copy to a flat partition and back."""
+"""ZeRO stage of ours, by precision; one process has nothing to shard. bf16: stage 1 accumulates gradients in float32,
+as runs do. float32: stage 0 updates the weights in place and avoids the copy to a flat partition and back."""
 TINY = {"depth": 2, "width": 64, "mlp_dim": 256, "heads": 2, "num_classes": 10}
 
 
 class Interrupted(Exception):
-    """The user or the system wants an end."""
+    """SIGTERM."""
 
 
 def tasks(options: argparse.Namespace, impls: Sequence[str]) -> tuple[list[Task], list[Task]]:
-    """The matrix products and the contenders to measure, in this order."""
+    """The tasks of the matrix products, and those of the contenders."""
     products, contenders = [], []
     for name, precision in itertools.product(options.models, options.precisions):
         letter = vit_config(name).name.removeprefix("ViT-")[0]
@@ -95,15 +96,15 @@ def tasks(options: argparse.Namespace, impls: Sequence[str]) -> tuple[list[Task]
         )
         products.append(base)
         for compiled, impl, checkpointing in itertools.product(options.compiled, impls, options.checkpointing):
-            if impl not in PEERS or checkpointing != "selective":  # the peers have no such mode
+            if impl not in PEERS or checkpointing != "selective":  # the peers do not have that mode
                 task = replace(base, impl=impl, compiled=compiled, checkpointing=checkpointing, profile=True)
-                # Compiling is what takes long with tiny models.
+                # With tiny models, most of the time is compilation.
                 contenders.append(replace(task, batches=task.batches[:1]) if options.quick and compiled else task)
     return products, contenders
 
 
 def measure(measured: Sequence[Measured], rounds: int, remembered: Remembered) -> None:
-    """Fill in what is measured: each alone first, with its search; then ours and each peer in turns, `rounds` - 1."""
+    """Fills in the results: each contender alone, with its search; then `rounds` - 1 turns of ours and each peer."""
     begun, total = time.monotonic(), len(measured)
     for done, found in enumerate(measured):
         left = (time.monotonic() - begun) / done * (total - done) if done else None
@@ -125,10 +126,10 @@ def measure(measured: Sequence[Measured], rounds: int, remembered: Remembered) -
 
 
 def take_turns(ours: Measured, peer: Measured, numbers: range) -> None:
-    """Rounds of these numbers, of two processes that live side by side, so that both meet the same drift."""
+    """Measures the rounds `numbers` of two processes that exist side by side, so that both see the same drift."""
     tasks = [replace(one.task, batches=(one.best.batch,), profile=False) for one in (ours, peer) if one.best]
     if sum((one.best and one.best.peak) or 0 for one in (ours, peer)) > ours.task.memory:
-        say("    they do not fit into the memory together: no turns")
+        say("    both together do not fit into the memory: no turns")
         return
     both, at, waiting = (ours, peer), ours, []
     try:
@@ -149,7 +150,7 @@ def take_turns(ours: Measured, peer: Measured, numbers: range) -> None:
 
 
 def measure_alone(found: Measured, task: Task) -> None:
-    """One child process; or several, if the smallest batch is too large, with halves of it until one fits."""
+    """Measures in a child process. If the smallest batch is too large, it is halved in new processes until one fits."""
     try:
         trials, searching = ask(task), len(task.batches) > 1
         while searching and not trials and task.batches[0] > 1:
@@ -170,21 +171,21 @@ def measure_alone(found: Measured, task: Task) -> None:
 
 
 def search_name(task: Task) -> str:
-    """Says all that the best batch depends on."""
+    """A name with everything that the best batch depends on."""
     size = " tiny" if task.sizes else ""
     return f"{task.name}{size} on {task.device}, {task.memory} bytes, ZeRO {task.zero_stage}, {task.threads} threads"
 
 
 def run(options: argparse.Namespace) -> tuple[dict[str, Any], bool]:
-    """The fields of the JSON line, and whether all went well."""
+    """The fields of the JSON line, and whether all contenders succeeded."""
     impls = [impl for impl in options.impls if impl not in PEERS or importlib.util.find_spec(impl)]
     for impl in options.impls:
         if impl not in impls:
-            say(f"{impl} is left out: it is not installed")
+            say(f"{impl} is skipped: it is not installed")
     device = torch.device(options.device)
-    torch.set_num_threads(options.threads)  # a CPU's name says how many
+    torch.set_num_threads(options.threads)  # part of a CPU's name
     if "bf16" in options.precisions and without_bf16(device, torch.bfloat16):
-        say("this CPU has no bf16 products: ours takes them in float32, PyTorch's own may be a hundred times slower")
+        say("this CPU lacks bf16 instructions: ours computes in float32; the peers may be a hundred times slower")
 
     products, contenders = ([Measured(task) for task in group] for group in tasks(options, impls))
     try:
@@ -222,20 +223,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--precisions", nargs="+", choices=("bf16", "float32"), help="(GPU: bf16; CPU: float32)")
     add("--compiled", choices=("no", "yes", "both"), default="both", help="with torch.compile (%(default)s)")
     modes = ("none", "selective", "full")
-    add("--checkpointing", nargs="+", choices=modes, default=["none"], help="of activations; peers: none, full (none)")
+    add(
+        "--checkpointing",
+        nargs="+",
+        choices=modes,
+        default=["none"],
+        help="of activations; peers have none and full (none)",
+    )
     batches = parser.add_mutually_exclusive_group()
-    batches.add_argument("--batch", type=int, metavar="N", help="one batch for all, without a search")
+    batches.add_argument("--batch", type=int, metavar="N", help="the same batch for all, without a search")
     batches.add_argument("--batches", nargs="+", type=int, metavar="N", help="to try, rising (by model and device)")
-    add("--remember", metavar="FILE", help="read the best batches of earlier runs here, and write this one's")
-    add("--memory-gb", type=float, help="that a contender may use (90%% of the GPU's; 60%% of the machine's)")
-    add("--rounds", type=int, help="of measuring: one alone, then ours and each peer in turns (GPU: 1; CPU: 10)")
-    add("--seconds", type=float, help="of a timed window, at least a step (GPU: 1; CPU: 4)")
+    add("--remember", metavar="FILE", help="file of best batches: read at the start, written during the run")
+    add("--memory-gb", type=float, help="memory of a contender (90%% of the GPU's; 60%% of the machine's)")
+    add("--rounds", type=int, help="one alone, the others in turns (GPU: 1; CPU: 10)")
+    add("--seconds", type=float, help="of a timed window, at least one step (GPU: 1; CPU: 4)")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     add("--threads", type=int, default=cores, help="of a CPU (%(default)s)")
-    add("--device", choices=("cuda", "cpu"), help="(cuda where there is one)")
+    add("--device", choices=("cuda", "cpu"), help="(cuda if there is one)")
     add("--zero-stage", type=int, choices=(0, 1, 2, 3), help="of ours (bf16: 1; float32: 0)")
     add("--loss", choices=tuple(LOSSES), default="sigmoid", help="(%(default)s)")
-    add("--quick", action="store_true", help="tiny sizes: whether it works, not how fast it is")
+    add("--quick", action="store_true", help="tiny sizes: checks that it works; the rates mean nothing")
     add("--child", metavar="TASK", help=argparse.SUPPRESS)
     add("--turns", metavar="TASK", help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -244,7 +251,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: there is none")
+        parser.error("--device cuda: this machine has none")
     on_gpu = options.device == "cuda"
     options.models = options.models or (["B/16"] if options.quick else MODELS[options.device])
     for name in options.models:
@@ -256,11 +263,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options.compiled = {"no": (False,), "yes": (True,), "both": (False, True)}[options.compiled]
     options.batches = [options.batch] if options.batch else options.batches
     if options.batches and (min(options.batches) < 1 or sorted(set(options.batches)) != options.batches):
-        parser.error("--batches: numbers above 0, rising")
+        parser.error("--batches: must be positive and rising")
     options.rounds = options.rounds or (1 if on_gpu else 2 if options.quick else 10)
     options.seconds = options.seconds or (0.05 if options.quick else 1.0 if on_gpu else 4.0)
     options.memory_gb = options.memory_gb or round(
-        USABLE[options.device] * device_memory(torch.device(options.device), 1) / GB, 1
+        MEMORY_SHARE[options.device] * device_memory(torch.device(options.device), 1) / GB, 1
     )
     return options
 

@@ -1,4 +1,4 @@
-"""Child processes that carry out a task: one that answers and ends, or one that waits for its turns."""
+"""Child processes that measure a contender: one that answers once, or one that waits for its turns."""
 
 import json
 import os
@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ChildFailed(Exception):
-    """In one line; `details` is the end of what the process wrote."""
+    """The message is the last line that the process wrote; `details` is the end of its output."""
 
     def __init__(self, returncode: int, written: str) -> None:
         lines = [line for line in written.splitlines() if line.strip()]
@@ -26,10 +26,10 @@ class ChildFailed(Exception):
 
 
 def ask(task: Task) -> list[Trial]:
-    """Have a fresh process carry out `task`.
+    """Measures `task` in a fresh process.
 
     Raises:
-        ChildFailed: it ended without an answer.
+        ChildFailed: the process ended without an answer.
     """
     command, environment = _child(task, "--child")
     child = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
@@ -40,10 +40,10 @@ def ask(task: Task) -> list[Trial]:
 
 
 class Waiting:
-    """A process that has built the contender of `task`, and has warmed up at its first batch, when this returns.
+    """A process that holds the contender of `task`, warmed up at its first batch, and measures a window on request.
 
     Raises:
-        ChildFailed: it ended; from `window` too.
+        ChildFailed: the process ended. `window` raises it, too.
     """
 
     def __init__(self, task: Task) -> None:
@@ -61,13 +61,13 @@ class Waiting:
         self._read()
 
     def window(self) -> float:
-        """Images a second of one window, now."""
+        """Measures one window; returns images per second."""
         assert self._process.stdin
         try:
             self._process.stdin.write("\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has ended; why, `_read` says
+            pass  # the process has ended; `_read` raises the reason
         return self._read()
 
     def __enter__(self) -> Self:
@@ -83,7 +83,7 @@ class Waiting:
     def _read(self) -> float:
         assert self._process.stdout
         for line in self._process.stdout:
-            if line.startswith("rate "):  # libraries write too
+            if line.startswith("rate "):  # libraries print, too
                 return float(line.split()[1])
         returncode = self._process.wait()
         self._errors.seek(0)
@@ -92,5 +92,5 @@ class Waiting:
 
 def _child(task: Task, mode: str) -> tuple[list[str], dict[str, str]]:
     environment = {**os.environ, "OMP_NUM_THREADS": str(task.threads)}
-    environment["HF_HUB_OFFLINE"] = "1"  # nothing is fetched: the weights are random
+    environment["HF_HUB_OFFLINE"] = "1"  # nothing needs to be downloaded: the weights are random
     return [sys.executable, "-m", "benchmarks.step", mode, task.to_json()], environment

@@ -1,4 +1,4 @@
-"""The ceiling: bare matrix products of a block's four dense layers, forward and backward, and nothing else."""
+"""The ceiling: only the matrix products of a block's four dense layers, forward and backward."""
 
 from typing import NamedTuple
 
@@ -18,19 +18,19 @@ def layers(config: ViTConfig) -> dict[str, tuple[int, int]]:
 
 
 def product_flops(config: ViTConfig) -> int:
-    """FLOPs of one step per image: three products a layer, 2 * tokens * inputs * outputs each."""
+    """FLOPs of one step per image: three products per layer of 2 * tokens * inputs * outputs each."""
     tokens = config.num_tokens
     return sum(3 * 2 * tokens * inputs * outputs for inputs, outputs in layers(config).values())
 
 
 def computing_dtype(task: Task) -> torch.dtype:
-    """In which ours takes its products: float32 where a CPU has none in bf16."""
+    """The type in which ours computes products: float32 on a CPU without bf16 instructions."""
     dtype = PRECISIONS[task.precision]
     return torch.float32 if without_bf16(torch.device(task.device), dtype) else dtype
 
 
 class _Layer(NamedTuple):
-    """x (T, inputs), w (outputs, inputs), g (T, outputs), and room for y, dx and dw."""
+    """x (T, inputs), w (outputs, inputs), g (T, outputs), and memory for y, dx and dw."""
 
     x: Tensor
     w: Tensor
@@ -41,7 +41,7 @@ class _Layer(NamedTuple):
 
 
 class Products:
-    """y = x w^T, dx = g w and dw = g^T x of every layer, into memory that is there. See `step_task.Contender`."""
+    """y = x w^T, dx = g w and dw = g^T x of every layer, into allocated memory. A `benchmarks.step.task.Contender`."""
 
     parameters = 0
 
@@ -52,7 +52,7 @@ class Products:
 
     def step(self, batch: Batch) -> Tensor:
         if len(batch.images) != self._images:
-            self._layers = []  # frees them first
+            self._layers = []  # frees the old ones first
             self._images = len(batch.images)
             tokens = self._images * self._config.num_tokens
             self._layers = [self._layer(tokens, *sizes) for sizes in layers(self._config).values()]

@@ -1,4 +1,4 @@
-"""This project's training step: the model under `orchestrator.engine.step.Engine`, as a run's only worker."""
+"""This project's training step: the model in `orchestrator.engine.step.Engine`, as in a run with one worker."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from orchestrator.job.sections import Parallel
 
 
 class Ours:
-    """A DeepSpeed engine on a process group of one. See `step_task.Contender`."""
+    """A DeepSpeed engine on a process group of one. A `benchmarks.step.task.Contender`."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         join_alone(device)

@@ -1,8 +1,8 @@
-"""The libraries that are compared, each as its own user would train it: plain PyTorch, nothing of this project's model.
+"""The other libraries, each trained as its users do: in plain PyTorch, without this project's model.
 
-bf16 is torch.autocast over float32 weights. All contenders get the same uint8 images, normalise them on the device,
-and have the same loss, parameter groups, fused AdamW and clipping. timm runs with its switch for norms in bf16
-(`set_fast_norm`), transformers with `attn_implementation="sdpa"`. Both compute GELU by the error function, ours by
+bf16 is torch.autocast over float32 weights. All contenders get the same uint8 images, normalise them on the device, and
+have the same loss, parameter groups, fused AdamW and clipping. timm runs with its option for norms in bf16
+(`set_fast_norm`), transformers with `attn_implementation="sdpa"`. Both compute GELU by the error function; ours by
 tanh, as the authors' code does.
 """
 
@@ -28,7 +28,7 @@ TIMM_NAMES = {"Ti": "tiny", "S": "small", "B": "base", "L": "large", "H": "huge"
 
 
 class Peer:
-    """A network of another library. See `step_task.Contender`."""
+    """A network of another library. A `benchmarks.step.task.Contender`."""
 
     def __init__(self, task: Task, device: torch.device) -> None:
         build, self._logits = BUILDERS[task.impl]
@@ -58,7 +58,7 @@ class Peer:
 def build_timm(task: Task) -> torch.nn.Module:
     _stand_in_for_torchvision()
     timm = import_module("timm")
-    timm.layers.set_fast_norm()  # read by the layers when they are made
+    timm.layers.set_fast_norm()  # layers read it when they are created
     config = task.config
     letter = config.name.removeprefix("ViT-").partition("/")[0]
     network: torch.nn.Module = timm.create_model(
@@ -100,15 +100,15 @@ BUILDERS: dict[str, tuple[Builder, Callable[[Any], Tensor]]] = {
     "timm": (build_timm, lambda output: output),
     "transformers": (build_transformers, lambda output: output.logits),
 }
-"""How each peer's network is built, and where its output has the logits."""
+"""By peer: how its network is built, and how the logits are read from its output."""
 
 
 InterpolationMode = enum.Enum("InterpolationMode", "NEAREST BILINEAR BICUBIC BOX HAMMING LANCZOS")
-"""What timm asks torchvision for by value, when it is imported."""
+"""timm reads the values of this enumeration of torchvision when it is imported."""
 
 
 class _Empty(ModuleType):
-    """A module in which every name is an empty class."""
+    """A module that has every name, as an empty class."""
 
     __path__ = ()  # type: ignore[assignment]  # a package
 
@@ -120,9 +120,9 @@ class _Empty(ModuleType):
 
 
 def _stand_in_for_torchvision() -> None:
-    """Put empty names in place of torchvision where it is missing, or built for another torch.
+    """Replaces torchvision by empty names if it is missing or built for another torch.
 
-    timm imports it for data sets, augmentation and frozen batch norms; a ViT's training step has none of these.
+    timm imports it for data sets, augmentation and frozen batch norms. A ViT's training step uses none of these.
     """
     try:
         import_module("torchvision")

@@ -1,8 +1,8 @@
 """Where the time of one step goes, by kind of work.
 
-On a GPU it is the time of the kernels, which overlap where a step uses several streams; on a CPU each operation's own
-time on the thread that calls it. A kernel that the compiler made belongs to the norm in it if there is one, else to
-the elementwise operations; on a CPU a compiled region's own time, its norms included, is elementwise.
+On a GPU, the time is that of the kernels, which overlap if a step uses several streams. On a CPU, it is each
+operation's own time on the thread that calls it. A compiled kernel counts as normalisation if it contains a norm,
+otherwise as elementwise. On a CPU, a compiled region's own time, including its norms, counts as elementwise.
 """
 
 import re
@@ -28,10 +28,10 @@ CATEGORIES = (
     "other",
 )
 TOP = 8  # names listed
-WHOLE_STEP = "benchmark_step"  # its own time is that of Python between operations
+WHOLE_STEP = "benchmark_step"  # label; its own time is that of Python between operations
 
-# The first that is found in a name decides. Names: of operations ("aten::addmm"), of CUDA kernels
-# ("nvjet_tst_128x256_64x4_2x1_v_bz_NNT"), of inductor's ("triton_poi_fused_addmm_gelu_3", which is the GELU alone).
+# The first pattern found in a name decides. Names are those of operations ("aten::addmm"), of CUDA kernels
+# ("nvjet_tst_128x256_64x4_2x1_v_bz_NNT"), of inductor's ("triton_poi_fused_addmm_gelu_3", which is only the GELU).
 RULES = tuple(
     (category, re.compile(pattern, re.IGNORECASE))
     for category, pattern in (
@@ -49,22 +49,22 @@ RULES = tuple(
 
 
 class Piece(NamedTuple):
-    """A kernel, or an operation without the ones inside it."""
+    """A kernel, or an operation without its inner operations."""
 
     name: str
     seconds: float
-    optimizer: bool  # whether it belongs to clipping and the optimizer step
+    optimizer: bool  # whether it is part of clipping or the optimizer step
 
 
 def profile_step(step: Callable[[], object], device: torch.device, seconds: float) -> dict[str, Any]:
-    """Run `step` once under torch.profiler.
+    """Runs `step` once under torch.profiler.
 
     Args:
-        seconds: that a step takes without it.
+        seconds: time of a step without the profiler.
 
     Returns:
-        `breakdown`, category -> share of the time, which sum to 1; `top`, the TOP largest [name, share]; `idle`, the
-        share of a step in which the GPU had nothing to do, None for a CPU.
+        `breakdown`: category -> share of the time; the shares sum to 1. `top`: the TOP largest [name, share]. `idle`:
+        the share of a step without work for the GPU; None for a CPU.
     """
     on_gpu = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]) as trace:
@@ -82,7 +82,7 @@ def profile_step(step: Callable[[], object], device: torch.device, seconds: floa
 
 
 def operations(events: Iterable[FunctionEvent]) -> list[Piece]:
-    """Of a CPU: every operation with its own time."""
+    """All operations of a CPU, with their own time."""
 
     def inside_optimizer(event: FunctionEvent | None) -> bool:
         while event is not None and event.name != OPTIMIZER:
@@ -94,7 +94,7 @@ def operations(events: Iterable[FunctionEvent]) -> list[Piece]:
 
 
 def kernels(events: Sequence[FunctionEvent]) -> list[Piece]:
-    """Of a GPU: every kernel, copy and fill. The optimizer's label is on the device's timeline, too."""
+    """All kernels, copies and fills of a GPU. The device's timeline also has the optimizer's label."""
     labels = [
         event.time_range
         for event in events
@@ -125,7 +125,7 @@ def breakdown(pieces: Iterable[Piece]) -> dict[str, float]:
 
 
 def largest(pieces: Iterable[Piece]) -> list[tuple[str, float]]:
-    """The names that took longest, and their shares."""
+    """The names with the longest time, and their shares."""
     seconds: Counter[str] = Counter()
     for piece in pieces:
         seconds[piece.name[:100]] += piece.seconds  # type: ignore[assignment]

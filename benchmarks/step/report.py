@@ -1,4 +1,4 @@
-"""What came out: rows, ceilings and ratios for the JSON line, and the tables."""
+"""The results: rows, ceilings and ratios for the JSON line, and the tables."""
 
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,14 +19,14 @@ GB = 1e9
 
 @dataclass
 class Measured:
-    """A contender with what its child processes found.
+    """A contender and what its child processes measured.
 
     Attributes:
-        task: what the first one was asked.
-        climbed: its trials, by rising batch. Empty if the memory does not suffice for the first.
-        rounds: images a second at the best batch, the windows of each round, by the round's number: 0 is alone, the
-            others are turns, whose numbers ours shares with the peer beside it.
-        error: why there is no figure; `details` is the end of what the process wrote.
+        task: what the first child process was asked to measure.
+        climbed: its trials by rising batch. Empty if the first batch does not fit into the memory.
+        rounds: images per second at the best batch: the windows of each round, by the round's number. In round 0 the
+            contender runs alone. The others are turns; ours and the peer beside it have the same numbers.
+        error: why there is no result; `details` is the end of the process's output.
     """
 
     task: Task
@@ -42,12 +42,12 @@ class Measured:
 
     @property
     def rates(self) -> list[float]:
-        """Of every window of every round; empty if the contender failed in any of them."""
+        """Images per second of every window of every round; empty if the contender failed in any round."""
         return [] if self.error else [rate for rates in self.rounds.values() for rate in rates]
 
     @property
     def rate(self) -> float | None:
-        """The figure: the median."""
+        """The result: the median of `rates`."""
         return statistics.median(self.rates) if self.rates else None
 
 
@@ -89,8 +89,8 @@ def row(found: Measured, ceiling: dict[str, Any] | None, device: str) -> dict[st
     """One contender's fields of the JSON line.
 
     Args:
-        ceiling: of its model and precision, from `ceilings`.
-        device: its name, for the datasheet's peak.
+        ceiling: the entry of `ceilings` for its model and precision.
+        device: name of the device, which determines the datasheet's peak.
     """
     task, rates, best = found.task, found.rates, found.best
     datasheet = datasheet_peak(device, computing_dtype(task)) if task.device == "cuda" else None
@@ -130,12 +130,11 @@ def row(found: Measured, ceiling: dict[str, Any] | None, device: str) -> dict[st
 
 
 def pairs(contenders: Sequence[Measured]) -> Iterator[tuple[Measured, Measured]]:
-    """Ours and each peer, for each (model, precision, compiled) that has both. Each takes part with its fastest
-    checkpointing."""
+    """Ours and each peer, for each (model, precision, compiled) that has both, each with its fastest checkpointing."""
     for group in dict.fromkeys(_group(contender.task) for contender in contenders):
-        alike = [contender for contender in contenders if _group(contender.task) == group and contender.rate]
+        same = [contender for contender in contenders if _group(contender.task) == group and contender.rate]
         ours, *peers = (
-            max((one for one in alike if one.task.impl == impl), key=lambda one: one.rate or 0.0, default=None)
+            max((one for one in same if one.task.impl == impl), key=lambda one: one.rate or 0.0, default=None)
             for impl in IMPLS
         )
         yield from ((ours, peer) for peer in peers if ours and peer)
@@ -144,8 +143,8 @@ def pairs(contenders: Sequence[Measured]) -> Iterator[tuple[Measured, Measured]]
 def ratios(contenders: Sequence[Measured]) -> list[dict[str, Any]]:
     """How many times faster ours is than the best peer, for each (model, precision, compiled) that has both.
 
-    The machine may drift, so the quotient is taken within each turn, or of the first round if there were no turns; the
-    figure is the median, and the best peer is the one with the least.
+    Because the machine's speed may drift, the ratio is taken within each turn, or within the first round if there were
+    no turns. The result is the median. The best peer is the one with the smallest result.
     """
     found: dict[tuple[str, str, bool], dict[str, Any]] = {}
     for ours, peer in pairs(contenders):
@@ -172,7 +171,7 @@ def ratios(contenders: Sequence[Measured]) -> list[dict[str, Any]]:
 def report(
     products: Sequence[Measured], contenders: Sequence[Measured], device: torch.device, name: str
 ) -> dict[str, Any]:
-    """The fields of the JSON line that come from measurements. `name`: of the device."""
+    """The measured fields of the JSON line. `name` is the device's."""
     found = ceilings(products)
     of_group = {(ceiling["model"], ceiling["precision"]): ceiling for ceiling in found}
     rows = [
@@ -227,7 +226,7 @@ def _label(row: dict[str, Any]) -> str:
 def _remark(row: dict[str, Any]) -> str:
     if row["error"]:
         return f"  {row['error']}"
-    return "  the memory does not suffice" if row.get("too_large") else ""
+    return "  does not fit into the memory" if row.get("too_large") else ""
 
 
 def _number(value: float | None) -> str:

@@ -1,4 +1,4 @@
-"""The search for a contender's best batch: up a ladder of sizes while that pays and fits; and its memory."""
+"""The search for a contender's best batch, in rising sizes while the rate improves and the memory suffices."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-GAIN = 1.02  # of images a second, that a larger batch must bring for a still larger one to be tried
+GAIN = 1.02  # least ratio of the rates of two successive batches for the next batch to be tried
 
 
 @dataclass
@@ -14,11 +14,11 @@ class Trial:
     """One batch size, measured.
 
     Attributes:
-        batch: images a step.
-        rates: images a second, of each timed window.
-        peak: most bytes in use; None where the system does not tell.
+        batch: images per step.
+        rates: images per second of each timed window.
+        peak: largest number of bytes in use; None if the system does not report it.
         loss: mean loss of the last step.
-        profile: what `step_profile.profile_step` found, if it was asked.
+        profile: the result of `phases.profile_step`, if a step was profiled.
     """
 
     batch: int
@@ -29,20 +29,20 @@ class Trial:
 
     @property
     def best_rate(self) -> float:
-        """Of the fastest window: what else the machine does can only slow a window down."""
+        """The rate of the fastest window: other work on the machine can only slow a window down."""
         return max(self.rates)
 
 
 def climb(
     batches: Sequence[int], attempt: Callable[[int], Trial | None], *, limit: int, at_rest: int | None
 ) -> list[Trial]:
-    """What was measured of `batches`, in their order, up to the first one that does not pay or does not fit.
+    """Measures `batches` in their order, up to the first one that is no faster or does not fit.
 
     Args:
         batches: rising sizes.
-        attempt: measures one; None if the memory does not suffice.
+        attempt: measures a batch; None if it does not fit into the memory.
         limit: bytes that a trial may use.
-        at_rest: bytes in use before the first step; None where the system does not tell.
+        at_rest: bytes in use before the first step; None if the system does not report it.
     """
     trials: list[Trial] = []
     for batch in batches:
@@ -58,10 +58,10 @@ def climb(
 
 
 def expected_peak(trials: Sequence[Trial], batch: int, at_rest: int | None) -> float:
-    """Bytes that `batch` will need, by the line through the last two trials; 0 where the system does not tell.
+    """Bytes that `batch` will need, extrapolated from the last two trials; 0 if the system does not report bytes.
 
-    The first line goes through the bytes at rest. They lack gradients and the optimizer's state, so it is too steep:
-    rather a size that is not tried than a machine without memory.
+    After one trial, the second point is the bytes at rest. They lack gradients and the optimizer's state, so the
+    estimate is too high: it is better to skip a size than to exhaust the machine's memory.
     """
     last = trials[-1]
     if last.peak is None or at_rest is None:
@@ -72,7 +72,7 @@ def expected_peak(trials: Sequence[Trial], batch: int, at_rest: int | None) -> f
 
 
 class Remembered:
-    """Best batches by the name of a search, in a JSON file if there is one, written as they are found."""
+    """Best batches by the name of a search. If a file is given, they are read from it and written to it at once."""
 
     def __init__(self, file: str | None) -> None:
         self._file = Path(file) if file else None

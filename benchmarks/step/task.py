@@ -1,4 +1,4 @@
-"""What is measured: a contender, the batches that it may try, and how long to look. A child process gets it as JSON."""
+"""What a child process is to measure: a contender, its batches, and the timing. It is passed as JSON."""
 
 import dataclasses
 import json
@@ -15,9 +15,9 @@ from orchestrator.job.choices import AdamW
 
 PEERS = ("timm", "transformers")
 IMPLS = ("ours", *PEERS)
-MATMUL = "matmul"  # the ceiling, measured like a contender
+MATMUL = "matmul"  # the ceiling, which is measured like a contender
 
-# ViT paper, Table 3, JFT-300M; the learning rate is one that random labels cannot make diverge.
+# ViT paper, Table 3, JFT-300M, but with a learning rate at which random labels cannot make the loss diverge.
 GRAD_CLIP = 1.0
 OPTIMIZER = AdamW(name="adamw", lr=1e-5, weight_decay=0.1, grad_clip=GRAD_CLIP)
 NUM_CLASSES = 1000
@@ -29,19 +29,19 @@ class Task:
     """One contender in one child process.
 
     Attributes:
-        model: a name of `model.vit_config`; `sizes` replaces fields of it.
-        impl: of IMPLS, or MATMUL.
-        compiled: with torch.compile.
+        model: a name of `model.vit_config`; `sizes` replaces some of its fields.
+        impl: one of IMPLS, or MATMUL.
+        compiled: whether torch.compile is used.
         precision: "bf16" or "float32".
         checkpointing: "none", "selective" or "full".
-        zero_stage: of ours.
-        loss: of LOSSES.
-        batches: images a step, tried in this order while they pay; see `step_search.climb`.
+        zero_stage: ZeRO stage of ours.
+        loss: one of LOSSES.
+        batches: images per step, tried in this order; see `search.climb`.
         device: "cuda" or "cpu".
-        threads: of a CPU.
+        threads: number of CPU threads.
         memory: bytes that a contender may use.
         warm_up: steps before the first window.
-        windows, seconds: how many timed windows, and how long each is meant to be.
+        windows, seconds: number of timed windows, and the intended time of each.
         profile: whether one more step is profiled.
     """
 
@@ -64,12 +64,12 @@ class Task:
 
     @property
     def config(self) -> ViTConfig:
-        """The network; without dropout, as on JFT-300M, and without the tanh layer, which the peers lack."""
+        """The network: without dropout, as on JFT-300M, and without the tanh layer, which the peers lack."""
         return vit_config(self.model, **{"num_classes": NUM_CLASSES, **self.sizes})
 
     @property
     def name(self) -> str:
-        """For people."""
+        """A name for messages."""
         parts = [self.config.name, self.precision, self.impl, *(["compiled"] if self.compiled else [])]
         return " ".join(parts + ([f"checkpointing {self.checkpointing}"] if self.checkpointing != "none" else []))
 
@@ -83,11 +83,13 @@ class Task:
 
 
 class Batch(NamedTuple):
-    """Synthetic samples, on the device.
+    """Synthetic samples on the device.
 
     Attributes:
         images: (B, 3, S, S) uint8, random.
-        labels: (B, 1) int64; weights: (B, 1) float32, all 1; valid: (B,) bool, all True.
+        labels: (B, 1) int64, random.
+        weights: (B, 1) float32, all 1.
+        valid: (B,) bool, all True.
     """
 
     images: Tensor
@@ -97,12 +99,12 @@ class Batch(NamedTuple):
 
 
 class Contender(Protocol):
-    """A network with its optimizer. `parameters` is how many weights it trains."""
+    """A network with its optimizer. `parameters` is the number of weights that it trains."""
 
     parameters: int
 
     def step(self, batch: Batch) -> Tensor:
-        """Forward, backward, clip and optimizer step; the mean loss, (), left on the device."""
+        """Forward, backward, clipping and optimizer step. Returns the mean loss, (), on the device."""
         ...
 
 
@@ -116,6 +118,6 @@ def synthetic(config: ViTConfig, size: int, device: torch.device) -> Batch:
 
 
 def objective(task: Task) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(logits (B, K), labels (B, 1), weights (B, 1)) -> loss of each sample (B,), float32."""
+    """A function (logits (B, K), labels (B, 1), weights (B, 1)) -> loss of each sample (B,), float32."""
     cross_entropy, classes = LOSSES[task.loss], task.config.num_classes
     return lambda logits, labels, weights: cross_entropy(logits, dense_targets(labels, weights, classes))

@@ -1,4 +1,4 @@
-"""The child process: builds one contender, climbs its ladder of batches and measures each rung."""
+"""The work of a child process: builds one contender, and measures its batches or a window on request."""
 
 import math
 import os
@@ -17,18 +17,19 @@ from benchmarks.step.search import Trial, climb
 from benchmarks.step.task import MATMUL, PEERS, Contender, Task, synthetic
 from orchestrator.engine.memory.available import device_memory
 
-LONGEST = 60.0  # seconds of all windows of a batch, unless one alone takes longer
+WINDOWS_SECONDS = 60.0  # limit for all windows of a batch; the first one may take longer
 NO_MEMORY = re.compile(r"out of memory|can't allocate memory|ALLOC_FAILED", re.IGNORECASE)
 
 
 def answer(task: Task) -> dict[str, Any]:
-    """Everything that was found, as plain data.
+    """Measures the task's batches.
 
     Returns:
-        `trials`, a list of `step_search.Trial` by rising batch, empty if the first one does not fit; `parameters`.
+        `trials`: the fields of every `search.Trial` by rising batch, empty if the first batch does not fit;
+        `parameters`: number of weights.
 
     Raises:
-        RuntimeError: the contender is another network than ours, or its loss is not finite.
+        RuntimeError: the contender's network is not the same as ours, or its loss is not finite.
     """
     device, contender = prepare(task)
     trials = climb(
@@ -38,10 +39,10 @@ def answer(task: Task) -> dict[str, Any]:
 
 
 def serve(task: Task, asked: Iterable[str]) -> None:
-    """Warm up at the first batch, and measure a window for every line of `asked`; prints `rate` and images a second.
+    """Warms up at the first batch, then measures a window for every line of `asked`. Prints `rate IMAGES_PER_SECOND`.
 
     Raises:
-        RuntimeError: the contender is another network than ours.
+        RuntimeError: the contender's network is not the same as ours.
     """
     device, contender = prepare(task)
     batch = task.batches[0]
@@ -56,12 +57,12 @@ def serve(task: Task, asked: Iterable[str]) -> None:
     steps = max(1, round(task.seconds / seconds))
     print(f"rate {batch / seconds}", flush=True)
     for _ in asked:
-        step()  # the other one has had the caches
+        step()  # not timed: the caches hold the other process's data
         print(f"rate {batch * steps / window(step, steps, device)}", flush=True)
 
 
 def prepare(task: Task) -> tuple[torch.device, Contender]:
-    """The contender, with as many threads and as much memory as the task says."""
+    """The contender, with the threads and the memory of the task."""
     device = torch.device(task.device)
     if task.device == "cpu":
         torch.set_num_threads(task.threads)
@@ -74,7 +75,7 @@ def prepare(task: Task) -> tuple[torch.device, Contender]:
 
 
 def build(task: Task, device: torch.device) -> Contender:
-    """The contender; what it needs is imported here, so that a child holds no other one's libraries."""
+    """Creates the contender. Imports only its own libraries, so that no other one's take memory."""
     torch.manual_seed(0)
     if task.impl == MATMUL:
         return Products(task, device)
@@ -89,7 +90,7 @@ def build(task: Task, device: torch.device) -> Contender:
 
 
 def count_parameters(task: Task) -> int:
-    """Of this project's model."""
+    """Number of weights of this project's model."""
     from model import VisionTransformer
 
     with torch.device("meta"):
@@ -97,10 +98,10 @@ def count_parameters(task: Task) -> int:
 
 
 def attempt(task: Task, contender: Contender, batch: int) -> Trial | None:
-    """Measure one batch size; None if the memory does not suffice."""
+    """Measures one batch size; None if it does not fit into the memory."""
     try:
         return measure(task, contender, batch)
-    except (RuntimeError, MemoryError) as error:  # CUDA's own, its libraries' and the CPU allocator's
+    except (RuntimeError, MemoryError) as error:  # errors of CUDA, its libraries, and the CPU allocator
         if isinstance(error, MemoryError) or NO_MEMORY.search(str(error)):
             print(f"{task.name}, batch {batch}: {str(error).splitlines()[0]}", file=sys.stderr)
             return None
@@ -112,7 +113,7 @@ def measure(task: Task, contender: Contender, batch: int) -> Trial:
     if task.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
-    if task.compiled:  # each batch size for itself, as in a run, whose batches all have one size
+    if task.compiled:  # compile for each batch size separately, as a run has only one
         torch.compiler.reset()
     data = synthetic(task.config, batch, device)
 
@@ -125,7 +126,7 @@ def measure(task: Task, contender: Contender, batch: int) -> Trial:
         step()
     seconds = window(step, 1, device)  # the last step of the warm-up
     steps = max(1, round(task.seconds / seconds))
-    deadline = time.perf_counter() + LONGEST
+    deadline = time.perf_counter() + WINDOWS_SECONDS
     rates: list[float] = []
     while not rates or (len(rates) < task.windows and time.perf_counter() < deadline):
         rates.append(batch * steps / window(step, steps, device))
@@ -138,7 +139,7 @@ def measure(task: Task, contender: Contender, batch: int) -> Trial:
 
 
 def window(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Seconds of `steps` steps. On a GPU by its own clock, waiting for it only at the end."""
+    """Seconds of `steps` steps. A GPU is timed by its own clock, and waited for only at the end."""
     if device.type == "cpu":
         begun = time.perf_counter()
         for _ in range(steps):
@@ -155,17 +156,17 @@ def window(step: Callable[[], object], steps: int, device: torch.device) -> floa
 
 
 def in_use(device: torch.device) -> int | None:
-    """Bytes that this process uses now: of the GPU by tensors, of the machine in all."""
+    """Bytes that this process uses now: tensors on a GPU, resident memory on a CPU."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else resident("VmRSS")
 
 
 def peak_bytes(device: torch.device) -> int | None:
-    """The most it has used. Batches are tried upwards, so that it is the last one's."""
+    """The largest number of bytes used so far, which is that of the last batch, because batches rise."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else resident("VmHWM")
 
 
 def resident(field: str) -> int | None:
-    """A field of Linux's process status in bytes; None on another system."""
+    """A field of Linux's process status, in bytes; None on another system."""
     status = Path("/proc/self/status")
     found = re.search(rf"^{field}:\s+(\d+) kB$", status.read_text(), re.MULTILINE) if status.exists() else None
     return int(found.group(1)) * 1024 if found else None

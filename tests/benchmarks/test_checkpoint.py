@@ -1,12 +1,15 @@
+"""`python -m benchmarks.checkpoint`."""
+
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 from tests.paths import ROOT
 
 
-def test_a_small_run(tmp_path):
-    """The whole script on a small model: every field of the JSON line, and nothing left behind."""
+def test_a_small_run(tmp_path: Path) -> None:
+    """On a small model, every field of the JSON line is there, and no file is left behind."""
     command = [sys.executable, "-m", "benchmarks.checkpoint", "--model", "ViT-Ti/16", "--repeats", "1"]
     command += ["--places", "disk", "--work-dir", str(tmp_path)]  # the emulator of a bucket is slow
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

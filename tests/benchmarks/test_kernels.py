@@ -1,4 +1,4 @@
-"""The script that measures the choices inside a step: what it compares, and that its marks are the step's choices."""
+"""`python -m benchmarks.kernels`: what it compares, and that its stars are the choices of the step."""
 
 import json
 import subprocess
@@ -17,7 +17,15 @@ CPU = torch.device("cpu")
 
 def test_a_small_run() -> None:
     command = [sys.executable, "-m", "benchmarks.kernels", "--model", "Ti/16", "--batch", "1", "--repeats", "2"]
-    command += ["--groups", "attention", "padding", "memory", "subnormal", "sums", "clipping"]  # the others compile
+    command += [
+        "--groups",
+        "attention",
+        "padding",
+        "memory",
+        "subnormal",
+        "sums",
+        "clipping",
+    ]  # all but `input`
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
     *table, last = run.stdout.splitlines()
@@ -47,7 +55,7 @@ def test_an_unknown_model_is_one_line() -> None:
     attention.through_float32(torch.ones(1, dtype=torch.bfloat16)), reason="a CPU without bf16 products"
 )
 @pytest.mark.parametrize("precision", ["bf16", "float32"])
-def test_the_mark_is_what_the_model_does(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_star_is_the_choice_of_the_model(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
     apply = attention.BackwardByProducts.apply
     monkeypatch.setattr(attention.BackwardByProducts, "apply", lambda *x: calls.append("by products") or apply(*x))

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.chaos.kills import KINDS, RESIZE, SIZES, START_SIZE, schedule
 
 
-def test_every_kind_and_every_size_comes_and_the_seed_decides() -> None:
+def test_every_kind_and_every_size_comes_in_an_order_of_the_seed() -> None:
     events = schedule(kills=25, steps=1000, seed=3, first=40)
     kinds = Counter(event.kind for event in events if event.kind != RESIZE)
     assert kinds.total() == 25

@@ -14,7 +14,7 @@ from orchestrator.history.ledger import trained_samples
 
 
 class TwoEpochs:
-    """Samples 0 .. 9 in batches of 4: three steps an epoch, the last slots masked."""
+    """Samples 0 .. 9 in batches of 4: three steps per epoch, with masked slots at the end."""
 
     batch_size, num_samples, steps_per_epoch = 4, 10, 3
 
@@ -24,7 +24,7 @@ class TwoEpochs:
 
 
 def write(folder: Path, attempt: int, rank: int, steps: dict[int, list[int]]) -> None:
-    """A file of a ledger, as `orchestrator/history/ledger.py` describes it."""
+    """Writes a file of a ledger, in the format of `orchestrator/history/ledger.py`."""
     (folder / "samples").mkdir(exist_ok=True)
     path = folder / "samples" / f"{min(steps):09d}-{max(steps) + 1:09d}-rank-{rank:05d}-{attempt}.json"
     path.write_text(json.dumps({"attempt": attempt, "steps": steps}))
@@ -33,19 +33,19 @@ def write(folder: Path, attempt: int, rank: int, steps: dict[int, list[int]]) ->
 def test_samples_are_counted_in_the_final_history(tmp_path: Path) -> None:
     write(tmp_path, 1, 0, {0: [0, 1], 1: [4, 5], 2: [8, 9]})
     write(tmp_path, 1, 1, {0: [2, 3], 1: [6, 7]})
-    write(tmp_path, 2, 0, {1: [4, 5, 6, 7], 2: [8, 9], 3: [0, 1, 2, 3], 4: [4, 5, 6, 7]})  # step 1 on, once more
+    write(tmp_path, 2, 0, {1: [4, 5, 6, 7], 2: [8, 9], 3: [0, 1, 2, 3], 4: [4, 5, 6, 7]})  # from step 1 on, again
     write(tmp_path, 3, 0, {5: [8, 9]})
     assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=6) == (0, 0)
 
-    write(tmp_path, 4, 0, {4: [4, 5, 6, 6]})  # 7 is lost, 6 comes twice
+    write(tmp_path, 4, 0, {4: [4, 5, 6, 6]})  # 7 is lost, 6 is repeated
     assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=6) == (1, 1)
     write(tmp_path, 4, 1, {5: [8, 9]})
-    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=7) == (1 + 4, 1)  # no step 6
-    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=5) == (1, 1 + 2)  # one too many
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=7) == (1 + 4, 1)  # step 6 is missing
+    assert report.count_samples(trained_samples(str(tmp_path)), TwoEpochs(), steps=5) == (1, 1 + 2)  # one step too many
 
 
 def test_steps_and_seconds() -> None:
-    """A step a second to step 30, a kill there, on at step 20 after 15 s, and no point for what is done again."""
+    """A step a second to step 30, a kill, and 15 s later an attempt from step 20 on. Redone steps have no points."""
     times = [float(second) for second in (*range(1, 31), *range(30 + 15 + 11, 30 + 15 + 41))]
     curve = Curve(list(range(1, 61)), times)
     attempts = [Attempt(45.5, 20, 2)]
@@ -60,7 +60,7 @@ def test_steps_and_seconds() -> None:
     assert table.splitlines()[2].split() == ["worker", "1", "25.0", "25.0", "10.0", "10"]
 
 
-def test_weights_are_compared_all_together() -> None:
+def test_the_difference_is_that_of_all_weights_together() -> None:
     here = {"a": np.array([3.0, 0.0], np.float32), "b": np.array([4.0], np.float32)}
     there = {"a": np.array([3.0, 0.5], np.float32), "b": np.array([4.0], np.float32)}
     assert report.weight_difference(here, here) == 0

@@ -1,11 +1,11 @@
-"""How the chaos benchmark follows a job."""
+"""The chaos benchmark reads a job's progress from its terminal."""
 
 from pathlib import Path
 
 from benchmarks.chaos.world import Job
 
 
-def test_a_job_is_followed_at_its_terminal(tmp_path: Path) -> None:
+def test_progress_is_read_from_the_terminal(tmp_path: Path) -> None:
     words = [
         r"packing: 100%|###| 2000/2000 [00:01<00:00]\r",
         r"chaos:  30%|### | 30/100 [00:01<00:02]\r",

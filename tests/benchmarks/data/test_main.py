@@ -1,9 +1,10 @@
-"""The whole command of benchmarks/data on a small set."""
+"""`python -m benchmarks.data`, the whole command, on a small set."""
 
 import importlib.util
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,8 +13,8 @@ from tests.paths import ROOT
 
 
 @pytest.mark.skipif(importlib.util.find_spec("litdata") is not None, reason="shows what happens without litdata")
-def test_a_small_run(tmp_path):
-    """The whole script on a small set: every field of the JSON line, and a library that is not installed left out."""
+def test_a_small_run(tmp_path: Path) -> None:
+    """Every field of the JSON line is there, and a library that is not installed is skipped."""
     names = ["ours", "webdataset_pil", "webdataset_same_decoder", "litdata", "decode_cv2_threads"]
     command = [sys.executable, "-m", "benchmarks.data", "--quick", "--work-dir", str(tmp_path), "--only", *names]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
@@ -22,7 +23,7 @@ def test_a_small_run(tmp_path):
     found = json.loads(last)
     assert all(found[name] > 0 for name in ("ours", "webdataset_pil", "webdataset_same_decoder", "decode_limit"))
     assert found["peers"] == {}
-    assert "litdata is left out: No module named 'litdata'" in run.stderr
+    assert "litdata is skipped: No module named 'litdata'" in run.stderr
     assert list(found["first_batch_s"]) == ["0", "50", "90"]
     assert all(seconds > 0 for seconds in found["first_batch_s"].values())
     assert found["peak_mb"] > 50  # megabytes, not kilobytes or gigabytes

@@ -1,4 +1,4 @@
-"""The images that the loaders read."""
+"""The images of the compared loaders."""
 
 import io
 
@@ -8,8 +8,8 @@ from PIL import Image
 from benchmarks.data import sets
 
 
-def test_the_images_are_like_photographs():
-    """500x375 at quality 90, all different, of the size on disk that such photographs have; the same every time."""
+def test_the_images_are_like_photographs() -> None:
+    """500x375 pixels at quality 90, all different, as large on disk as such photographs are, and reproducible."""
     encoded = sets.photographs(16, seed=0)
     assert encoded == sets.photographs(16, seed=0)
     assert len(set(encoded)) == 16

@@ -1,4 +1,4 @@
-"""benchmarks/numerics: the whole command, a step that is wrong, and mistakes on the command line."""
+"""`python -m benchmarks.numerics`: the whole command, a step that is wrong, and mistakes on the command line."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from tests.paths import ROOT
 
 
 def test_a_small_run() -> None:
-    """The whole script: every field of the JSON line, and a table without what DeepSpeed prints."""
+    """Every field of the JSON line is there, and the table is free of DeepSpeed's output."""
     command = [sys.executable, "-m", "benchmarks.numerics", "--quick"]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
     assert run.returncode == 0, run.stderr
@@ -39,7 +39,7 @@ def test_a_small_run() -> None:
 
 
 def test_a_wrong_step_is_outside_of_noise(tmp_path: Path) -> None:
-    """A learning rate that is half as high again, beside a step that is right."""
+    """A learning rate that is 1.5 times as high, beside a correct step."""
     pack_digits(str(tmp_path))
     seeds = [0, 1]
     right, wrong = Variant("float32"), Variant("wrong")

@@ -13,7 +13,7 @@ def test_the_verdict_by_hand() -> None:
     yardsticks = Yardsticks.of(reference, moved)
     assert yardsticks.noise == 1.0  # of 1.5, 2.5, 3.5
     assert math.isclose(yardsticks.rounding, 0.01)
-    assert Yardsticks.of(reference, reference).rounding == 2.5 * 2**-23  # what float32 can tell apart
+    assert Yardsticks.of(reference, reference).rounding == 2.5 * 2**-23  # the resolution of float32
 
     shifts = {0: 0.5, 1: -0.25, 2: 0.5}
     variant = {seed: [loss + shifts[seed] for loss in curve] for seed, curve in reference.items()}
@@ -24,7 +24,7 @@ def test_the_verdict_by_hand() -> None:
     assert math.isclose(row["of_rounding"], 50.0)
     assert row["within_noise"]
 
-    variant[1] = [loss - 1.01 for loss in reference[1]]  # one seed is enough
+    variant[1] = [loss - 1.01 for loss in reference[1]]  # one seed out of bounds is enough
     row = compare(variant, reference, yardsticks)
     assert abs(row["difference"]) < 0.01
     assert not row["within_noise"]

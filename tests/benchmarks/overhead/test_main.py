@@ -1,4 +1,4 @@
-"""benchmarks/overhead: what it makes of the turns of two programs whose speeds are known."""
+"""benchmarks/overhead: the result for two programs whose speeds are known, and its errors."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from tests.paths import ROOT
 
 
 def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:
-    """A step is 1 s of work bare, 1.25 s in the job and 5 s more where it saves. The machine gets slower and slower."""
+    """A bare step is 1 s of work, one of the job 1.25 s, plus 5 s for a save. The machine slows down all the time."""
     now, turns, work, stamps = 0.0, {"bare": [], "job": []}, {"bare": 0.0, "job": 0.0}, []
     steps, times, stalls, tick = [], [], [], 0.001
     due = 1.25
@@ -29,7 +29,7 @@ def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:
                 if name == "job" and work["job"] >= due:
                     steps.append(len(steps) + 1)
                     times.append(now)
-                    stalls.append(5.0 * ((len(steps) - 1) // 15))  # at 16 and 31 the curve shows the save before it
+                    stalls.append(5.0 * ((len(steps) - 1) // 15))  # the points at 16 and 31 follow a save
                     due += 1.25 + (5.0 if len(steps) % 15 == 0 else 0.0)
             turns[name].append((start, now))
     every = [n for n, step in enumerate(steps) if step % 5 == 0 or step == 1]
@@ -37,7 +37,7 @@ def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:
     found = overhead.compare(
         curve, [stalls[n] for n in every], OwnClock(turns["job"]), stamps, OwnClock(turns["bare"]), least=16.0
     )
-    assert found["steps"] == 40 - 5  # from the first point after WARM_UP
+    assert found["steps"] == 40 - 5  # counted from the first point after WARM_UP
     assert WARM_UP <= 5
     saved = 1.25 + 2 * 5.0 / found["steps"]
     assert found["overhead"] == pytest.approx(1 - 1 / saved, abs=0.02)
@@ -45,16 +45,16 @@ def test_overhead_of_two_programs_on_a_machine_that_drifts() -> None:
     assert 0 < found["se"] < 0.2
 
 
-def test_what_cannot_be_compared_is_said(tmp_path: Path) -> None:
+def test_what_cannot_be_compared_is_an_error(tmp_path: Path) -> None:
     run = subprocess.run(
         [sys.executable, "-m", "benchmarks.overhead", "--steps", "5"], cwd=ROOT, capture_output=True, text=True
     )
     assert run.returncode == 2
-    assert "at least two points in MLflow, 10 with --track 5" in run.stderr
+    assert "give two points in MLflow, at least 10 with --track 5" in run.stderr
     with pytest.raises(RuntimeError, match="too few turns"):
         overhead.compare(Curve([5, 10], [1.0, 2.0]), [0, 0], OwnClock([(0, 9)]), [1.5], OwnClock([(0, 9)]), least=1.0)
 
     stamps = tmp_path / "bare.txt"
-    stamps.write_text("a library said 1.5\n1764300000.25\n17643000")  # the last one is being written
+    stamps.write_text("a library said 1.5\n1764300000.25\n17643000")  # the last line is incomplete
     assert overhead.read_stamps(stamps) == [1764300000.25]
     assert overhead.newest_step(tmp_path) == 0

@@ -1,4 +1,4 @@
-"""benchmarks/overhead/turns.py: whoever does not have its turn stands still, whatever it has started."""
+"""benchmarks/overhead/turns.py: outside of its turn, a program is stopped with all its processes."""
 
 import os
 import random
@@ -30,7 +30,7 @@ def test_own_clock_is_the_time_within_turns() -> None:
         assert clock(moment) == sum(1 for second in range(moment) if any(a <= second < b for a, b in turns))
 
 
-def test_a_program_stands_still_with_all_its_processes(tmp_path: Path) -> None:
+def test_a_program_is_stopped_with_all_its_processes(tmp_path: Path) -> None:
     written = tmp_path / "written"
     command = [sys.executable, "-c", CHILD, GRANDCHILD, str(written)]
     with (tmp_path / "log").open("w") as log:
@@ -53,8 +53,8 @@ def test_a_program_stands_still_with_all_its_processes(tmp_path: Path) -> None:
     assert not alive, alive
 
 
-def test_only_the_threads_that_compute_are_tied(tmp_path: Path) -> None:
-    """Two processes: one has a thread that works and a main thread that waits, the other does nothing."""
+def test_only_the_computing_threads_are_tied(tmp_path: Path) -> None:
+    """Of two processes, one has a working thread and a waiting main thread, and the other is idle."""
     with (tmp_path / "log").open("w") as log:
         program = Program(
             "tied", [sys.executable, "-c", IDLE, WORKING], cwd=tmp_path, environment=dict(os.environ), log=log
@@ -81,5 +81,5 @@ def wait_for(condition: object) -> None:
     deadline = time.monotonic() + 30
     while not condition():  # type: ignore[operator]
         if time.monotonic() > deadline:
-            pytest.fail("it never came")
+            pytest.fail("the condition was not met")
         time.sleep(0.02)

@@ -17,7 +17,7 @@ def test_predicted_bytes_by_hand() -> None:
 
 
 def test_behind_a_throttled_link() -> None:
-    """Real processes: the bytes are the table's, and halving the rate makes a step longer by about its bytes."""
+    """Real processes send the bytes of the table, and at half the rate a step is longer by about its bytes."""
     if why := check.missing():
         pytest.skip(why)
     fast, slow = check.check([2], [1], [100.0, 50.0], 3)

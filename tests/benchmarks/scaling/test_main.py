@@ -18,7 +18,7 @@ def run(*words: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_the_command_line(tmp_path: Path) -> None:
-    """From a measurement: of the rows, the fastest of ours with this model in bf16."""
+    """The rate is that of the fastest row of ours with this model in bf16."""
     row = {"model": "ViT-H/14", "impl": "ours", "precision": "bf16", "checkpointing": "none", "compiled": True}
     rows = [
         {**row, "batch": 32, "images_per_s": 300.0},
@@ -55,12 +55,12 @@ def test_an_assumption_says_so(capsys: pytest.CaptureFixture[str]) -> None:
     ("words", "said"),
     [
         (["--ranks", "8192"], "fewer images than accelerators"),
-        (["--ranks", "0"], "is not a whole number above 0"),
-        (["--between", "-1"], "is not a number above 0"),
-        (["--fraction", "1.5"], "above 1"),
+        (["--ranks", "0"], "is not a positive whole number"),
+        (["--between", "-1"], "is not a positive number"),
+        (["--fraction", "1.5"], "must be at most 1"),
         (["--model", "Huge"], "Huge"),
         (["--step", "nowhere.txt"], "nowhere.txt"),
-        (["--step", "pyproject.toml"], "pyproject.toml: its last line is not what"),
+        (["--step", "pyproject.toml"], "pyproject.toml: its last line is not that of benchmarks.step"),
     ],
 )
 def test_bad_input_is_one_line(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

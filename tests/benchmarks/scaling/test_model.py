@@ -30,12 +30,12 @@ def test_collectives_by_hand() -> None:
     assert collective_seconds("all_gather", 1e9, 1, 8, LINKS) == pytest.approx(7 / 8 / 200 + 7 * 2e-6)
     assert collective_seconds("all_gather", 1e9, 3, 16, LINKS) == pytest.approx(15 / 16 / 100 + 3 * (14 * 2e-6 + 10e-6))
     assert collective_seconds("all_reduce", 1e9, 1, 8, LINKS) == pytest.approx(2 * (7 / 8 / 200 + 7 * 2e-6))
-    # a few bytes between 512 nodes: a ring has 4,095 hops there and again, a tree 7 inside and 9 between, twice
+    # A few bytes among 512 nodes: a ring has twice 4,095 hops, a tree twice 7 hops inside and 9 between.
     assert collective_seconds("all_reduce", 0, 1, 4096, LINKS) == pytest.approx(2 * (7 * 2e-6 + 9 * 10e-6))
 
 
 def test_the_slower_link_counts() -> None:
-    """Eight cards of 25 GB/s carry 200 GB/s between nodes; cards that carry more than the node does not help."""
+    """Eight cards of 25 GB/s carry 200 GB/s between nodes. Cards that are faster than the node's links do not help."""
     assert [LINKS.bandwidth(ranks) for ranks in (8, 9, 4096)] == [200e9, 100e9, 100e9]
     wide = dataclasses.replace(LINKS, between=100e9)
     assert wide.bandwidth(4096) == 200e9
@@ -43,7 +43,7 @@ def test_the_slower_link_counts() -> None:
 
 @pytest.mark.parametrize("ranks", [2, 8, 24, 100])
 def test_an_all_reduce_is_a_reduce_scatter_and_an_all_gather(ranks: int) -> None:
-    """As a ring, which it is for many bytes; a tree may only be shorter."""
+    """For many bytes, the all-reduce is a ring. For few bytes, it may be a tree, if that is shorter."""
     halves = sum(collective_seconds(kind, 1e12, 1, ranks, LINKS) for kind in ("reduce_scatter", "all_gather"))
     assert collective_seconds("all_reduce", 1e12, 1, ranks, LINKS) == pytest.approx(halves)
     few = sum(collective_seconds(kind, 10, 1, ranks, LINKS) for kind in ("reduce_scatter", "all_gather"))
@@ -60,7 +60,7 @@ def test_collectives_grow_with_ranks_bytes_and_calls() -> None:
 
 
 def test_gathers_one_ahead() -> None:
-    """Against a simulation: piece i+1 is gathered while piece i computes."""
+    """Against a simulation in which piece i+1 is gathered while piece i computes."""
     for compute, gather, calls in itertools.product((1.0, 5.0), (0.5, 1.0, 20.0), (1, 4, 13)):
         gathered = [gather / calls * (i + 1) for i in range(calls)]
         done = 0.0
@@ -70,12 +70,12 @@ def test_gathers_one_ahead() -> None:
 
 
 def test_buckets() -> None:
-    """4 of 5 parts are there after 80 % of the pass, and travel beside the rest of it."""
+    """4 of 5 parts are ready after 80 % of the pass, and are sent during the rest of it."""
     assert bucket_shares(5, 4) == [0.8, 0.2]
     assert bucket_shares(8, 4) == [0.5, 0.5]
-    assert exposed_buckets(10.0, 1.0, [0.8, 0.2]) == pytest.approx(0.2)  # the first 0.8 hide in 2
-    assert exposed_buckets(10.0, 5.0, [0.8, 0.2]) == pytest.approx(2.0 + 1.0)  # 2 of the first 4 hide
-    assert exposed_buckets(10.0, 5.0, [1.0]) == pytest.approx(5.0)  # one bucket hides nothing
+    assert exposed_buckets(10.0, 1.0, [0.8, 0.2]) == pytest.approx(0.2)  # the first 0.8 are hidden by 2
+    assert exposed_buckets(10.0, 5.0, [0.8, 0.2]) == pytest.approx(2.0 + 1.0)  # 2 of the first 4 are hidden
+    assert exposed_buckets(10.0, 5.0, [1.0]) == pytest.approx(5.0)  # one bucket is not hidden
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -89,7 +89,7 @@ def test_limits_of_a_step(stage: int) -> None:
     fast = step_time(WORK, stage, 512, DEVICE, free)
     assert fast.exposed == pytest.approx(0)
     assert fast.seconds == pytest.approx((8 * training_flops(H14) + 32 * 1.2e11) / 400e12)
-    assert fast.efficiency < 0.8  # 8 images run slower than 64
+    assert fast.efficiency < 0.8  # 8 images are slower than 64
 
     steps = [step_time(WORK, stage, ranks, DEVICE, LINKS) for ranks in (8, 64, 512, 2048)]
     for step in steps:
@@ -100,7 +100,7 @@ def test_limits_of_a_step(stage: int) -> None:
 
 
 def test_a_step_by_hand() -> None:
-    """Stage 1 on 64: 2 bytes a parameter, reduced and gathered at 100 GB/s, after everything else."""
+    """Stage 1 on 64: 2 bytes per parameter, reduced and gathered at 100 GB/s, without overlap."""
     gigabytes = 2 * WORK.parameters / 1e9
     step = step_time(WORK, 1, 64, DEVICE, dataclasses.replace(LINKS, hop_inside=0, hop_between=0))
     assert step.gradients == pytest.approx(2 * 63 / 64 * gigabytes / 100)
@@ -108,7 +108,7 @@ def test_a_step_by_hand() -> None:
     assert step.hidden == pytest.approx(0)
 
 
-def test_a_measured_device_takes_what_was_measured() -> None:
+def test_a_measured_device_has_the_measured_time() -> None:
     device = measured_device(H14, 32, 300.0, 1.2e11)
     assert device.pass_seconds(H14, 32) == pytest.approx(32 / 300)
-    assert device.pass_seconds(H14, 64) < 2 * 32 / 300  # the fixed cost comes once
+    assert device.pass_seconds(H14, 64) < 2 * 32 / 300  # the fixed cost occurs once

@@ -1,4 +1,4 @@
-"""benchmarks/step on tiny models: the whole command, and turns of two processes."""
+"""`python -m benchmarks.step` on tiny models: the whole command, and turns of two processes."""
 
 import dataclasses
 import importlib.util
@@ -19,14 +19,14 @@ from benchmarks.step.search import Trial
 from tests.benchmarks.step.tiny import TASK, task
 from tests.paths import ROOT
 
-# Everything of requirements.txt but torch, deepspeed and what deepspeed brings along.
+# All of requirements.txt except torch, deepspeed and the packages that deepspeed needs.
 ABSENT = ["ray", "mlflow", "yaml", "webdataset", "fsspec", "gcsfs", "braceexpand", "safetensors", "cv2", "turbojpeg"]
 ABSENT += ["imagehash", "PIL", "tenacity", "aiohttp", "sklearn", "scipy", "pyarrow", "pandas"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="shows what happens without it")
 def test_a_small_run(tmp_path: Path) -> None:
-    """The whole script, with torch and deepspeed alone: ours is measured, a peer is broken and the other one absent."""
+    """The whole command, with only torch and deepspeed: ours is measured, one peer is broken, the other is absent."""
     (tmp_path / "timm.py").write_text("raise ValueError('broken on purpose')\n")
     (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n")
     remembered = tmp_path / "batches.json"
@@ -40,7 +40,7 @@ def test_a_small_run(tmp_path: Path) -> None:
         timeout=300,
     )
     assert run.returncode == 1, run.stderr  # a contender failed
-    assert run.stderr.count("transformers is left out: it is not installed\n") == 1
+    assert run.stderr.count("transformers is skipped: it is not installed\n") == 1
     assert run.stderr.count("failed") == 1
     assert "ViT-B/16 float32 timm failed: ValueError: broken on purpose\n" in run.stderr
 
@@ -87,7 +87,7 @@ def create_model(name, img_size, depth, embed_dim, mlp_ratio, num_heads, num_cla
 
 
 def test_turns_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of ours and a peer that is the same model; then of a peer that ends before its turn."""
+    """Ours and a peer that is the same model; then a peer that ends before its turn."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "timm.py").write_text(TIMM)
 

@@ -14,7 +14,7 @@ from tests.benchmarks.step.tiny import CPU, TASK, task
 
 
 def test_a_peers_step_is_the_same_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a network that stands in for a library's: losses of a plain loop with AdamW, decay of kernels and clipping."""
+    """A stand-in for a library's network has the losses of a plain loop with AdamW, decay of kernels, and clipping."""
     settings = peers.OPTIMIZER.model_copy(update={"lr": 1e-2})
     monkeypatch.setattr(peers, "OPTIMIZER", settings)
     monkeypatch.setitem(
@@ -56,12 +56,12 @@ def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_compiled_peer_is_one_graph_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of fixed sizes, on every rung: what a compiler is given, which here compiles nothing."""
+    """For every batch, the compiler gets fixed sizes. This compiler only records them."""
     batches: list[list[object]] = []
 
     def compiler(graph: torch.fx.GraphModule, inputs: list[object]) -> Callable[..., object]:
         images = [x for x in inputs if isinstance(x, torch.Tensor) and x.shape[1:] == (3, 64, 64)]
-        symbols = [x for x in inputs if not isinstance(x, torch.Tensor)]  # a size that may vary is an input, too
+        symbols = [x for x in inputs if not isinstance(x, torch.Tensor)]  # a variable size would be an input
         batches.append([*(x.shape[0] for x in images), *symbols])
         return graph.forward
 

@@ -1,4 +1,4 @@
-"""How benchmarks/step says where a step's time goes: kinds of work, labels, shared time."""
+"""Where a step's time goes: kinds of work, labels, overlapping kernels."""
 
 import random
 import statistics
@@ -13,7 +13,7 @@ from benchmarks.step.phases import Piece, category, covered, kernels, operations
 
 
 def test_the_optimizers_own_products_are_the_optimizers() -> None:
-    """A product inside the label, however deep, counts there; the ones before and after it do not."""
+    """A product inside the label, at any depth, counts as the optimizer's; those before and after it do not."""
     a = torch.ones(8, 8)
     with profile(activities=[ProfilerActivity.CPU]) as trace:
         torch.mm(a, a)
@@ -66,13 +66,13 @@ NAMES = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_kinds_of_work_by_their_names(name: str) -> None:
-    """Names as profilers print them, of kernels and operations."""
+    """Names of kernels and operations as profilers print them."""
     assert category(Piece(name, 1.0, False)) == NAMES[name]
     assert category(Piece(name, 1.0, True)) == "optimizer"
 
 
 def event(name: str, start: float, end: float, *, label: bool = False, gpu: bool = True) -> SimpleNamespace:
-    """What of a profiler's event is read. Times in microseconds."""
+    """The attributes of a profiler's event that are read. Times are in microseconds."""
     return SimpleNamespace(
         name=name,
         device_type=DeviceType.CUDA if gpu else DeviceType.CPU,
@@ -85,7 +85,7 @@ def event(name: str, start: float, end: float, *, label: bool = False, gpu: bool
 
 
 def test_a_gpus_kernels_and_not_its_labels() -> None:
-    """Labels on the device's timeline are no work; they say which kernels are the optimizer's."""
+    """Labels on the device's timeline are not work; they mark the optimizer's kernels."""
     events = [
         event("aten::mm", 0, 5, gpu=False),
         event("nvjet_a", 10, 40),

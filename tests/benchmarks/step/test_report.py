@@ -21,8 +21,8 @@ def counted(function: Callable[[], object]) -> int:
     return counter.get_total_flops()
 
 
-def test_the_ceiling_is_made_of_the_blocks_products() -> None:
-    """By hand for B/16: 12 D^2 multiply-accumulates a token, 2 FLOPs each, three times."""
+def test_the_ceiling_is_the_products_of_a_block() -> None:
+    """By hand for B/16: 12 D^2 multiply-accumulates per token, 2 FLOPs each, three times."""
     config = model.vit_config("B/16")
     assert product_flops(config) == 3 * 2 * 197 * 12 * 768**2
     products = Products(TASK, CPU)
@@ -31,15 +31,15 @@ def test_the_ceiling_is_made_of_the_blocks_products() -> None:
 
 
 @pytest.mark.parametrize("impl", ["ours", "timm"])
-def test_hardware_flops_are_those_that_a_counter_counts(impl: str) -> None:
-    """Forward, as ours trains and as a network that computes every token; and what full checkpointing adds to it."""
+def test_hardware_flops_equal_pytorchs_count(impl: str) -> None:
+    """Of the forward pass, as ours trains and as a network that computes every token; and with full checkpointing."""
     images = torch.rand(2, 3, TASK.config.image_size, TASK.config.image_size)
     vit = model.VisionTransformer(TASK.config).train(impl == "ours")  # evaluation computes every token
 
     def forward_backward() -> None:
         vit(images).sum().backward()
 
-    with sdpa_kernel(SDPBackend.MATH):  # the counter knows no other one of a CPU
+    with sdpa_kernel(SDPBackend.MATH):  # the only CPU kernel that the counter knows
         forward = counted(lambda: vit(images)) / 2
         kept = counted(forward_backward)
         model.checkpoint_blocks(vit, "full")
@@ -50,7 +50,7 @@ def test_hardware_flops_are_those_that_a_counter_counts(impl: str) -> None:
 
 
 def test_utilisation_of_a_known_device() -> None:
-    """An H200 at 1,000 images a second of H/14, by hand; float32 has no datasheet peak."""
+    """By hand: an H200 at 1,000 images per second of H/14. For float32 there is no datasheet peak."""
     flops = 6 * 167.295e9  # ViT paper, Table 6: 167 GMACs
     for precision, known in (("bf16", True), ("float32", False)):
         found = Measured(task(model="H/14", precision=precision, device="cuda", sizes={}))
@@ -68,9 +68,9 @@ def test_utilisation_of_a_known_device() -> None:
 
 
 def test_ratios_are_taken_within_turns() -> None:
-    """Ours is 1.2 times transformers in every turn, though the machine is half as fast in some.
+    """In every turn, ours has 1.2 times the rate of transformers, though the machine is half as fast in some turns.
 
-    It is twice timm, which was the fastest of all alone.
+    Ours has twice the rate of timm, although timm was the fastest of all alone.
     """
 
     def contender(impl: str, rounds: dict[int, list[float]], **changes: object) -> Measured:

@@ -1,4 +1,4 @@
-"""How benchmarks/step finds a contender's best batch, against brute force."""
+"""The search for a contender's best batch, against brute force."""
 
 import itertools
 import random
@@ -8,7 +8,7 @@ from benchmarks.step.search import GAIN, Remembered, Trial, climb, expected_peak
 
 
 def brute_force(rates: dict[int, float], peaks: dict[int, int], limit: int) -> int | None:
-    """The best of all prefixes' last elements that the rule allows, by its definition."""
+    """The best batch among those that the rule allows, by its definition."""
     best = None
     for number, batch in enumerate(rates):
         before = list(rates)[:number]
@@ -19,7 +19,7 @@ def brute_force(rates: dict[int, float], peaks: dict[int, int], limit: int) -> i
 
 
 def test_the_search_finds_what_brute_force_finds() -> None:
-    """On random rates, with memory that grows linearly, as it does: nothing is too large, and nothing overlooked."""
+    """On random rates, with linearly growing memory: no batch that is too large is tried, and none is missed."""
     draw = random.Random(0)
     outcomes = set()
     for _ in range(500):
@@ -36,13 +36,13 @@ def test_the_search_finds_what_brute_force_finds() -> None:
         best = max(trials, key=lambda trial: trial.best_rate, default=None)
         expected = brute_force(rates, peaks, limit)
         assert (best.batch if best else None) == expected
-        assert all(peaks[batch] <= limit for batch in tried[1:]), "tried what could be known to be too large"
+        assert all(peaks[batch] <= limit for batch in tried[1:]), "tried a batch that was predictably too large"
         outcomes.add(expected)
     assert outcomes == {None, 1, 2, 4, 8, 16}
 
 
-def test_the_search_ends_where_the_memory_does_not_suffice() -> None:
-    """It is told by the attempt alone, as on a system that does not tell how much is in use."""
+def test_the_search_ends_when_the_memory_is_exhausted() -> None:
+    """Only the attempt reports it, as on a system that does not report the bytes in use."""
     trials = climb((1, 2, 4, 8), lambda b: Trial(b, [float(b)], None, 0.0) if b < 4 else None, limit=1, at_rest=None)
     assert [trial.batch for trial in trials] == [1, 2]
     assert climb((1, 2), lambda b: None, limit=1, at_rest=0) == []

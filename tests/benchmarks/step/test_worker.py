@@ -12,7 +12,7 @@ from benchmarks.step.phases import CATEGORIES
 from tests.benchmarks.step.tiny import TASK, task
 
 
-def test_memory_that_does_not_suffice_is_no_failure() -> None:
+def test_running_out_of_memory_is_no_failure() -> None:
     def failing(error: Exception) -> SimpleNamespace:
         def take(batch: object) -> None:
             raise error
@@ -27,7 +27,7 @@ def test_memory_that_does_not_suffice_is_no_failure() -> None:
 
 
 def test_products_dominate_a_wide_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The child's work, in this process: a wide model of a peer, measured and profiled."""
+    """A peer with a wide model is measured and profiled, in this process."""
     builder = (lambda task: model.VisionTransformer(task.config), lambda output: output)
     monkeypatch.setitem(peers.BUILDERS, "timm", builder)
     wide = {"image_size": 64, "depth": 1, "width": 768, "mlp_dim": 3072, "heads": 12, "num_classes": 10}
