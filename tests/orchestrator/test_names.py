@@ -24,6 +24,6 @@ def test_the_names_of_runs_that_exist() -> None:
 
 
 def test_a_held_out_set_and_its_metric() -> None:
-    assert names.held_out("val", "top1") == "eval/val/top1"
+    assert names.held_out("val") == "eval/val"
     assert names.split_held_out("eval/val/top1") == ("val", "top1")
     assert names.split_held_out("train/loss") is None
