@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from data.images.augment import Augment
     from data.loading.cache import Cache
     from data.loading.loader import Batch, Loader, MaskedSample
+    from data.loading.webdataset import webdataset
     from data.order import Order, SampleOrder
     from data.order.mixture import Mixture
     from data.shards.index import Index, Shard, open_index
@@ -28,6 +29,7 @@ _MODULES = {
     "Shard": "data.shards.index",
     "Unreadable": "data.errors",
     "open_index": "data.shards.index",
+    "webdataset": "data.loading.webdataset",
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Shard",
     "Unreadable",
     "open_index",
+    "webdataset",
 ]
 
 

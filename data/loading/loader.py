@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 import torch
 
-from data.errors import BadSample, Cause
+from data.errors import BadSample
 from data.images.augment import Augment
 from data.loading.budget import decoded_bytes
 from data.loading.cache import Cache
@@ -244,11 +244,7 @@ class Loader:
         if isinstance(sample, UnreadableSample):
             return MaskedSample(sample_id, "", sample.shard, sample.cause)
         try:
-            labels = fields.labels(sample.fields)
-            if not self._multi_label and len(labels.classes) != 1:
-                raise BadSample(Cause.SEVERAL)
-            if max(labels.classes, default=0) >= self._num_classes:
-                raise BadSample(Cause.OUTSIDE)
+            labels = fields.checked_labels(sample.fields, self._num_classes, self._multi_label)
             encoded = fields.image_bytes(sample.fields)
             self._augment.render(encoded, image, seed=self._seed, epoch=epoch, sample_id=sample_id)
             return labels

@@ -101,7 +101,11 @@ Get = Callable[[Read, int], bytes]  # the bytes of a read's range, asked for the
 
 
 def fetch(
-    index: Index, read: Read, get: Get | None = None, tries: int = PARSE_TRIES
+    index: Index,
+    read: Read,
+    get: Get | None = None,
+    tries: int = PARSE_TRIES,
+    keep: frozenset[str] | None = KEPT_FIELDS,
 ) -> dict[int, Sample | UnreadableSample]:
     """Carry out one read: sample id -> sample, the bytes copied so that the rest of the range is freed.
 
@@ -111,6 +115,7 @@ def fetch(
     Args:
         get: brings the bytes, fewer where the shard ends earlier. Default: from the shard's URL.
         tries: how often a range is read whose bytes are not what was indexed.
+        keep: names of the fields to keep; None keeps all.
 
     Raises:
         Unreadable: the shard cannot be read, or is not what was indexed.
@@ -130,13 +135,15 @@ def fetch(
             message = f"{url}: cannot be read ({storage.describe(error)})"
             raise Unreadable(message, away=patience.may_pass(error)) from error
         try:
-            return _parse(index, read, content)
+            return _parse(index, read, content, keep)
         except (ValueError, IndexError) as error:  # DataError, and what damaged headers lead to
             damage = error
     raise _not_as_indexed(url, read, str(damage)) from damage
 
 
-def _parse(index: Index, read: Read, content: bytes) -> dict[int, Sample | UnreadableSample]:
+def _parse(
+    index: Index, read: Read, content: bytes, keep: frozenset[str] | None
+) -> dict[int, Sample | UnreadableSample]:
     """The wanted samples of a read out of its bytes.
 
     Raises:
@@ -155,7 +162,7 @@ def _parse(index: Index, read: Read, content: bytes) -> dict[int, Sample | Unrea
             samples[sample_id] = UnreadableSample(url, Cause.CUT_SHORT)
             continue
         sample = found[place]
-        fields = {name: bytes(data) for name, data in sample.fields.items() if name in KEPT_FIELDS}
+        fields = {name: bytes(data) for name, data in sample.fields.items() if keep is None or name in keep}
         samples[sample_id] = Sample(sample.key, url, fields)
     return samples
 

@@ -54,6 +54,20 @@ def labels(fields: Mapping[str, Bytes]) -> Labels:
     raise BadSample(Cause.NO_LABEL)
 
 
+def checked_labels(fields: Mapping[str, Bytes], num_classes: int, multi_label: bool) -> Labels:
+    """The labels, if training can use them.
+
+    Raises:
+        BadSample: as `labels`; not exactly one in a single-label set; one that is outside the classes.
+    """
+    found = labels(fields)
+    if not multi_label and len(found.classes) != 1:
+        raise BadSample(Cause.SEVERAL)
+    if max(found.classes, default=0) >= num_classes:
+        raise BadSample(Cause.OUTSIDE)
+    return found
+
+
 def _from_cls(text: bytes) -> Labels:
     words = re.split(r"[\s,]+", text.decode().strip())
     classes = tuple(_class_number(int(word)) for word in words)
