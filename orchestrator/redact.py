@@ -1,8 +1,8 @@
-"""Credentials are taken out of all that is written down or said: job files, logs, messages, MLflow.
+"""Removes credentials from everything that is stored or printed: job files, logs, messages, MLflow.
 
-Two rules find them: the name that a value has (`password`, `hf_token`, `AWS_SECRET_ACCESS_KEY`), and what a value looks
-like. The patterns match what its issuer documents and nothing that is merely random, so digests, run names and object
-keys stay as they are. Everything here gives the same when it is applied to its own result.
+Two rules find them: the name of a value (`password`, `hf_token`, `AWS_SECRET_ACCESS_KEY`), and its form. The patterns
+match the forms that issuers document and nothing that is only random, so digests, run names and object keys stay as
+they are. Applying a function here to its own result changes nothing.
 """
 
 import logging
@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 REDACTED = "REDACTED"
-"""What stands in the place of a credential."""
+"""Replaces a credential."""
 
 VARIABLE = re.compile(r"\$(?:\{(\w+)\}|(\w+))")
 """`$NAME` or `${NAME}`, as `paths.resolve_url` expands them."""
@@ -27,8 +27,8 @@ _TOKEN_OF_A_MODEL = re.compile(r"(?:cls|class|mask|dist|distill|distillation|pad
 _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        # PEM (RFC 7468), also inside the JSON of a Google service account, and when its end was cut off. First, since
-        # the other rules do not look beyond its spaces.
+        # PEM (RFC 7468), also inside the JSON of a Google service account, and with its end cut off. It comes first,
+        # since the other rules do not look beyond its spaces.
         (
             r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*PRIVATE KEY-----|$(?![\s\S]))",
             REDACTED,
@@ -59,21 +59,21 @@ _PATTERNS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 
-# NAME=VALUE, NAME = VALUE and "NAME": "VALUE". The name is looked at, too.
+# NAME=VALUE, NAME = VALUE and "NAME": "VALUE". The name decides.
 _ASSIGNMENT = re.compile(
     r"""(?<![\w.-])([\w.-]++)(\s*=(?!=)\s*|["']\s*:\s*(?=["']))("[^"\n]*"|'[^'\n]*'|(?:(?!:(?:\s|$))[^\s&,;"'])++)"""
 )
 
 
 def is_secret_name(name: str) -> bool:
-    """Whether what is called `name` is a credential: the key of a field, or an environment variable."""
+    """Whether `name`, the key of a field or an environment variable, names a credential."""
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", name).lower()
     return bool(_SECRET_NAME.search(words)) and not _TOKEN_OF_A_MODEL.search(words)
 
 
 def redact_text(text: str) -> str:
-    """The text with `REDACTED` in the place of each credential."""
-    while (redacted := _redact_once(text)) != text:  # what is gone may have kept another rule from matching
+    """The text with `REDACTED` instead of each credential."""
+    while (redacted := _redact_once(text)) != text:  # a replaced credential may have hidden another one
         text = redacted
     return text
 
@@ -89,24 +89,24 @@ def _redact_once(text: str) -> str:
 def redact_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of nested mappings and lists, such as a job, without credentials: by key, and by pattern in every text.
 
-    Sections stay, whatever they are called; of what is called like a credential every text and number goes.
+    Every string or number under a secret-looking key is replaced; sections stay, even under such a key.
     """
     return {key: _redacted(value, is_secret_name(key)) for key, value in fields.items()}
 
 
 def holds_credential(name: str, text: str) -> bool:
-    """Whether the field `name` with the value `text` holds a credential itself, and not only `$NAME` in its place."""
+    """Whether the field `name` with the value `text` holds a credential itself, not only the `$NAME` of one."""
     open_text = VARIABLE.sub(REDACTED, text)
     return open_text != (REDACTED if is_secret_name(name) else redact_text(open_text))
 
 
 def print_error(text: str) -> None:
-    """The one line of what went wrong, on stderr. It may quote a URL or what a server answered."""
+    """Print an error on stderr, in one line. It may quote a URL or the answer of a server."""
     print(redact_text(f"error: {text}"), file=sys.stderr)
 
 
 def redact_logs() -> None:
-    """From now on, take the credentials out of every log record of this process, whoever writes it."""
+    """From now on, remove the credentials from every log record of this process, including libraries'."""
     make = logging.getLogRecordFactory()
     if getattr(make, "redacts", False):
         return
@@ -116,7 +116,7 @@ def redact_logs() -> None:
         try:
             record.msg, record.args = redact_text(record.getMessage()), ()
         except (TypeError, ValueError):
-            return record  # its arguments do not fit its format: the handler tells, as ever
+            return record  # malformed log call: leave it to the handler
         if record.exc_info and record.exc_info[0] is not None:  # handlers print this text instead of making their own
             record.exc_text = redact_text("".join(traceback.format_exception(*record.exc_info)).rstrip())
         return record
@@ -126,9 +126,9 @@ def redact_logs() -> None:
 
 
 def redact_error(error: Exception) -> Exception:
-    """The error itself, or where its traceback holds a credential, one of the same words without it and its causes."""
-    told = "".join(traceback.format_exception(error))
-    return error if redact_text(told) == told else RuntimeError(redact_text(f"{type(error).__name__}: {error}"))
+    """The error itself; if its traceback holds a credential, a redacted copy without its causes."""
+    message = "".join(traceback.format_exception(error))
+    return error if redact_text(message) == message else RuntimeError(redact_text(f"{type(error).__name__}: {error}"))
 
 
 def _redacted(value: Any, is_secret: bool) -> Any:

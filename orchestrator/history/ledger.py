@@ -1,10 +1,10 @@
-"""Which samples each step trained on, for whoever wants proof rather than arithmetic (`tracking.record_samples`).
+"""A record of the samples that each step trained on (`tracking.record_samples`), as proof of the order.
 
-Each rank writes what it trained since the last checkpoint beside the checkpoints, before the next one is complete:
+Before each checkpoint is complete, each rank writes the samples since the previous one to the run's folder:
 
     {run}/samples/000000100-000000200-rank-00001-1763800000000000000.json     steps 100 .. 199 of one attempt
 
-Steps that were lost in a crash and done again are in two attempts; the later one is what the weights hold.
+Steps that were lost in a crash and trained again are in two attempts; the weights hold the later one.
 """
 
 import json
@@ -34,9 +34,9 @@ class Ledger:
             self._steps[step] = ids[valid].tolist()
 
     def write(self) -> None:
-        """Write what was noted since the last time, from one thread at a time, beside `record`.
+        """Write the steps since the last call. Call it from one thread; `record` may run at the same time.
 
-        Raises what the store raises; nothing is lost, and the next call writes the same again.
+        Raises what the store raises; nothing is lost, and the next call tries the same again.
         """
         with self._lock:
             steps, self._steps = self._steps, {}

@@ -1,10 +1,10 @@
-"""Samples that could not be used: counted by cause, listed beside the run, and too many of them stop it.
+"""Samples that cannot be used: counted by cause, listed in the run's folder; too many of them stop the run.
 
     {run}/quarantine.jsonl     {"set": "train", "id": 123, "key": "000123", "shard": "gs://...", "cause": "empty image"}
 
-A bad sample is met once an epoch. The list holds it once; the counts are of masked slots since the run began. The limit
-is on the samples since the present epoch's first point of the curves, or since the workers started. All numbers are
-sums over ranks, so that every rank comes to the same verdict at the same step.
+A bad sample comes up once an epoch. The list has it once; the counts are of masked slots since the run began. The limit
+applies to the samples since the present epoch's first point of the curves, or since the workers started. All numbers
+are sums over ranks, so every rank comes to the same verdict at the same step.
 """
 
 import json
@@ -22,8 +22,8 @@ from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.redact import redact_text
 
 QUARANTINE = "quarantine.jsonl"
-FIRST_VERDICT = 10_000  # samples: a fraction of fewer says little, unless they are the whole set
-SAMPLES_NAMED = 5  # new bad samples that are named to the person at the terminal each time
+FIRST_VERDICT = 10_000  # samples before the limit applies, or the whole set if it is smaller
+SAMPLES_NAMED = 5  # new bad samples that the terminal names each time
 
 
 class TooManyBadSamples(Exception):
@@ -31,7 +31,7 @@ class TooManyBadSamples(Exception):
 
 
 class Quarantine:
-    """Keeps the account on every rank; rank 0 writes the list, beside training.
+    """Counts on every rank; rank 0 writes the list, while training continues.
 
     Args:
         run_url: the run's folder.
@@ -84,7 +84,7 @@ class Quarantine:
             epoch: of the latest training step.
 
         Returns:
-            On rank 0: what to tell the person at the terminal.
+            On rank 0: lines for the terminal.
         """
         local = [self._new_seen, *(self._new_causes[cause] for cause in names.CAUSES), len(self._new)]
         seen, *causes, entries = all_reduce_sums([torch.tensor(float(n), device=self._device) for n in local])
@@ -99,16 +99,16 @@ class Quarantine:
         return messages
 
     def check(self) -> None:
-        """Judge what was collected.
+        """Apply the limit to what was collected.
 
         Raises:
-            TooManyBadSamples: on all ranks alike.
+            TooManyBadSamples: on all ranks.
         """
         if self._bad > self._limit * max(self._seen, self._first_verdict):
             raise TooManyBadSamples(self._verdict())
 
     def metrics(self) -> dict[str, float]:
-        """The counts under the names that MLflow shows: in all, and of each cause that was met."""
+        """The counts under the names that MLflow shows: in all, and of each cause that occurred."""
         by_cause = {names.bad_samples(cause): float(count) for cause, count in self.counts.items() if count}
         return {names.BAD_SAMPLES: float(self.counts.total()), **by_cause}
 
@@ -127,15 +127,15 @@ class Quarantine:
             return []
         self._listed |= unknown
         self._unwritten = True
-        told = [
+        lines = [
             f"masked {e['key'] or 'a sample'} of {e['shard']}: {e['cause']}"
             for e in list(unknown.values())[:SAMPLES_NAMED]
         ]
         more = len(unknown) - SAMPLES_NAMED
-        return [*told, f"and {more:,} more bad samples, listed in {self._url}"] if more > 0 else told
+        return [*lines, f"and {more:,} more bad samples, listed in {self._url}"] if more > 0 else lines
 
     def _start_writing(self) -> list[str]:
-        """Write the list if it has changed, one write at a time. A store that is away is tried again next time."""
+        """Write the list if it has changed, one write at a time. After a failure the next call tries again."""
         messages = []
         if self._writing is not None and self._writing.done():
             if error := self._writing.exception():
@@ -162,7 +162,7 @@ class Quarantine:
 
 
 def read_quarantine(run_url: str) -> list[dict[str, Any]]:
-    """The bad samples of a run: set, id, key, shard and cause of each; empty where there were none."""
+    """The bad samples of a run: set, id, key, shard and cause of each; empty if there were none."""
     url = f"{run_url}/{QUARANTINE}"
     if not storage.exists(url):
         return []

@@ -1,4 +1,4 @@
-"""Points of a curve that jump out of it, such as a loss that shoots up and comes down again."""
+"""Spikes: points far above a curve, such as a loss that shoots up and comes down again."""
 
 import math
 from collections import deque
@@ -7,29 +7,30 @@ from statistics import median
 
 from orchestrator.names import spike
 
-WINDOW = 64  # points that a new one is judged by
-FEWEST = 32  # points without which none is judged
+WINDOW = 64  # points that a new one is compared with
+FEWEST = 32  # fewest points for a comparison
 DEVIATIONS = 6.0
-LEAST_RISE = 0.1  # of the median: where a curve hardly moves, its deviation is no measure
+LEAST_RISE = 0.1  # of the median, for curves that hardly move: their deviation is nearly 0
 
 
 class SpikeDetector:
-    """Compares each point of a curve with those before it.
+    """Compares each point of a curve with the previous ones.
 
     A spike lies more than 6 median absolute deviations above the median of the last 64 points, and more than a tenth of
     that median. Median and deviation hardly move with the spike itself, unlike mean and standard deviation. For normal
     noise the bound is 6 / 1.4826 = 4 standard deviations; Iglewicz and Hoaglin ("How to Detect and Handle Outliers",
-    1993) call 3.5 an outlier, on either side. Chance passes it with about 1 point in 4,000 of normal noise and 1 in 100
-    of Laplace noise, more often in the first 64 points. A new level is marked until it makes up half of the window.
+    1993) call 3.5 an outlier, on either side. Noise alone exceeds it with about 1 point in 4,000 if it is normal, and
+    1 in 100 if it is Laplacian, more often in the first 64 points. A new level is marked until it fills half
+    the window.
 
-    It knows only the points it is given, those of the tracked steps, and starts empty after a restart.
+    It sees only the tracked steps, and starts empty after a restart.
     """
 
     def __init__(self) -> None:
         self._points: deque[float] = deque(maxlen=WINDOW)
 
     def add(self, value: float) -> float | None:
-        """Take in the next point; returns the median that it jumps out from, or None. Not finite ones do not count."""
+        """Add the next point. Returns the median if the point is a spike, else None; ignores what is not finite."""
         if not math.isfinite(value):
             return None
         usual = None
@@ -43,13 +44,13 @@ class SpikeDetector:
 
 
 class Spikes:
-    """Watches several curves, each by its own past."""
+    """Compares several curves, each with its own past."""
 
     def __init__(self) -> None:
         self._detectors: dict[str, SpikeDetector] = {}
 
     def mark(self, step: int, values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, str]]:
-        """Judge the curves' points of one step.
+        """Compare the curves' points of one step with the previous ones.
 
         Args:
             values: metric -> its value, such as `train/loss`.

@@ -1,13 +1,13 @@
-"""The folder of a run, `{checkpoint.url}/{name}`: what lies in it, and whether a job may continue in it.
+"""The folder of a run, `{checkpoint.url}/{name}`: its files, and whether a job may continue the run.
 
     run.json        the run's identity and the digest of its training set
     job.yaml        the resolved job as it was last started, without credentials
     step-*/         checkpoints (`checkpoint/restore.py`)
     samples/        sample ids by step, if the job asks for them (`history/ledger.py`)
-    profile/        traced steps, if the job asks for them (`profile/profiler.py`)
+    profile/        traced steps, if the job asks for them (`history/profile/profiler.py`)
     summary.json    the result, once the run is complete
 
-Ray Train keeps its own state of the run beside these, in files that nothing of ours reads.
+Ray Train keeps its own state of the run in the same folder, in files that we never read.
 """
 
 import json
@@ -36,15 +36,15 @@ def run_url(job: NetworkJob) -> str:
 
 
 def open_run(job: NetworkJob, digest: str) -> str:
-    """Write the job into its run's folder; returns the run's identity, which a folder keeps as long as it exists.
+    """Write the job into its run's folder; returns the run's identity, which the folder keeps for as long as it exists.
 
     Args:
         job: with absolute URLs.
         digest: of the training set (`run/training_set.py`).
 
     Raises:
-        JobError: the folder holds a run of another recipe or other training data, which this job must not continue, or
-            files that cannot be read.
+        JobError: the folder holds a run of another recipe or other training data, which this job must not continue,
+            or files that cannot be read.
     """
     folder, fields = run_url(job), redact_fields(job.model_dump(mode="json"))
     if storage.exists(f"{folder}/{RUN}"):
@@ -64,14 +64,14 @@ def open_run(job: NetworkJob, digest: str) -> str:
     else:
         run = {"id": uuid.uuid4().hex, "train": digest}
     storage.write_atomic(f"{folder}/{JOB}", yaml.safe_dump(fields, sort_keys=False).encode())
-    storage.write_atomic(f"{folder}/{RUN}", json.dumps(run).encode())  # last: a folder that has it has a job, too
+    storage.write_atomic(f"{folder}/{RUN}", json.dumps(run).encode())  # last: a folder with this file also has a job
     return str(run["id"])
 
 
 def remove_ray_checkpoint_list(url: str) -> None:
     """Remove Ray Train's list of checkpoints.
 
-    Ours is in the checkpoints' manifests, and Ray refuses to start where a folder on its own list is gone.
+    Our list is the checkpoints' manifests, and Ray does not start if a folder on its own list is gone.
     """
     storage.remove(f"{url}/{RAY_CHECKPOINT_LIST}")
 
@@ -79,8 +79,8 @@ def remove_ray_checkpoint_list(url: str) -> None:
 def _recipe_before(job: NetworkJob) -> dict[str, Any]:
     fields = read_fields(job, JOB)
     fields.pop("evaluators", None)  # not part of the recipe; this job may lack the extension that names them
-    with suppress(ValidationError):  # of a version that had other keys: it is compared as it stands
-        fields = type(job).model_validate(fields).model_dump(mode="json")  # keys that are new since get their defaults
+    with suppress(ValidationError):  # of a version with other keys: it is compared as it is
+        fields = type(job).model_validate(fields).model_dump(mode="json")  # newer keys get their defaults
     try:
         return recipe(fields)
     except (KeyError, TypeError, AttributeError) as error:
@@ -88,6 +88,11 @@ def _recipe_before(job: NetworkJob) -> dict[str, Any]:
 
 
 def read_fields(job: NetworkJob, name: str) -> dict[str, Any]:
+    """The content of a JSON or YAML file of the run's folder.
+
+    Raises:
+        JobError: it is damaged.
+    """
     content = storage.read(f"{run_url(job)}/{name}")
     try:
         found = json.loads(content) if name.endswith(".json") else parse_without_aliases(content)

@@ -1,12 +1,13 @@
-"""Where the paths of a job file are.
+"""Paths of a job file, made absolute.
 
-`~` and `$NAME` are expanded everywhere. So a credential reaches a URL: `postgresql://me:$PASSWORD@host/mlflow`; it is
-taken out again of what is written (`redact.py`). A relative local path (and that of `sqlite:///runs/mlflow.db`) begins
+`~` and `$NAME` are expanded everywhere. This is how a credential gets into a URL,
+`postgresql://me:$PASSWORD@host/mlflow`; `redact.py` removes it from everything that is stored. A relative local path
+(also that of `sqlite:///runs/mlflow.db`) begins at
 
-1. at $VIT_HOME, where that is set;
-2. else at the current directory;
-3. but at ~/vit where the current directory is one that Ray unpacked for a submitted job
-   (`ray job submit --working-dir .`): Ray deletes it after the job, and the run with it.
+1. $VIT_HOME, if it is set;
+2. else ~/vit, if the current directory is one that Ray unpacked for a submitted job (`ray job submit --working-dir .`):
+   Ray deletes that folder after the job, and the run would go with it;
+3. else the current directory.
 """
 
 import os
@@ -34,8 +35,8 @@ def resolve_url(url: str) -> str:
     """The URL or local path of a job file, made independent of the current directory.
 
     Raises:
-        PathError: it names an environment variable that is not set, or one that is called like a credential in a
-            place where it would be seen.
+        PathError: it names an environment variable that is not set, or one with the name of a credential in a place
+            that is stored.
     """
     public = redact_text(url)
     for found in VARIABLE.finditer(url):
@@ -43,7 +44,7 @@ def resolve_url(url: str) -> str:
         if name not in os.environ:
             raise PathError(f"{url}: the environment variable {name} is not set")
         if is_secret_name(name) and found[0] in public:
-            raise PathError(f"{url}: {name} would be stored with the run; it may only stand where a password does")
+            raise PathError(f"{url}: {name} would be stored with the run; it may only be used as a password")
     expanded = os.path.expandvars(url)
     if expanded.startswith(SQLITE):
         return SQLITE + _absolute(expanded.removeprefix(SQLITE))
@@ -51,7 +52,7 @@ def resolve_url(url: str) -> str:
 
 
 def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
-    """The job with every URL made independent of the current directory, as workers and MLflow get it."""
+    """The job with every URL made independent of the current directory, for workers and MLflow."""
     fields = job.model_dump(mode="json")
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
     fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
@@ -84,5 +85,5 @@ def relative_paths_begin_at() -> Path:
 def _absolute(path: str) -> str:
     try:
         return os.path.normpath(relative_paths_begin_at() / Path(path).expanduser())
-    except RuntimeError as error:  # ~name of nobody
+    except RuntimeError as error:  # ~user of an unknown user
         raise PathError(f"{path}: no such home folder") from error

@@ -29,21 +29,21 @@ def provenance(root: Path = PROJECT) -> dict[str, str]:
     """
     tags = {"code.digest": code_digest(root), "python": platform.python_version(), "platform": platform.platform()}
     project = root / "pyproject.toml"
-    if project.exists():  # a worker may have been sent the packages alone
+    if project.exists():  # Ray may have sent only the packages to a worker
         tags["code.version"] = str(tomllib.loads(project.read_text(encoding="utf-8"))["project"]["version"])
     tags |= _git_tags(root)
     for package in KEY_PACKAGES:
         try:
             tags[f"package.{package}"] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            continue  # an optional store, or a tool that this worker lacks: nothing to record
+            continue  # an optional package that this worker lacks
     return tags
 
 
 def code_digest(root: Path = PROJECT) -> str:
     """SHA-256 over the names and contents of the project's Python files.
 
-    Two runs with the same digest ran the same code, also when it was never committed or came without its git history.
+    Two runs with the same digest ran the same code, even if it was never committed or came without its git history.
     """
     digest = hashlib.sha256()
     for file in sorted(path for package in CODE for path in (root / package).rglob("*.py")):
@@ -56,7 +56,7 @@ def code_digest(root: Path = PROJECT) -> str:
 def imported_code_digest() -> str | None:
     """The digest of the code that this process imports, or would import; None if it finds none.
 
-    It uses nothing of ours but `code_digest` and `CODE`, because it is also sent to processes with other code
+    It uses only `code_digest` and `CODE` of this project, because it is also sent to processes with other code
     (`cluster/code_check.py`).
     """
     spec = importlib.util.find_spec("orchestrator")
@@ -75,7 +75,7 @@ def requirements_text() -> str:
 
 
 def _git_tags(root: Path) -> dict[str, str]:
-    """`code.commit` and `code.dirty` when `root` itself is a checkout (and not a folder inside another one)."""
+    """`code.commit` and `code.dirty` if `root` itself is a checkout, and not a folder inside another one."""
     top = _git(root, "rev-parse", "--show-toplevel")
     commit = _git(root, "rev-parse", "--verify", "--quiet", "HEAD")
     if top is None or commit is None or Path(top).resolve() != root.resolve():
@@ -85,7 +85,7 @@ def _git_tags(root: Path) -> dict[str, str]:
 
 
 def _git(root: Path, *words: str) -> str | None:
-    """What `git WORDS` prints in `root`; None where there is no git, or it declines (no checkout, no commit yet)."""
+    """What `git WORDS` prints in `root`; None if there is no git, no checkout or no commit."""
     try:
         done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):

@@ -2,8 +2,8 @@
 
 from typing import Any
 
-# What may differ from one start of a run to the next without changing what is computed. The training set is compared by
-# the digest of its indexes and of the choice among their samples, so it may move.
+# Keys that may change between two starts of a run without changing what is computed. The training set may move, because
+# it is compared by the digest of its indexes and of the samples chosen from them.
 FREE_SECTIONS = {
     *("parallel", "training", "cluster", "checkpoint", "evaluate", "evaluators", "tracking", "profile"),
     "extensions",  # where code is found; what is used of it has a name in another section
@@ -11,7 +11,7 @@ FREE_SECTIONS = {
 FREE_DATA_KEYS = {
     *("pack", "eval", "workers", "prefetch", "memory", "cache_dir", "cache_size", "max_bad_fraction", "unreadable")
 }
-FREE_SOURCE_KEYS = {"url", "exclude"}  # these may move; the digest tells what they hold
+FREE_SOURCE_KEYS = {"url", "exclude"}  # these may move; the digest covers their content
 
 
 def recipe(fields: dict[str, Any]) -> dict[str, Any]:

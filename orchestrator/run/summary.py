@@ -16,7 +16,7 @@ SUMMARY = "summary.json"
 
 
 def read_summary(job: NetworkJob) -> dict[str, Any] | None:
-    """The summary of a complete run, or None. An unreadable one counts as none: the run writes it again."""
+    """The summary of a complete run, or None. A damaged one counts as none: the run writes it again."""
     if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
         return None
     try:

@@ -1,12 +1,12 @@
-"""What a run has cost and done so far, in the units in which the ViT paper and the field count compute.
+"""What a run has cost and done so far, in the units that the ViT paper and the field use for compute.
 
-Two "TPUv3-core-day" equivalents are wanted, because they answer different questions:
+There are two "TPUv3-core-day" equivalents, because they answer different questions:
 
-    allocated   device-days held x (device peak / TPUv3 core peak)           what was paid for, whatever came of it
-    by work     model FLOPs / (model FLOPs that one core-day did in theirs)  how much of the paper's run is done
+    allocated   device-days held x (device peak / TPUv3 core peak)            what was paid for
+    by work     model FLOPs / (model FLOPs of one core-day in the paper's run)  how much of the paper's run is done
 
 Model FLOPs are 6 x the multiply-accumulates of one forward pass (`model.training_flops`): no recomputation, no
-optimizer. That convention reproduces the exaFLOPs of the ViT paper, Table 6, and makes `mfu` the usual model FLOPs
+optimizer. This convention reproduces the exaFLOPs of the ViT paper, Table 6, and makes `mfu` the usual model FLOPs
 utilisation.
 """
 
@@ -44,9 +44,9 @@ class Totals:
     device_seconds: float = 0.0
     """Wall seconds x devices spent in training steps."""
     peak_flops: float = 0.0
-    """What those devices could have done in those seconds: the sum of device-seconds x peak FLOP/s."""
+    """FLOPs that those devices could have done in those seconds: the sum of device-seconds x peak FLOP/s."""
     device_seconds_allocated: float = 0.0
-    """Wall seconds x devices held, in training or not."""
+    """Wall seconds x devices held, whether they trained or not."""
     core_days_allocated: float = 0.0
     """The same in TPUv3-core-days: the sum of device-days x peak / `TPUV3_CORE_PEAK`."""
 
@@ -90,7 +90,7 @@ class Totals:
 
     @property
     def mfu(self) -> float:
-        """Model FLOPs utilisation, 0 to 1: model FLOPs / what the devices could have done while they trained."""
+        """Model FLOPs utilisation, 0 to 1: model FLOPs / the peak FLOPs of the devices while they trained."""
         return self.flops / self.peak_flops if self.peak_flops else 0.0
 
     @property

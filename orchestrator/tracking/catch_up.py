@@ -1,4 +1,4 @@
-"""What MLflow did not get of a run that is complete, because it was away at the end, is delivered by the next call."""
+"""If MLflow was unreachable at the end of a run, running the same command again delivers the rest from here."""
 
 from typing import Any
 
@@ -10,21 +10,21 @@ from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 
 REACH_SECONDS = 30.0
-"""How long a tracking server is waited for."""
+"""How long to wait for a tracking server."""
 
 DELIVERY_SECONDS = 600.0
-"""How long the delivery may take once it was reached. What is left then comes with the next call."""
+"""How long the delivery may take once the server was reached. The next call delivers what is left then."""
 
 
 def is_incomplete(summary: dict[str, Any]) -> bool:
-    """Whether MLflow was away when the run of this summary ended."""
+    """Whether MLflow lacks part of the complete run with this summary."""
     return summary.get("mlflow_run_id") is None or not summary.get("mlflow_complete", True)
 
 
 def deliver_rest(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> bool:
-    """Bring to MLflow what a complete run still owes it, and end its run there. Returns whether that was done.
+    """Deliver to MLflow what it lacks of a complete run, and end its run there. Returns whether that was done.
 
-    Then `summary`, here and in the run's folder, tells where the run is in MLflow. A call that is interrupted, or that
+    Then `summary`, here and in the run's folder, says where the run is in MLflow. A call that is interrupted, or that
     does not reach MLflow, loses nothing and may be repeated.
     """
     description = describe_run(

@@ -1,4 +1,4 @@
-"""What MLflow is told about a run besides its points."""
+"""The description of a run in MLflow: everything but its points."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -28,9 +28,9 @@ class TrackedDataset:
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What MLflow is told about a run. `run_key` names the run across restarts: the same key continues the same run.
+    """Everything in MLflow about a run but its points. The same `run_key` continues the same run, across restarts.
 
-    `uri` is where MLflow is, and may hold a password.
+    `uri` is MLflow's address, and may hold a password.
     """
 
     uri: str
@@ -53,7 +53,8 @@ def describe_run(
         job: with absolute URLs.
         run_id: the run's identity, from its folder.
         data, held_out: the training set, and the indexes of `data.eval` by name.
-        workers, device: how many trained, and on what.
+        workers: how many train.
+        device: the name of what they train on.
     """
     classes, samples = data.index.num_classes, data.order.num_samples
     sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes)]
@@ -73,8 +74,7 @@ def describe_run(
 
 
 def redacted(description: RunDescription) -> RunDescription:
-    """The description as it may be stored: without credentials, but for `uri`, which is made independent of the working
-    directory."""
+    """The description without credentials, ready to be stored. Only `uri` keeps its password, and an absolute path."""
     return dataclasses.replace(
         description,
         uri=resolve_uri(description.uri),
@@ -86,7 +86,7 @@ def redacted(description: RunDescription) -> RunDescription:
 
 
 def resolve_uri(uri: str) -> str:
-    """A tracking URI that means the same in every working directory: the path of a SQLite database made absolute."""
+    """A tracking URI with the path of a SQLite database made absolute."""
     if not uri.startswith("sqlite:///"):
         return uri
     return f"sqlite:///{Path(uri.removeprefix('sqlite:///')).expanduser().absolute()}"

@@ -1,7 +1,8 @@
-"""A run in an MLflow store, spoken to synchronously. Importing this module imports mlflow, which takes seconds.
+"""A run in an MLflow store, by synchronous requests. Importing this module imports mlflow, which takes seconds.
 
-`connect` may be called as often as wanted: it finds or makes the run, completes its description, and reads how far
-the store got. That is all that is needed after any failure, also one that leaves open whether a request was applied.
+`connect` may be called any number of times: it finds or makes the run, completes its description, and reads the last
+step of each metric in the store. Nothing else is needed after any failure, even if it is unknown whether the last
+request was applied.
 """
 
 import json
@@ -26,9 +27,9 @@ from orchestrator.tracking.points import Point, Status
 
 RUN_KEY_TAG = "vit.run_key"
 ATTEMPT_TAG = "vit.attempt"
-"""How many processes have continued the run, the present one included."""
+"""How many processes have trained the run, including the present one."""
 TRACKER_TAG = "vit.tracker"
-"""The present one's own random name, by which it knows a run that it made in a request whose answer was lost."""
+"""A random name of the present process. It finds the run that it made in a request whose answer was lost."""
 
 METRICS_A_BATCH = 1000
 LONGEST_PARAM = 6000
@@ -36,7 +37,7 @@ LONGEST_DIGEST = 36
 ARTIFACT_TRIES = 3
 
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
-"""Error codes that say that the same request will never be accepted."""
+"""Error codes of requests that will never be accepted."""
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ class MlflowRun:
         return str(experiment.experiment_id)
 
     def _find(self, experiment_id: str) -> Run | None:
-        """The newest run with our key. One that somebody deleted is left alone: the next points begin another."""
+        """The newest run with our key. A deleted run is not used: the next points begin a new one."""
         key = self._description.run_key
         quote = '"' if "'" in key else "'"
         found = self._client.search_runs(
@@ -106,9 +107,9 @@ class MlflowRun:
     def _describe(self, run: Run) -> None:
         """Log parameters, tags, data sets and files.
 
-        The job and the provenance of the first attempt stand as parameters and tags. A parameter's value can never
-        change in MLflow, so what differs in attempt n goes to the tags `attempt.n.KEY`, and the files of that attempt
-        to `attempts/n`.
+        The job and the provenance of the first attempt become parameters and tags. A parameter's value can never change
+        in MLflow, so values that differ in attempt n go to the tags `attempt.n.KEY`, and the files of that attempt to
+        `attempts/n`.
         """
         attempt = int(run.data.tags.get(ATTEMPT_TAG, "1"))
         if run.data.tags.get(TRACKER_TAG) != self._name:
@@ -125,7 +126,7 @@ class MlflowRun:
         users = {_legal(key): str(value) for key, value in self._description.tags.items()}
         tags = new_facts | changed | users | {ATTEMPT_TAG: str(attempt), TRACKER_TAG: self._name}
         if "code.commit" in facts:
-            tags["mlflow.source.git.commit"] = facts["code.commit"]  # the page shows this one
+            tags["mlflow.source.git.commit"] = facts["code.commit"]  # MLflow's page shows this one
         self._client.log_batch(
             self.run_id,
             params=[Param(key, value) for key, value in new_params.items()],
@@ -147,7 +148,7 @@ class MlflowRun:
         self._try_to_store("job.yaml and requirements.txt", store)
 
     def attach(self, url: str, path: str) -> None:
-        """Store the files in the folder `url` with the run, in its folder `path`; those of an earlier call give way."""
+        """Store the files in the folder `url` with the run, in its folder `path`. They replace earlier ones."""
 
         def store() -> None:
             with tempfile.TemporaryDirectory(prefix="vit-artifacts-") as local:
@@ -161,10 +162,10 @@ class MlflowRun:
         self._try_to_store(path, store)
 
     def _try_to_store(self, what: str, store: Callable[[], None]) -> None:
-        """Files are worth a few tries, but not the metrics: an artifact store that fails is given up with a warning."""
+        """Store files, in a few tries. Then give up with a warning: a bad artifact store must not hold up metrics."""
         try:
             store()
-        except Exception as error:  # any client library of any artifact store
+        except Exception as error:  # of any artifact store
             self._artifact_failures[what] += 1
             if self._artifact_failures[what] < ARTIFACT_TRIES:
                 raise
@@ -176,8 +177,8 @@ class MlflowRun:
         """Log points in their order, without those that the store holds already.
 
         MLflow appends a repeated step instead of replacing it, so a point at or before the last step of its metric is
-        left out. Should a batch be applied after all, although its answer was lost and `connect` did not see it yet,
-        then the second copy carries the same time stamp, and MLflow's databases drop it by their primary key.
+        left out. A batch may be applied although its answer was lost and `connect` does not see it yet. Then the second
+        copy has the same time stamp, and MLflow's databases drop it by their primary key.
         """
         for batch in _batches(self._fresh(points), METRICS_A_BATCH):
             self._log_batch(batch)
@@ -185,7 +186,7 @@ class MlflowRun:
                 self._high_water[point.name] = point.step
 
     def _fresh(self, points: Iterable[Point]) -> Iterator[Point]:
-        """The points whose step is beyond those before them, in the store and in `points`."""
+        """The points with a step after the last one of their metric, in the store and in `points`."""
         last = dict(self._high_water)
         for point in points:
             if point.name not in last or point.step > last[point.name]:
@@ -193,7 +194,7 @@ class MlflowRun:
                 yield point
 
     def _log_batch(self, batch: list[Point]) -> None:
-        """Log a batch. Where the store refuses it for good, find the points that it refuses, and leave those out."""
+        """Log a batch. If the store refuses it for good, find the refused points by halving, and leave them out."""
         metrics = [Metric(point.name, point.value, point.time_ms, point.step) for point in batch]
         try:
             self._client.log_batch(self.run_id, metrics=metrics)
@@ -227,12 +228,12 @@ def flatten(job: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _legal(key: str) -> str:
-    """The key with `_` for each character that MLflow does not take in names."""
+    """The key with `_` for each character that MLflow does not allow in names."""
     return re.sub(r"[^/\w.\- :]", "_", key)
 
 
 def _dataset_input(dataset: TrackedDataset) -> DatasetInput:
-    """A data set as MLflow shows it. MLflow keeps 36 characters of a digest; the whole one is a tag of the input."""
+    """A data set for MLflow, which keeps 36 characters of a digest; the whole digest is a tag of the input."""
     scheme, found, _ = dataset.url.partition("://")
     entity = Dataset(
         name=dataset.name,
@@ -251,8 +252,11 @@ def _batches(points: Iterable[Point], size: int) -> Iterator[list[Point]]:
 
 
 def _prepare_database(uri: str) -> str | None:
-    """For a SQLite URI make the database's folder, and return where artifacts go: beside it, as a `file:` URI, so that
-    `mlflow server` on the same database shows them. None for every other store, whose own default holds."""
+    """Make the folder of a SQLite database; returns the `file:` URI of its artifacts, None for every other store.
+
+    Artifacts lie beside the database, where `mlflow server` on the same database finds them. Other stores have a
+    default of their own.
+    """
     # Creating or opening a database prints its schema migrations otherwise.
     for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service.utils"):
         logging.getLogger(logger).setLevel(logging.WARNING)

@@ -1,10 +1,11 @@
-"""A first-in first-out queue of JSON records that outlives its process and never makes its producer wait.
+"""A first-in first-out queue of JSON records that survives its process and never blocks its producer.
 
     put() ──> writer thread: appends a line to the file ──> peek(), pop() ──> the file is emptied when nothing is left
 
-A record is on disk before the consumer sees it, and stays there until it was popped, so a killed process loses only
-what its last milliseconds put. The file is emptied, never rewritten: after a kill it may still hold records that were
-popped, so delivery is at least once, in order. The records survive the process, not a power cut: nothing calls `fsync`.
+A record is on disk before the consumer sees it, and stays there until it was popped. A killed process loses only the
+records of its last milliseconds. The file is emptied, never rewritten: after a kill it may still hold records that were
+popped, so delivery is at least once, in order. The records survive the process, but not a power cut: nothing calls
+`fsync`.
 """
 
 import json
@@ -26,14 +27,14 @@ class SpooledQueue:
     """One producer, one consumer.
 
     Args:
-        path: the file. Records that an earlier process left there come before those that are put.
-        earlier: called by the writer thread, once; the records that it returns come first of all.
+        path: the file. Records of an earlier process in it come before those that are put.
+        earlier: called by the writer thread, once; the records that it returns come before all others.
     """
 
     def __init__(self, path: Path, earlier: Callable[[], list[Record]] = list) -> None:
         self.path = path
         self._earlier = earlier
-        self._incoming: SimpleQueue[Record | None] = SimpleQueue()  # to the writer; None is the call to look up
+        self._incoming: SimpleQueue[Record | None] = SimpleQueue()  # to the writer; None wakes the writer
         self._changed = threading.Condition()  # guards the fields below; held for memory operations only
         self._ready: deque[Record] = deque()
         self._outstanding = 0  # records put and not yet popped
@@ -67,19 +68,21 @@ class SpooledQueue:
             self._incoming.put(None)
 
     def since(self, position: int) -> tuple[list[Record], int]:
-        """The records not yet popped from a position on, and the position after them. Positions count all records that
-        ever were in this queue, those of earlier processes included."""
+        """The records from a position on that were not popped yet, and the position after them.
+
+        Positions count all records that were ever in this queue, including those of earlier processes.
+        """
         with self._changed:
             found = list(islice(self._ready, max(0, position - self._popped), None))
             return found, self._popped + len(self._ready)
 
     def wait_loaded(self) -> None:
-        """Wait until what earlier processes left was taken over."""
+        """Wait until the records of earlier processes are in the queue."""
         with self._changed:
             self._changed.wait_for(lambda: self._loaded)
 
     def wait_drained(self, timeout: float) -> bool:
-        """Wait until every record put was popped, at most `timeout` seconds. Returns whether that is so."""
+        """Wait at most `timeout` seconds until every record was popped. Returns whether that is so."""
         with self._changed:
             return self._changed.wait_for(lambda: self._loaded and not self._outstanding, timeout)
 
@@ -95,7 +98,7 @@ class SpooledQueue:
             self._changed.notify_all()
 
     def close(self, timeout: float = 5.0) -> None:
-        """Stop the writer after all that was put. What was not popped stays in the file, for the next queue."""
+        """Stop the writer once it has written everything. Records that were not popped stay in the file."""
         with self._changed:
             self._closed = True
         self._incoming.put(None)
@@ -123,7 +126,7 @@ class SpooledQueue:
             file.close()
 
     def _open(self) -> BinaryIO | None:
-        """Open the file and take over what an earlier process left there."""
+        """Open the file and take over the records of an earlier process."""
         left = self._earlier()
         file = None
         try:
@@ -147,7 +150,7 @@ class SpooledQueue:
         return parse_records(whole, self.path)
 
     def _append(self, file: BinaryIO | None, record: Record) -> BinaryIO | None:
-        """Write one line. A disk that fails is given up until the process ends: the queue goes on in memory."""
+        """Write one line. If the disk fails, continue in memory until the process ends."""
         if file is None:
             return None
         line = format_records([record])
@@ -176,7 +179,7 @@ class SpooledQueue:
 
 
 def parse_records(content: bytes, source: Path | str) -> list[Record]:
-    """The records of whole lines, whoever wrote them. What is no record is left out with a warning."""
+    """The records in whole lines. A line that holds no record is left out with a warning."""
     records = []
     for number, line in enumerate(content.splitlines(), start=1):
         try:

@@ -9,7 +9,7 @@ from mlflow.system_metrics.metrics.rocm_monitor import ROCMMonitor
 
 
 class SystemCollector:
-    """CPU, memory, disk and network of this machine, and its NVIDIA or AMD GPUs where there are any."""
+    """CPU, memory, disk and network of this machine, and its NVIDIA or AMD GPUs if it has any."""
 
     def __init__(self) -> None:
         self._monitors: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]

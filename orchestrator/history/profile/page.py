@@ -10,7 +10,7 @@ from orchestrator.wording import count
 OPERATIONS_SHOWN = 15  # kernels or operations on the page
 LONGEST_NAME = 90  # characters; a kernel's template may have hundreds
 
-# Shares of a step, or of the profiled time, from which on the page says what to do.
+# Shares of a step, or of the profiled time, above which the page gives advice.
 MUCH_DATA_WAIT = 0.05
 MUCH_STALL = 0.05
 MUCH_IDLE = 0.1
@@ -32,14 +32,14 @@ def summarise(trace_events: Iterable[Mapping[str, Any]], window: Window) -> str:
 
 
 def advise(found: Findings) -> list[str]:
-    """What stands out in the numbers, one line each with what changes it."""
+    """A line of advice for each number that stands out."""
     share = {phase: seconds / found.split[STEP] for phase, seconds in found.split.items()}
     kind = "operation" if found.idle is None else "kernel"
     lines = []
     if share[DATA_WAIT] > MUCH_DATA_WAIT:
         lines.append(
             f"Data wait is {share[DATA_WAIT]:.1%} of a step: images come too slowly. More CPUs a worker and "
-            "`data.workers`, a `data.cache_dir`, or a faster store; `data/retries` tells of a bad one."
+            "`data.workers`, a `data.cache_dir`, or a faster store; `data/retries` shows a bad one."
         )
     if share[CHECKPOINT_STALL] > MUCH_STALL:
         lines.append(
@@ -47,13 +47,13 @@ def advise(found: Findings) -> list[str]:
         )
     if found.idle is not None and found.idle > MUCH_IDLE:
         lines.append(
-            f"The device did nothing in {found.idle:.1%} of the time. Where the gaps are many and short, the host "
+            f"The device was idle for {found.idle:.1%} of the time. If the gaps are many and short, the host "
             "cannot launch kernels fast enough: a larger `parallel.micro_batch`, or `parallel.compile: true`."
         )
     if found.exposed > MUCH_EXPOSED:
         lines.append(
-            f"Communication that nothing hides is {found.exposed:.1%} of the time: more images a worker and step, a "
-            "lower `parallel.zero_stage`, or faster links. Slower workers are waited for in it, too."
+            f"Exposed communication is {found.exposed:.1%} of the time: more images a worker and step, a "
+            "lower `parallel.zero_stage`, or faster links. It includes waiting for slower workers."
         )
     if share[OPTIMIZER] > MUCH_OPTIMIZER:
         lines.append(
@@ -62,8 +62,8 @@ def advise(found: Findings) -> list[str]:
         )
     if share[OTHER] > MUCH_OTHER:
         lines.append(
-            f"{share[OTHER]:.1%} of a step is in no phase: sums over workers, where slower ones are waited for, and "
-            "the host's own work between two steps, such as points of the curves."
+            f"{share[OTHER]:.1%} of a step is in no phase: sums over workers, which include waiting for slower ones, "
+            "and the host's own work between two steps, such as points of the curves."
         )
     if not lines:
         lines.append(f"Nothing stands out: {share[FORWARD] + share[BACKWARD]:.1%} of a step is forward and backward.")
@@ -108,7 +108,7 @@ def _operations(found: Findings, steps: int) -> str:
 def _gaps(found: Findings) -> str:
     if found.idle is None:
         return "## Gaps\n\nNot defined on a CPU: it computes with the thread that would have to wait.\n"
-    text = f"## Gaps\n\nThe device ran nothing in {found.idle:.1%} of the time.\n"
+    text = f"## Gaps\n\nThe device was idle for {found.idle:.1%} of the time.\n"
     if not found.gaps:
         return text
     rows = "".join(
@@ -122,8 +122,8 @@ def _gaps(found: Findings) -> str:
 def _communication(found: Findings) -> str:
     what = "Collectives of gloo" if found.idle is None else "Kernels of NCCL"
     return (
-        f"## Communication\n\n{what} were under way in {found.communication:.1%} of the time, and while nothing else "
-        f"was computed in {found.exposed:.1%}. Waiting for other workers is part of it.\n"
+        f"## Communication\n\n{what} ran for {found.communication:.1%} of the time, including "
+        f"{found.exposed:.1%} in which nothing else was computed. Waiting for other workers is part of both.\n"
     )
 
 

@@ -1,11 +1,11 @@
-"""A trace of a few steps of rank 0 (`profile.steps`): the trace and a page that sums it up, beside the run.
+"""A trace of a few steps of rank 0 (`profile.steps`): the trace and a page that sums it up, in the run's folder.
 
     {run}/profile/steps-000010-000015/trace.json.gz     of torch.profiler, for chrome://tracing and ui.perfetto.dev
     {run}/profile/steps-000010-000015/summary.md        written last
 
-MLflow gets the same files. The step before the first one is traced and thrown away: a profiler that starts is slow.
-Where workers start again inside the window, the rest of it is traced, and steps that are done again are traced again.
-Whatever goes wrong here is said in a line, and training goes on.
+MLflow gets the same files. The step before the first one is traced and thrown away, because a profiler is slow at its
+start. If workers restart inside the window, the rest of it is traced, and repeated steps are traced again. A failure
+here costs a line on the terminal, and training continues.
 """
 
 import gzip
@@ -34,8 +34,8 @@ class Profiler:
         steps: [first, last], as `profile.steps` of the job.
         run_url: the run's folder.
         device, workers: of the run, for the page: the device's name, the number of workers.
-        deliver: is given the folder of the files, relative to the run's, when they are there.
-        say: is given lines for the person at the terminal.
+        deliver: called with the folder of the files, relative to the run's, once they are written.
+        say: called with lines for the terminal.
     """
 
     def __init__(
@@ -53,17 +53,17 @@ class Profiler:
         self._device, self._workers = device, workers
         self._deliver, self._say = deliver, say
         self._first, self._last, self._step = *steps, 0
-        self._trace: profile | None = None  # from the step before the first one on
-        self._label: record_function | None = None  # of the present step, while it is recorded
+        self._trace: profile | None = None  # from the step before the first one
+        self._label: record_function | None = None  # of the present step, while it is traced
         self._timed: dict[str, float] = {}  # the phases' totals before the first step
         self._writer: threading.Thread | None = None
 
     def resume(self, step: int) -> None:
-        """The workers go on from `step` steps of the run. What was being recorded is thrown away."""
+        """Training continues after `step` steps of the run. A trace under way is thrown away."""
         self._drop()
         self._first = self._wanted[0]
         if self._first <= step == self._last - 1:
-            self._say(f"{self._name()} is cut off: one step is left, and a first one says little")
+            self._say(f"{self._name()} skipped: only one step of the window is left")
         self._first, self._step = max(self._first, step + 1), step
         self._advance()
 
@@ -73,7 +73,7 @@ class Profiler:
         self._advance()
 
     def close(self, timeout: float | None = None) -> None:
-        """Throw away what is being recorded. Wait for the files of a window that is over, at most `timeout` seconds."""
+        """Throw a trace under way away. Wait at most `timeout` seconds for the files of a complete one."""
         self._drop()
         if self._writer is not None:
             self._writer.join(timeout)
@@ -114,15 +114,14 @@ class Profiler:
             return
         with self._never_failing():
             if self._label is not None:
-                self._say(f"{self._name()} is cut off after step {self._step}")
+                self._say(f"{self._name()} is cut short after step {self._step}")
                 self._end_step()
             else:
-                trace.start_trace()  # one that only warms up cannot be stopped
+                trace.start_trace()  # a trace that is still warming up cannot be stopped
             trace.stop_trace()
 
     def _write(self, trace: profile, window: Window, earlier: threading.Thread | None) -> None:
-        """In the background: sum up, and put the files beside the run. Of steps that were done again, the later ones
-        stay."""
+        """In the background: sum up, and put the files into the run's folder. Repeated steps replace earlier ones."""
         if earlier is not None:
             earlier.join()
         folder = f"profile/steps-{window.first:06d}-{window.last:06d}"
@@ -134,7 +133,7 @@ class Profiler:
                     page.write_text(summarise(json.load(content)["traceEvents"], window))
                 for path in (file, page):
                     storage.put_file(path, f"{self._run_url}/{folder}/{path.name}")
-        except Exception as error:  # of the profiler, the disk or whatever library speaks to the store
+        except Exception as error:  # of the profiler, the disk or the store's library
             self._say(f"{self._name()} could not be written ({storage.describe(error)})")
             return
         self._say(f"{self._name()}: {self._run_url}/{folder}/{SUMMARY}")
@@ -142,12 +141,12 @@ class Profiler:
 
     @contextmanager
     def _never_failing(self) -> Iterator[None]:
-        """A profiler that fails is given up, and no reason to stop training."""
+        """Catch failures of the profiler: they must not stop training."""
         try:
             yield
         except Exception as error:  # of the profiler's libraries and drivers
             self._trace = self._label = None
-            self._say(f"{self._name()} was given up ({storage.describe(error)})")
+            self._say(f"{self._name()} failed ({storage.describe(error)})")
 
     def _begin_step(self) -> None:
         self._label = record_function(f"{STEP_LABEL}{self._step + 1}")
@@ -159,7 +158,7 @@ class Profiler:
             self._label = None
 
     def _wait_for_device(self) -> None:
-        """So that a trace holds its own steps' kernels, and all of them."""
+        """Wait until the device is idle, so that a trace holds exactly its own steps' kernels."""
         if self._engine.device.type == "cuda":
             torch.cuda.synchronize(self._engine.device)
 

@@ -1,4 +1,4 @@
-"""What the trace of a few steps says, in numbers: pure functions over the events of a Chrome trace of torch.profiler.
+"""Numbers from the trace of a few steps: pure functions over the events of a Chrome trace of torch.profiler.
 
 Times in a trace are microseconds, and time is handled as sorted intervals that do not overlap:
 
@@ -6,8 +6,8 @@ Times in a trace are microseconds, and time is handled as sorted intervals that 
     busy     = union of all kernels and copies of the device
     idle     = profiled - busy, whose intervals are the gaps
 
-A GPU's work is its kernels and copies, one after the other in each queue. A CPU's work are the operations that the host
-is in; they are nested, and each moment of a thread counts for the innermost one.
+A GPU's work is its kernels and copies, one after the other in each queue. A CPU's work is the host's operations; they
+are nested, and each moment of a thread counts for the innermost one.
 """
 
 import math
@@ -38,7 +38,7 @@ class Event(NamedTuple):
     end: float
 
 
-_NEVER = Event("", "", (None, None), math.inf, math.inf)  # begins when all others are over
+_NEVER = Event("", "", (None, None), math.inf, math.inf)  # begins after all others
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class Operation:
 
 @dataclass(frozen=True)
 class Gap:
-    """A time in which the device did nothing.
+    """A time in which the device was idle.
 
     Attributes:
         begin: seconds since the first step began.
         seconds: length.
-        phase: what the step was at on the host; empty if nothing of it took most of the gap.
-        doing: the operation, or call of the driver, that took most of the gap on the host; empty if there was none.
+        phase: the phase that took most of the gap on the host; empty if none did.
+        doing: the operation or driver call that took most of the gap on the host; empty if none did.
     """
 
     begin: float
@@ -93,15 +93,15 @@ class Gap:
 
 @dataclass(frozen=True)
 class Findings:
-    """What a trace says.
+    """The numbers of a trace.
 
     Attributes:
         split: seconds a step: `step`, each phase, `other`.
         operations: by falling time; kernels and copies of a GPU, operations of a CPU.
-        idle: share of the profiled time in which a GPU did nothing; None on a CPU, whose work has no gaps.
+        idle: share of the profiled time in which a GPU was idle; None on a CPU, whose work has no gaps.
         gaps: the longest of these times, by falling length.
         communication: share of the profiled time in which a collective was under way.
-        exposed: of the profiled time, while nothing else was computed.
+        exposed: share of the profiled time in which a collective, and nothing else, was under way.
     """
 
     split: dict[str, float]
@@ -204,7 +204,7 @@ def innermost(events: Iterable[Event]) -> list[Event]:
 
 def _innermost_of_thread(events: list[Event]) -> list[Event]:
     pieces: list[Event] = []
-    around: list[Event] = []  # the events that the moment `now` is in, outermost first
+    around: list[Event] = []  # the events around the moment `now`, outermost first
     now = 0.0
     for event in [*sorted(events, key=lambda event: (event.begin, -event.end)), _NEVER]:
         while around and around[-1].end <= event.begin:

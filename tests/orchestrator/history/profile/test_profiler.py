@@ -70,7 +70,7 @@ def test_a_restart_in_the_middle_traces_what_is_left(run: Run) -> None:
     profiler = run.profiler(2, 6)
     run.train(profiler, 0, 3)
     profiler.close()
-    assert run.said == ["the profile of steps 2 to 6 is cut off after step 3"]
+    assert run.said == ["the profile of steps 2 to 6 is cut short after step 3"]
     assert not Path(run.url).exists()
     profiler = run.profiler(2, 6)
     run.train(profiler, 3, 8)
@@ -85,7 +85,7 @@ def test_going_back_traces_the_steps_as_they_are_done_again(run: Run) -> None:
     run.train(profiler, 1, 5)
     run.train(profiler, 0, 1)  # and back once more, while the step before the first one is traced
     profiler.close()
-    assert run.said[0] == "the profile of steps 2 to 4 is cut off after step 3"
+    assert run.said[0] == "the profile of steps 2 to 4 is cut short after step 3"
     assert len(run.said) == 2
     assert steps_of(run, "profile/steps-000002-000004") == ["ProfilerStep#3", "ProfilerStep#4"]
 
@@ -99,7 +99,7 @@ def test_a_start_behind_the_window_says_nothing(run: Run) -> None:
     profiler = run.profiler(2, 4)
     run.train(profiler, 3, 6)
     profiler.close()
-    assert run.said == ["the profile of steps 2 to 4 is cut off: one step is left, and a first one says little"]
+    assert run.said == ["the profile of steps 2 to 4 skipped: only one step of the window is left"]
     assert not Path(run.url).exists()
 
 
@@ -119,7 +119,7 @@ def test_no_failure_stops_training(run: Run, tmp_path: Path, monkeypatch: pytest
     run.train(profiler, 0, 4)
     profiler.close()
     assert len(run.said) == 2
-    assert run.said[1] == "the profile of steps 1 to 3 was given up (RuntimeError: no driver)"
+    assert run.said[1] == "the profile of steps 1 to 3 failed (RuntimeError: no driver)"
     assert run.delivered == []
 
 
@@ -131,8 +131,8 @@ def test_two_workers_under_deepspeed(tmp_path: Path) -> None:
     phases = [event for event in events if event["name"] in ("forward", "backward", "optimizer")]
     micro_batches = 3  # 12 slots, 5 at once
     assert len(phases) == 2 * micro_batches * 3
-    assert "Collectives of gloo were under way in " in page
-    assert "under way in 0.0% of the time" not in page
+    assert "Collectives of gloo ran for " in page
+    assert "gloo ran for 0.0% of the time" not in page
     # the trace's own spans and the sums that MLflow gets tell the same, but for the cost of the labels
     for phase in ("forward", "backward", "optimizer"):
         traced = sum(event["dur"] for event in phases if event["name"] == phase) / 1e6

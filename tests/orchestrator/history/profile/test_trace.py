@@ -149,7 +149,7 @@ def test_a_gpus_gaps_and_communication_against_counting_every_microsecond() -> N
     assert "| data wait | 0.09 | 10.0% |" in page
     assert "| 0.30 | 1.20 | backward | `cudaStreamSynchronize` |" in page
     assert "| 0.20 | 0.00 | data wait | no operation: Python, or waiting |" in page
-    assert f"nothing in {700 / 1800:.1%} of the time" in page
+    assert f"idle for {700 / 1800:.1%} of the time" in page
 
 
 def test_the_page_says_what_stands_out_and_nothing_else() -> None:
