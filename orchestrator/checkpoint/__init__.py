@@ -1,3 +1,3 @@
-"""A run's state on disk: written beside training, complete with its manifest, read back at any number of workers.
-Imports `engine`, and neither Ray nor MLflow.
+"""A run's state on disk: written during training, completed by its manifest, restored on any number of workers.
+Imports `engine`, but neither Ray nor MLflow.
 """

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint on local disk: what is in one, writing it, its digest, a disk that is full."""
+"""The safetensors files of a checkpoint on local disk: contents, writing, digests, and the error for a full disk."""
 
 import errno
 import hashlib
@@ -16,12 +16,18 @@ from torch import Tensor
 from data import storage
 from orchestrator.checkpoint.manifest import CheckpointError, File
 
-DISK_FULL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+DISK_FULL_ERRNOS = frozenset([errno.ENOSPC, errno.EDQUOT, errno.EFBIG])  # full disk, used-up quota, file too large
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Elements [start, start + n) of one state of the flattened parameter `name`: `values`, (n,)."""
+    """Elements [start, start + n) of one state of a flattened parameter.
+
+    Attributes:
+        state: "weight" or a key of the optimizer, such as "exp_avg".
+        name: the parameter's.
+        values: (n,).
+    """
 
     state: str
     name: str
@@ -34,7 +40,8 @@ class Piece:
         return piece_key(self.state, self.name, self.start)
 
 
-Files = dict[str, list[Piece]]  # file name -> what is in it, in this order
+Files = dict[str, list[Piece]]
+"""File name -> its pieces, in their order in the file."""
 
 
 def piece_key(state: str, name: str, start: int) -> str:
@@ -43,13 +50,13 @@ def piece_key(state: str, name: str, start: int) -> str:
 
 
 def write_file(path: Path, pieces: list[Piece]) -> File:
-    """Write a safetensors file of float32 tensors, on the disk when this returns.
+    """Write a safetensors file of float32 tensors and flush it to disk.
 
-    It is written piece by piece, hashed on the way, from where the pieces lie and without Python's lock: training goes
-    on meanwhile. (The library's `save_file` holds the lock while it copies everything once more.)
+    The pieces are hashed and written one by one, without a copy and without Python's lock, so training continues. (The
+    library's `save_file` holds the lock and copies everything first.)
 
     Raises:
-        CheckpointError: the disk is full; what was written is deleted.
+        CheckpointError: the disk is full. The incomplete file is deleted.
     """
     header: dict[str, object] = {}
     end = 0
@@ -58,6 +65,7 @@ def write_file(path: Path, pieces: list[Piece]) -> File:
         header[piece.key] = {"dtype": "F32", "shape": [piece.values.numel()], "data_offsets": [begin, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+
     digest = hashlib.sha256()
     size = 8 + len(text) + end
     try:
@@ -76,7 +84,7 @@ def write_file(path: Path, pieces: list[Piece]) -> File:
 
 
 def disk_full(path: Path, size: int) -> CheckpointError:
-    """The error that says so."""
+    """The CheckpointError for a full disk."""
     free = shutil.disk_usage(path.parent).free
     return CheckpointError(f"{path.parent} is full: {path.name} needs {size:,} bytes and {free:,} are free")
 
@@ -88,9 +96,9 @@ def sha256(path: Path) -> str:
 
 
 def staging_folder(run_url: str) -> Path:
-    """The folder on this node's disk for files of a run's checkpoints on their way, both ways.
+    """The folder on this node's disk for checkpoint files that are being uploaded or restored.
 
-    For a run on local disk it lies in the run's folder, so that moving a file there is a rename.
+    For a run on local disk it is in the run's folder, so that moving a file into the checkpoint is a rename.
     """
     if storage.is_local(run_url):
         return Path(storage.resolve(run_url)[1]) / ".staging"
@@ -99,10 +107,10 @@ def staging_folder(run_url: str) -> Path:
 
 
 def _content(piece: Piece) -> memoryview:
-    # a device's memory comes to the host only here, where there was no room for a snapshot
+    # Without room for a snapshot, the values are still on the device.
     return piece.values.to("cpu", torch.float32).contiguous().numpy().data.cast("B")
 
 
 def _write(descriptor: int, content: memoryview) -> None:
     while content:
-        content = content[os.write(descriptor, content) :]  # the kernel takes two gigabytes at most
+        content = content[os.write(descriptor, content) :]  # one call writes at most two gigabytes

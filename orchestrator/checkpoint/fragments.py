@@ -1,10 +1,17 @@
 """Where each rank keeps its part of the float32 weights and the optimizer state, for every ZeRO stage.
 
-DeepSpeed flattens parameters into a few long float32 tensors that its inner optimizer steps, and gives every rank a
-piece of them; stage, precision and world size decide which. A `Fragment` says which elements of which named parameter
-a rank holds and where. Checkpoints are written and read in these terms, so that they fit any stage and any world size.
+Five files depend on DeepSpeed's insides and may need work when its version changes; tests compare each with the pinned
+version (tests/orchestrator/engine/test_deepspeed_internals.py and test_lean_imports.py):
 
-This is the only file that looks into DeepSpeed's optimizers (0.19).
+    checkpoint/fragments.py     where DeepSpeed keeps weights and optimizer state
+    engine/step.py              switches of its engine, which steps it applies, its first step on zero gradients
+    engine/bf16_optimizer.py    a subclass of its optimizer
+    engine/memory/needed.py     the sizes of its buffers
+    engine/lean_imports.py      what it imports
+
+DeepSpeed flattens parameters into a few long float32 tensors, which its inner optimizer updates, and distributes pieces
+of them over the ranks by stage, precision and world size. A `Fragment` says which elements of which named parameter a
+rank holds, and where. Checkpoints are written and read as fragments, so they fit any stage and any world size.
 """
 
 from collections.abc import Iterator
@@ -20,9 +27,11 @@ from orchestrator.engine.step import Engine
 
 @dataclass(frozen=True)
 class Fragment:
-    """Elements [start, start + numel) of the flattened parameter `name`.
+    """Elements [start, start + numel) of the flattened parameter `name`, on this rank.
 
-    `flat` is the float32 tensor that the inner optimizer steps; the fragment lies in it at `offset`.
+    Attributes:
+        flat: the float32 tensor that the inner optimizer updates.
+        offset: of the fragment in `flat`.
     """
 
     name: str
@@ -32,18 +41,18 @@ class Fragment:
     offset: int
 
     def view(self, tensor: Tensor) -> Tensor:
-        """The fragment's place in `flat` or in an optimizer state shaped like it."""
+        """The fragment's elements of `flat`, or of an optimizer state with the same shape."""
         return tensor.detach().view(-1).narrow(0, self.offset, self.numel)
 
 
 def parameter_sizes(engine: Engine) -> dict[str, int]:
-    """Elements of every parameter of the model."""
-    # under ZeRO 3 a parameter is empty between uses and `ds_numel` keeps its size
+    """The number of elements of every parameter of the model."""
+    # under ZeRO 3 a parameter is empty between uses, and `ds_numel` has its size
     return {name: int(getattr(p, "ds_numel", p.numel())) for name, p in engine.deepspeed.module.named_parameters()}
 
 
 def held_fragments(engine: Engine) -> list[Fragment]:
-    """The fragments that this rank holds: disjoint over ranks at stages 1 to 3, every parameter whole at stage 0."""
+    """This rank's fragments: at stages 1 to 3 disjoint over the ranks, at stage 0 all parameters, whole."""
     stage = engine.deepspeed.zero_optimization_stage()
     named = list(engine.deepspeed.module.named_parameters())
     if stage == 3:
@@ -54,13 +63,13 @@ def held_fragments(engine: Engine) -> list[Fragment]:
 
 
 def owned_fragments(engine: Engine) -> list[Fragment]:
-    """The fragments that this rank writes: together the ranks cover every element exactly once."""
+    """The fragments that this rank writes. Together the ranks write every element exactly once."""
     fragments = held_fragments(engine)
     if engine.deepspeed.zero_optimization_stage() > 0:
         return fragments
     rank, world = dist.get_rank(), dist.get_world_size()
     owned = []
-    for f in fragments:  # replicated: rank r writes the r-th of W slices of each parameter
+    for f in fragments:  # all ranks have all parameters: rank r writes the r-th of W slices of each
         first, last = f.numel * rank // world, f.numel * (rank + 1) // world
         if first < last:
             owned.append(Fragment(f.name, f.start + first, last - first, f.flat, f.offset + first))
@@ -68,15 +77,15 @@ def owned_fragments(engine: Engine) -> list[Fragment]:
 
 
 def optimizer_state(engine: Engine, flat: Tensor) -> dict[str, Tensor]:
-    """The optimizer's tensors shaped like `flat` (empty before the first step)."""
+    """The optimizer's tensors with the shape of `flat`; none before the first step."""
     state = engine.deepspeed.basic_optimizer.state.get(flat, {})
     return {key: value for key, value in state.items() if isinstance(value, Tensor) and value.shape == flat.shape}
 
 
-def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None:
-    """Give every flat tensor the state that `step` updates would have left, with zeros to be filled in.
+def allocate_optimizer_state(engine: Engine, keys: list[str], updates: int) -> None:
+    """Allocate the optimizer's state of every flat tensor, as after so many updates: zeros for `keys`.
 
-    Of an optimizer's state, checkpoints hold the tensors shaped like the parameter. Its `step` follows from the run's.
+    Checkpoints hold the tensors with the shape of the parameter. The optimizer's own step count follows from `updates`.
     """
     inner = engine.deepspeed.basic_optimizer
     for flat in {id(f.flat): f.flat for f in held_fragments(engine)}.values():
@@ -84,14 +93,14 @@ def allocate_optimizer_state(engine: Engine, keys: list[str], step: int) -> None
         for key in keys:
             if key not in state:
                 state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()
-        if not keys:  # saved before the first step was applied: the optimizer begins by itself
+        if not keys:  # saved before the first update: the optimizer allocates its state itself
             state.clear()
-        elif not isinstance(inner, torch.optim.SGD):  # which counts no steps
-            state["step"] = torch.tensor(float(step), device=flat.device)  # where the fused kernel wants it
+        elif not isinstance(inner, torch.optim.SGD):  # SGD does not count its steps
+            state["step"] = torch.tensor(float(updates), device=flat.device)  # the fused kernel needs it on this device
 
 
 def publish_weights(engine: Engine) -> None:
-    """Copy restored float32 weights into the parameters that the model computes with, on all ranks."""
+    """Copy restored float32 weights to the parameters that the model computes with. Collective."""
     stage = engine.deepspeed.zero_optimization_stage()
     optimizer = engine.deepspeed.optimizer
     if stage in (1, 2):
@@ -113,7 +122,7 @@ def publish_weights(engine: Engine) -> None:
 def _stage0(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragment]:
     masters = {id(w): m for w, m in _pairs(optimizer)} if hasattr(optimizer, "fp32_groups") else {}
     for name, parameter in named:
-        master = masters.get(id(parameter), parameter)  # float32 runs step the parameters themselves
+        master = masters.get(id(parameter), parameter)  # float32 runs update the parameters themselves
         yield Fragment(name, 0, parameter.numel(), master, 0)
 
 
@@ -123,7 +132,7 @@ def _pairs(optimizer: Any) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _stage1_and_2(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragment]:
-    # BF16_Optimizer (stage 1 with float32 accumulation) and the ZeRO optimizer name the same thing differently.
+    # BF16_Optimizer (stage 1 with float32 accumulation) and the ZeRO optimizer have different names for it.
     flats = getattr(optimizer, "fp32_groups_flat_partition", None) or optimizer.single_partition_of_fp32_groups
     for name, parameter in named:
         mapping = getattr(parameter, "_hp_mapping", None)
@@ -138,5 +147,5 @@ def _stage3(optimizer: Any, named: list[tuple[str, Tensor]]) -> Iterator[Fragmen
         group, offset, _ = optimizer.grad_position[optimizer.get_param_id(parameter)]
         start = rank * parameter.ds_tensor.ds_numel  # type: ignore[attr-defined]
         numel = min(parameter.ds_numel - start, parameter.ds_tensor.ds_numel)  # type: ignore[attr-defined]
-        if numel > 0:  # the last ranks' pieces may be padding only
+        if numel > 0:  # otherwise this rank holds only padding
             yield Fragment(name, start, numel, optimizer.fp32_partitioned_groups_flat[group], offset)

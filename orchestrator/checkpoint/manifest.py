@@ -1,12 +1,14 @@
-"""The manifest of a checkpoint, written last: what makes a folder a checkpoint, and what every byte of it must be.
+"""The manifest of a checkpoint. It is written last and makes a folder a checkpoint; its digests cover every byte.
 
     {run}/step-000001200-5f3a90c1/
         rank-00000-of-00002.000.safetensors    fragments of rank 0, in files of about half a gigabyte
         rank-00001-of-00002.000.safetensors
         manifest.json                          step, totals, size and SHA-256 of each file and of itself, each fragment
 
-A folder without manifest is no checkpoint. The random suffix keeps a new attempt at a step apart from what a crash left
-of an earlier one.
+A folder without a manifest is not a checkpoint. The random suffix separates a new attempt at a step from the remains of
+an earlier one that crashed.
+
+Commands list checkpoints with this file, which loads neither torch nor Ray.
 """
 
 import hashlib
@@ -24,8 +26,8 @@ from data import storage
 from orchestrator.names import SKIPPED
 
 MANIFEST = "manifest.json"
-LARGEST_MANIFEST = 512 * 2**20  # bytes; a thousand ranks at ZeRO 3 need a fifth of that
-WEIGHT = "weight"  # the float32 weights' key, beside the optimizer's own (exp_avg, exp_avg_sq, momentum_buffer)
+MOST_MANIFEST_BYTES = 512 * 2**20  # a thousand ranks at ZeRO 3 need a fifth of this
+WEIGHT = "weight"  # state of the float32 weights; the others are the optimizer's keys: exp_avg, momentum_buffer, ...
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
 
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}-of-\d{5}\.\d{3}\.safetensors$")]
@@ -36,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that does not fit this run, or one that could not be saved or restored."""
+    """A checkpoint does not fit this run, or could not be saved or restored."""
 
 
 class File(BaseModel):
@@ -49,7 +51,7 @@ class File(BaseModel):
 
 
 class Part(BaseModel):
-    """What one rank contributes: the elements of each parameter, its files and the fragments in them."""
+    """One rank's part: the number of elements of each parameter, the rank's files and the fragments in them."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -59,9 +61,9 @@ class Part(BaseModel):
 
 
 class Manifest(Part):
-    """What a complete checkpoint holds. `totals` and `metrics`, as they were after `step` steps, are restored, too."""
+    """The contents of a complete checkpoint. `totals` and `metrics` are those after `step` steps; both are restored."""
 
-    format: Literal[1, 2] = 2  # 1 had no digest of its own
+    format: Literal[1, 2] = 2  # format 1 has no digest of itself
     step: Size
     world_size: Size
     totals: dict[str, Any]
@@ -75,22 +77,22 @@ class Manifest(Part):
 
     @property
     def states(self) -> list[str]:
-        """The optimizer's keys, such as exp_avg, without the weights."""
+        """The optimizer's keys, such as exp_avg."""
         return sorted({state for state, *_ in self.fragments} - {WEIGHT})
 
     @property
     def updates(self) -> int:
-        """Updates of the weights: steps less skipped ones."""
+        """Number of updates of the weights: steps without the skipped ones."""
         return self.step - int(self.metrics.get(SKIPPED, 0))
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
-        """Every state has every element of every parameter once, in files that are there."""
+        """Check that each state has each element of each parameter exactly once, in listed files."""
         pieces: dict[tuple[str, str], list[tuple[int, int]]] = defaultdict(list)
         for state, parameter, start, numel, file in self.fragments:
             pieces[state, parameter].append((start, numel))
             if file not in self.files:
-                raise ValueError(f"{file!r} is in no list of files")
+                raise ValueError(f"{file!r} is not in the list of files")
         for state in (WEIGHT, *self.states):
             for parameter, size in self.parameters.items():
                 end = 0
@@ -101,12 +103,12 @@ class Manifest(Part):
                 if end != size:
                     raise ValueError(f"{state} of {parameter} has {end} of {size} elements")
         if pieces:
-            raise ValueError(f"{min(pieces)[1]!r} is no parameter")
+            raise ValueError(f"{min(pieces)[1]!r} is not a parameter")
         return self
 
     def dumps(self) -> str:
         """The text of `manifest.json`."""
-        record = json.loads(json.dumps(self.model_dump()))  # as it will be read
+        record = json.loads(json.dumps(self.model_dump()))  # as a reader gets it
         return json.dumps({**record, "digest": _digest(record)})
 
     @classmethod
@@ -114,7 +116,7 @@ class Manifest(Part):
         """The manifest of the checkpoint in the folder `name`.
 
         Raises:
-            ValueError: in one line, what makes it no manifest of this folder.
+            ValueError: the text is not a manifest of this folder; the reason in one line.
         """
         try:
             record = dict(json.loads(text))
@@ -125,7 +127,7 @@ class Manifest(Part):
             where = ".".join(map(str, first["loc"]))
             raise ValueError(f"{where}: {first['msg']}" if where else first["msg"]) from error
         except (TypeError, RecursionError) as error:
-            raise ValueError("no JSON object of a reasonable depth") from error
+            raise ValueError("not a JSON object of a reasonable depth") from error
         if digest != _digest(record) and (manifest.format > 1 or digest is not None):
             raise ValueError("it does not match its own SHA-256")
         manifest._name = name
@@ -144,47 +146,47 @@ def new_name(step: int, suffix: int) -> str:
 
 
 def complete_checkpoints(run_url: str, warn: Callable[[str], None] = log.warning) -> Iterator[Manifest]:
-    """The complete checkpoints of a run, newest first: their manifest is sound and every file has its size.
+    """The complete checkpoints of a run, newest first: those with a valid manifest and files of the right sizes.
 
-    Those that once were complete and are not any more are named through `warn`.
+    `warn` receives a line for each checkpoint that was complete once and is damaged.
 
     Raises:
-        OSError: the storage cannot be read; an outage is no damage.
+        OSError: the store cannot be read. An outage does not count as damage.
     """
     for name in sorted(_names(run_url), reverse=True):
         sizes = storage.contents(f"{run_url}/{name}")
         if MANIFEST not in sizes:
-            continue  # a crash left it unfinished
+            continue  # unfinished
         try:
-            if sizes[MANIFEST] > LARGEST_MANIFEST:
+            if sizes[MANIFEST] > MOST_MANIFEST_BYTES:
                 raise ValueError(f"{sizes[MANIFEST]} bytes are too many")
             manifest = Manifest.parse(name, storage.read(f"{run_url}/{name}/{MANIFEST}").decode())
-        except ValueError as error:  # of the text's encoding, too
-            warn(f"checkpoint {name}: unreadable manifest ({storage.describe(error)}); using the one before")
+        except ValueError as error:  # includes a wrong text encoding
+            warn(f"checkpoint {name}: unreadable manifest ({storage.describe(error)}); using the previous one")
             continue
         wrong = [file for file, entry in manifest.files.items() if sizes.get(file) != entry.bytes]
         if wrong:
-            warn(f"checkpoint {name}: {wrong[0]} missing or truncated; using the one before")
+            warn(f"checkpoint {name}: {wrong[0]} missing or truncated; using the previous one")
             continue
         yield manifest
 
 
 def prune(run_url: str, keep: int) -> None:
-    """Delete all but the `keep` newest complete checkpoints, and what crashes left unfinished, however new.
+    """Delete unfinished checkpoints, and all complete ones but the newest `keep`.
 
-    Nobody may be writing a checkpoint of the run. Ray Train's own pruning knows only what was registered with it, which
-    a crash may prevent.
+    No checkpoint of the run may be in progress. Ray Train's own pruning deletes only checkpoints that were registered
+    with it, and a crash may prevent that.
     """
     kept = [manifest.name for manifest in itertools.islice(complete_checkpoints(run_url), keep)]
     for name in _names(run_url):
         if kept and name not in kept and name < max(kept):
-            storage.remove(f"{run_url}/{name}/{MANIFEST}")  # first: what a kill leaves now is no checkpoint
+            storage.remove(f"{run_url}/{name}/{MANIFEST}")  # first: if killed now, the rest is not a checkpoint
             storage.remove_folder(f"{run_url}/{name}")
     remove_unfinished(run_url)
 
 
 def remove_unfinished(run_url: str) -> None:
-    """Delete the checkpoints of a run that have no manifest. Nobody may be writing one."""
+    """Delete the checkpoints of a run that have no manifest. None may be in progress."""
     for name in _names(run_url):
         if MANIFEST not in storage.contents(f"{run_url}/{name}"):
             storage.remove_folder(f"{run_url}/{name}")

@@ -7,33 +7,35 @@ from typing import TypeVar
 from data import storage
 from data.storage import patience
 
-OUTAGE = 3600.0  # seconds that a store may be away before a save, or a start, fails
+OUTAGE_SECONDS = 3600.0  # how long a store may be unreachable before a save, or a start, fails
 
 T = TypeVar("T")
 
 
 class StoreRetry:
-    """Carries out work on a store however long that is away, up to OUTAGE seconds. Says so once, and when it is back.
+    """Repeats requests while a store is unreachable. Reports once that it is, and once that it is back.
 
     Args:
         store: its URL, for the messages.
-        say: is given them.
-        until: once set, nothing is waited for any more.
+        say: receives the messages.
+        until: once set, requests are not repeated any more.
 
     Attributes:
-        away: whether it is being waited for.
+        away: whether the store is unreachable at present.
     """
 
     def __init__(self, store: str, say: Callable[[str], None], until: threading.Event | None = None) -> None:
-        self._store, self._say, self._until = store, say, until
+        self._store = store
+        self._say = say
+        self._until = until
         self._error: Exception | None = None
         self.away = False
 
     def __call__(self, work: Callable[[], T]) -> T:
-        """The result of `work()`, which may be carried out repeatedly.
+        """The result of `work()`, which may be called repeatedly.
 
         Raises:
-            Exception: what the last try raised; at once if another try cannot change it.
+            Exception: the last error, after OUTAGE_SECONDS; at once if a retry is pointless.
         """
 
         def attempt() -> T:
@@ -43,7 +45,7 @@ class StoreRetry:
                 self._error = error
                 raise
 
-        result = patience.patiently(attempt, patience=OUTAGE, until=self._until, on_retry=self._note)
+        result = patience.patiently(attempt, patience=OUTAGE_SECONDS, until=self._until, on_retry=self._note)
         if self.away:
             self.away = False
             self._say(f"{self._store} is back")
@@ -53,4 +55,4 @@ class StoreRetry:
         if not self.away:
             self.away = True
             assert self._error is not None
-            self._say(f"{self._store} is away ({storage.describe(self._error)}); trying on")
+            self._say(f"cannot reach {self._store} ({storage.describe(self._error)}); retrying")

@@ -1,11 +1,11 @@
-"""Checkpoints while training goes on: a snapshot in host memory, written and uploaded beside it, one at a time.
+"""Saving checkpoints during training: a snapshot in host memory, written and uploaded in the background.
 
-Training stands still only while the state is copied. Where the node has no memory for a copy, it stands still until the
-state is on local disk. Files on their way to a bucket lie on local disk one by one, each about half a gigabyte; without
-memory for a copy, all of this rank's share does. There is never more than one checkpoint on its way.
+Training waits only while the state is copied. If the node lacks the memory for a copy, training waits until the state
+is on local disk. An upload to a bucket needs local disk for one file at a time, about half a gigabyte; without memory
+for a copy, for all files of this rank. Only one checkpoint is in progress at a time.
 
-A save that cannot be is no reason to stop: the checkpoint before stays. While one upload goes on, the next save is left
-out, and training goes on; MAX_FAILED failures in a row end the run. All ranks decide alike.
+A failed save does not stop training: the previous checkpoint remains. MAX_FAILED failures in a row end the run. A save
+is skipped while the previous upload is in progress. All ranks make the same decisions.
 """
 
 import logging
@@ -31,30 +31,30 @@ from orchestrator.checkpoint.upload import Abandoned, publish, remove_parts
 from orchestrator.engine.step import Engine
 
 MAX_FAILED = 3  # failed saves in a row that end the run
-ALLOWANCE = 5.0  # seconds that a save waits for the upload before it to end, unless its store is away
+SETTLE_SECONDS = 5.0  # how long a save waits for the previous upload to end, unless the store is unreachable
 
-# (metrics, local directory, the checkpoint's name, upload): has `upload` carried out in the background
 Report = Callable[[dict[str, Any], Path, str, Callable[[], None]], None]
+"""(metrics, local directory, the checkpoint's name, upload) -> None: arranges that `upload` runs in the background."""
 
 log = logging.getLogger(__name__)
 
 
 class Saver:
-    """Saves one run's checkpoints from every rank. Collective: construct and call it on all ranks alike.
+    """Saves one run's checkpoints from every rank. Collective: all ranks construct it and call its methods together.
 
-    What a dead attempt left of checkpoints, in the run's folder and on local disk, is deleted at the start.
+    The constructor deletes the unfinished checkpoints of earlier attempts, in the run's folder and on local disk.
 
     Args:
-        engine: what is saved.
+        engine: its state is saved.
         run_url: the run's folder, which is also Ray Train's.
-        keep: newest checkpoints that stay.
-        say: is given a line when a store is away or back, or a save is left out or fails; once, not on every rank.
-        report: has an upload carried out.
-        before: carried out in the background before a checkpoint is complete, repeatedly while its store is away.
+        keep: number of newest checkpoints to keep.
+        say: receives a line if a store is unreachable or back, or a save is skipped or fails; on rank 0 only.
+        report: starts an upload in the background.
+        before: called in the background before a checkpoint is completed, repeatedly while the store is unreachable.
 
     Attributes:
-        skipped: saves that were left out because the upload before them was still going on.
-        failed: saves that failed.
+        skipped: number of saves that were skipped because the previous upload was still in progress.
+        failed: number of saves that failed.
     """
 
     def __init__(
@@ -67,23 +67,31 @@ class Saver:
         report: Report,
         before: Callable[[], None] | None = None,
     ) -> None:
-        self._engine, self._run_url, self._keep = engine, run_url, keep
-        self._before, self._report = before, report
-        self._rank, self._world = dist.get_rank(), dist.get_world_size()
+        self._engine = engine
+        self._run_url = run_url
+        self._keep = keep
+        self._report = report
+        self._before = before
+        self._rank = dist.get_rank()
+        self._world_size = dist.get_world_size()
         self._say = say if self._rank == 0 else log.warning
+
         self._buffer = HostBuffer(engine.device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
-        self._idle = threading.Event()
-        self._idle.set()
+        self._staging = staging_folder(run_url)
         self._stop = threading.Event()
         self._retry = StoreRetry(run_url, self._say, self._stop)
-        self._uploaded = ""  # name of the last checkpoint that was begun, until it is settled
-        self._cause: str | None = None  # why it failed, on this rank
-        self._failed_in_a_row = 0
-        self._said_skip, self._said_failure = False, False
-        self.skipped, self.failed = 0, 0
+        self._idle = threading.Event()
+        self._idle.set()
 
-        self._staging = staging_folder(run_url)
-        dist.barrier()  # nobody is restoring any more
+        self._in_progress = ""  # the checkpoint whose upload has begun and whose outcome is not counted yet
+        self._cause: str | None = None  # why its upload failed on this rank; empty if another rank's failed
+        self._failed_in_a_row = 0
+        self._said_skip = False
+        self._said_failure = False
+        self.skipped = 0
+        self.failed = 0
+
+        dist.barrier()  # no rank is restoring any more
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             shutil.rmtree(self._staging, ignore_errors=True)
         if self._rank == 0:
@@ -92,39 +100,45 @@ class Saver:
     def save(self, step: int, totals: dict[str, Any], metrics: dict[str, float], *, wait: bool) -> float:
         """Save the state after `step` steps. Every rank must call it at the same step.
 
-        It returns as soon as training may go on, or, with `wait`, when the checkpoint is complete. Without `wait` it is
-        left out while the upload before it goes on.
+        With `wait` it returns when the checkpoint is complete. Otherwise it returns as soon as training can continue,
+        and does nothing if the previous upload is still in progress.
 
         Args:
             totals: the accounting totals, restored with the weights.
-            metrics: what Ray Train shows beside the checkpoint.
+            metrics: Ray Train shows them with the checkpoint.
 
         Returns:
-            Seconds that training stood still.
+            Seconds for which training waited.
 
         Raises:
-            CheckpointError: on all ranks: MAX_FAILED saves in a row failed; or, with `wait`, this one.
+            CheckpointError: on all ranks, if MAX_FAILED saves in a row failed; with `wait`, if this one failed.
         """
         began = time.monotonic()
-        busy, suffix = self._settle(float("inf") if wait else ALLOWANCE)
+        busy, suffix = self._settle(float("inf") if wait else SETTLE_SECONDS)
         if busy:
             self.skipped += 1
             if not self._said_skip:
                 self._said_skip = True
-                self._say(f"no checkpoint at step {step}: {self._uploaded} is still being uploaded; training goes on")
+                self._say(
+                    f"no checkpoint at step {step}: {self._in_progress} is still being uploaded; training goes on"
+                )
             return time.monotonic() - began
 
         name = new_name(step, suffix)
         directory = self._staging / f"rank-{self._rank:05d}"
-        files = owned_files(self._engine, self._rank, self._world)
+        files = owned_files(self._engine, self._rank, self._world_size)
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            held = self._buffer.copy(files)
+            copied = self._buffer.copy(files)
             staged: Iterable[tuple[Path, File]]
-            staged = list(_written(directory, files)) if held is None else _written(directory, held)
+            staged = list(_written(directory, files)) if copied is None else _written(directory, copied)
         except (OSError, CheckpointError) as error:
             staged = _failing(error)
-        self._uploaded, self._cause, self._said_skip, self._said_failure = name, None, False, False
+
+        self._in_progress = name
+        self._cause = None
+        self._said_skip = False
+        self._said_failure = False
         self._stop.clear()
         self._idle.clear()
         upload = partial(self._upload, directory, name, staged, files, step, totals, metrics)
@@ -137,11 +151,11 @@ class Saver:
 
     @property
     def idle(self) -> bool:
-        """Whether this rank has no upload under way."""
+        """Whether this rank has no upload in progress."""
         return self._idle.is_set()
 
     def finish(self) -> None:
-        """Wait until this rank has no upload under way."""
+        """Wait until this rank has no upload in progress."""
         self._idle.wait()
 
     def _upload(
@@ -154,7 +168,7 @@ class Saver:
         totals: dict[str, Any],
         metrics: dict[str, float],
     ) -> None:
-        """In the background, once. Failures are kept for `_settle`."""
+        """Upload a checkpoint, in the background. `_settle` reads the cause of a failure."""
         destination = f"{self._run_url}/{name}"
         try:
             if self._before is not None:
@@ -164,7 +178,7 @@ class Saver:
                 partial(part_of, self._engine, files),
                 destination,
                 rank=self._rank,
-                world_size=self._world,
+                world_size=self._world_size,
                 step=step,
                 totals=totals,
                 metrics=metrics,
@@ -173,13 +187,14 @@ class Saver:
             )
         except Abandoned:
             self._cause = ""
-        except Exception as error:  # of any library below; it is said and counted
+        except Exception as error:  # of any library; it is reported and counted
             log.warning("checkpoint %s failed", name, exc_info=True)
             self._cause = _describe(error, self._run_url)
             if self._rank == 0:
                 self._say_failure(name, self._cause)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
+
         if self._rank == 0:
             if self._cause is None:
                 self._tidy(remove_parts, destination)
@@ -189,21 +204,20 @@ class Saver:
         self._idle.set()
 
     def _settle(self, allowance: float) -> tuple[bool, int]:
-        """Wait for the upload under way, if there is one, and take note of how it ended. Collective.
+        """Wait for the upload in progress, if any, and count its outcome. Collective.
 
         Args:
-            allowance: seconds to wait at most. Unless they are infinite, a store that is away is not waited for.
+            allowance: seconds to wait at most. Unless infinite, it does not wait while the store is unreachable.
 
         Returns:
-            Whether it still goes on, and 32 random bits, the same on all ranks.
+            Whether the upload is still in progress, and 32 random bits, the same on all ranks.
 
         Raises:
             CheckpointError: it was the last of MAX_FAILED failures in a row.
         """
         began, pause = time.monotonic(), 0.01
         while True:
-            # rank 0's clock and dice count
-            first = self._rank == 0
+            first = self._rank == 0  # only rank 0's clock and random bits are used
             flags = [
                 not self._idle.is_set(),
                 self._retry.away,
@@ -215,21 +229,24 @@ class Saver:
             dist.all_reduce(numbers)
             busy, away, failed, late, suffix = numbers.tolist()
             if failed:
-                self._stop.set()  # what the others still upload is of no use
+                self._stop.set()  # the other ranks' uploads are pointless
             if not busy or late or (away and allowance != float("inf")):
                 break
             self._idle.wait(pause)
             pause = min(0.5, 1.5 * pause)
-        if not busy and self._uploaded:
+
+        if not busy and self._in_progress:
             self._count(failed)
         return bool(busy), suffix
 
     def _count(self, failed: int) -> None:
-        name, self._uploaded = self._uploaded, ""
+        """Count the outcome of an upload that has ended. Collective."""
+        name, self._in_progress = self._in_progress, ""
         if not failed:
             self._failed_in_a_row = 0
             return
-        causes: list[str | None] = [None] * self._world
+
+        causes: list[str | None] = [None] * self._world_size
         dist.all_gather_object(causes, self._cause)
         self._cause = next(f"rank {rank}: {cause}" for rank, cause in enumerate(causes) if cause)
         self.failed += 1
@@ -241,29 +258,30 @@ class Saver:
 
     def _say_failure(self, name: str, cause: str) -> None:
         self._said_failure = True
-        self._say(f"checkpoint {name} failed ({cause}); the one before stays")
+        self._say(f"checkpoint {name} failed ({cause}); keeping the previous one")
 
     def _tidy(self, work: Callable[..., None], *arguments: Any) -> None:
-        """Delete what nobody needs. That it fails is no reason to lose a checkpoint."""
+        """Best-effort cleanup: failing to delete must not fail the checkpoint."""
         try:
             work(*arguments)
-        except Exception as error:  # of any library below
+        except Exception as error:  # of any library
             self._say(f"old checkpoints cannot be deleted ({_describe(error, self._run_url)})")
 
 
 def _written(directory: Path, files: Files) -> Iterator[tuple[Path, File]]:
-    """Write the files one after the other."""
+    """Write the files one by one, as they are requested."""
     for name, pieces in files.items():
         yield directory / name, write_file(directory / name, pieces)
 
 
 def _failing(error: Exception) -> Iterator[tuple[Path, File]]:
-    """The files of a rank that could not write them: it fails with the upload, where the others learn of it."""
+    """Stands for files that could not be written: the error is raised in the upload, and so reaches all ranks."""
     raise error
     yield
 
 
 def _describe(error: Exception, run_url: str) -> str:
+    """The cause of a failure in a few words."""
     if isinstance(error, CheckpointError):
         return str(error)
     if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:

@@ -1,6 +1,6 @@
-"""A snapshot becomes a checkpoint: every rank brings its files, rank 0 writes the manifest when all are there.
+"""The upload of a snapshot, in the background: every rank moves its files, and rank 0 then writes the manifest.
 
-It runs beside training. A store that is away is waited for.
+Requests are repeated while the store is unreachable.
 """
 
 import threading
@@ -15,7 +15,7 @@ from orchestrator.checkpoint.outage import StoreRetry
 
 
 class Abandoned(CheckpointError):
-    """Another rank's upload failed, so this one is of no use."""
+    """This rank's upload was stopped because another rank's failed."""
 
 
 def publish(
@@ -31,20 +31,21 @@ def publish(
     retry: StoreRetry,
     stop: threading.Event,
 ) -> None:
-    """Move this rank's files to a checkpoint's folder; on rank 0 also wait for all other ranks and write the manifest.
+    """Move this rank's files to a checkpoint's folder. Rank 0 also waits for all other ranks and writes the manifest.
 
     Args:
-        files: local files with their digests; each is moved before the next one is asked for.
-        describe: from the digests by name, this rank's part of the manifest.
+        files: local files with their digests; each one is moved before the next one is requested.
+        describe: digests by file name -> this rank's part of the manifest.
         destination: URL of the checkpoint's folder, the same on all ranks.
-        step, totals, metrics: steps done, the accounting totals and the latest metrics, restored with the weights.
-        retry: carries out the requests.
-        stop: once set, the other ranks are not waited for any more.
+        rank, world_size: of this process, and the number of ranks.
+        step, totals, metrics: number of steps done, accounting totals and latest metrics, restored with the weights.
+        retry: repeats the requests.
+        stop: once set, rank 0 stops waiting for the other ranks.
 
     Raises:
-        Abandoned: it was stopped.
+        Abandoned: `stop` was set.
         CheckpointError: the disk is full.
-        Exception: what the store raised, after all tries.
+        Exception: the store's error, after all retries.
     """
     written: dict[str, File] = {}
     for path, entry in files:
@@ -61,6 +62,7 @@ def publish(
         if stop.wait(pause):
             raise Abandoned(f"{len(missing)} of {world_size} ranks did not finish their upload")
         pause = min(2.0, pause * 1.5)
+
     texts = [retry(partial(storage.read, f"{destination}/{name}")) for name in sorted(expected)]
     parts = [Part.model_validate_json(text) for text in texts]
     manifest = Manifest(
@@ -76,7 +78,7 @@ def publish(
 
 
 def remove_parts(destination: str) -> None:
-    """Delete what the manifest of a complete checkpoint has replaced."""
+    """Delete the ranks' parts of a complete checkpoint: its manifest contains them."""
     for name in storage.matching(destination, "part-*.json"):
         storage.remove(f"{destination}/{name}")
 

@@ -1,8 +1,8 @@
-"""Where a step stopped being finite, and with which samples: asked once, when the run gives up on its weights.
+"""The cause of a step that is not finite: the first such tensor, and the samples. Called once the run gives up.
 
-The weights of a skipped step are unchanged, so training it again goes wrong in the same way. It is trained again in
-full, on all ranks, with hooks that look at every module's output and every parameter's gradient. The hooks hand NaN on
-in place of each gradient: so the repeated step is skipped whatever comes out, and leaves as little behind as the first.
+A skipped step leaves the weights unchanged, so it fails in the same way when it is repeated. It is repeated in full, on
+all ranks, with hooks that check every module's output and every parameter's gradient. The hooks replace every gradient
+with NaN, so the repeated step is always skipped, and it too leaves nothing behind.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,8 @@ from data import Batch
 from orchestrator.engine.step import Engine
 from orchestrator.wording import count
 
-SHOWN = 5  # samples that are named
+SAMPLES_SHOWN = 5  # in the message
+LOSS = "loss"
 
 
 @dataclass(frozen=True)
@@ -25,9 +26,9 @@ class Diagnosis:
     """What is not finite in a step, over all ranks.
 
     Attributes:
-        tensor: what stopped being finite first, such as "output of blocks.3.mlp", "loss", "gradient of head.weight";
-            None if all was finite this time.
-        samples: ids whose own loss is not finite, rising.
+        tensor: the first tensor that is not finite, such as "output of blocks.3.mlp", "loss", "gradient of
+            head.weight"; None if the repeated step is finite.
+        samples: ids of the samples whose own loss is not finite, in rising order.
     """
 
     tensor: str | None
@@ -35,17 +36,20 @@ class Diagnosis:
 
     def __str__(self) -> str:
         if self.tensor is None:
-            return "all is finite in a repeat (a sum over workers overflowed, or a device is faulty)"
+            return "the repeated step is finite (a sum over workers overflowed, or a device is faulty)"
         if not self.samples:
-            return f"{self.tensor} is not finite, the losses of all samples are"
-        shown = ", ".join(map(str, self.samples[:SHOWN]))
-        more = f" and {len(self.samples) - SHOWN:,} more" if len(self.samples) > SHOWN else ""
-        return f"{self.tensor} is not finite, nor the loss of {count(len(self.samples), 'sample')} ({shown}{more})"
+            return f"{self.tensor} is not finite; the losses of all samples are finite"
+        shown = ", ".join(map(str, self.samples[:SAMPLES_SHOWN]))
+        more = f" and {len(self.samples) - SAMPLES_SHOWN:,} more" if len(self.samples) > SAMPLES_SHOWN else ""
+        samples = f"{count(len(self.samples), 'sample')} ({shown}{more})"
+        if self.tensor == LOSS:
+            return f"{LOSS} is not finite in {samples}"
+        return f"{self.tensor} is not finite, nor is the loss of {samples}"
 
 
 @dataclass
 class _Found:
-    """Of one rank. Outputs are in the order of the forward pass, gradients by parameter."""
+    """What one rank found: whether each output (in the order of the forward pass) and each gradient is finite."""
 
     outputs: dict[str, bool]
     gradients: dict[str, bool]
@@ -53,10 +57,11 @@ class _Found:
 
 
 def diagnose(engine: Engine, batch: Batch, seeds: Tensor | None) -> Diagnosis:
-    """Train a step again that was skipped, and say what was not finite. Nothing changes. Collective.
+    """Repeat a skipped step and find what is not finite. The engine's state does not change. Collective.
 
     Args:
-        batch, seeds: this rank's slots of the step, as `Engine.train_step` had them.
+        engine: took the step.
+        batch, seeds: this rank's slots of the step, as `Engine.train_step` received them.
     """
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, _repeat(engine, batch, seeds))
@@ -65,12 +70,13 @@ def diagnose(engine: Engine, batch: Batch, seeds: Tensor | None) -> Diagnosis:
 
 
 def _first(engine: Engine, found: list[_Found], samples: list[int]) -> str | None:
+    """The first tensor that is not finite on any rank; None if all are finite."""
     for name in found[0].outputs:
         if not all(rank.outputs[name] for rank in found):
             return f"output of {name}"
     if samples:
-        return "loss"
-    # The backward pass comes from the head, and what is before a bad gradient in the model is bad because of it.
+        return LOSS
+    # The backward pass starts at the head: a bad gradient spoils those of all earlier modules.
     for name, _ in reversed(list(engine.deepspeed.module.named_parameters())):
         if not all(rank.gradients.get(name, True) for rank in found):
             return f"gradient of {name}"
@@ -78,19 +84,20 @@ def _first(engine: Engine, found: list[_Found], samples: list[int]) -> str | Non
 
 
 def _repeat(engine: Engine, batch: Batch, seeds: Tensor | None) -> _Found:
+    """Repeat the step on this rank, with hooks."""
     found = _Found({}, {}, [])
     losses: list[Tensor] = []
     objective, module = engine.objective, engine.deepspeed.module
 
-    def look_at_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
+    def check_losses(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         losses.append(objective(logits, labels, weights))
         return losses[-1]
 
-    hooks = [part.register_forward_hook(_look_at_output(name, found)) for name, part in module.named_modules() if name]
-    hooks += [parameter.register_hook(_look_at_gradient(name, found)) for name, parameter in module.named_parameters()]
-    engine.objective = look_at_losses
+    hooks = [part.register_forward_hook(_check_output(name, found)) for name, part in module.named_modules() if name]
+    hooks += [parameter.register_hook(_check_gradient(name, found)) for name, parameter in module.named_parameters()]
+    engine.objective = check_losses
     try:
-        with torch.compiler.set_stance("force_eager"):  # hooks inside a compiled block would not be called
+        with torch.compiler.set_stance("force_eager"):  # a compiled block would not call its hooks
             engine.train_step(batch.images, batch.labels, batch.weights, batch.valid, seeds, lr=0.0)
     finally:
         engine.objective = objective
@@ -101,16 +108,16 @@ def _repeat(engine: Engine, batch: Batch, seeds: Tensor | None) -> _Found:
     return found
 
 
-def _look_at_output(name: str, found: _Found) -> Callable[..., None]:
-    def look(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
+def _check_output(name: str, found: _Found) -> Callable[..., None]:
+    def check(module: torch.nn.Module, inputs: Any, output: Tensor) -> None:
         found.outputs[name] = bool(output.isfinite().all()) and found.outputs.get(name, True)
 
-    return look
+    return check
 
 
-def _look_at_gradient(name: str, found: _Found) -> Callable[[Tensor], Tensor]:
-    def look(gradient: Tensor) -> Tensor:
+def _check_gradient(name: str, found: _Found) -> Callable[[Tensor], Tensor]:
+    def check(gradient: Tensor) -> Tensor:
         found.gradients[name] = bool(gradient.isfinite().all()) and found.gradients.get(name, True)
         return torch.full_like(gradient, torch.nan)
 
-    return look
+    return check

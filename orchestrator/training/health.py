@@ -1,14 +1,14 @@
-"""Steps that were skipped because they were not finite: counted, and too many in a row end the patience with them.
+"""Counts of the steps that were skipped because they are not finite. Too many in a row roll the run back.
 
-One skipped step is a bad sample or a rare overflow, and training goes on. `training.max_bad_steps` in a row say that
-the weights themselves are no good: the run goes back to its last checkpoint, once, and stops if that did not help.
+One skipped step means a bad sample or a rare overflow, and training continues. `training.max_bad_steps` in a row mean
+that the weights themselves are bad: the run rolls back to its last checkpoint, once, and stops if that does not help.
 
-The counts are part of the history that the weights hold: they are saved with a checkpoint and restored with it. That
-the run went back outlives the restore that it causes, and is saved with the next checkpoint. If the workers die before
-that, the run may go back once more; so may a run that was stopped here and is submitted again.
+The counts belong to the weights: they are saved with a checkpoint and restored with it. The mark that the run was
+rolled back is not reset by the restore that follows, and is saved with the next checkpoint. If the workers die before
+that, the run may roll back once more; so may a run that was stopped here and is submitted again.
 
-Counting costs no wait. The step's verdict stays on the device, and the count is read one step late, when the device
-already has the next step to work on. Only a count that is one short of the limit is read at once.
+Counting never blocks the host. The result of a step stays on the device, and the count is read one step late, when the
+device is already working on the next step. Only a count that is one short of the limit is read at once.
 """
 
 from typing import NoReturn
@@ -24,41 +24,44 @@ from orchestrator.wording import count
 
 
 class RollBack(Exception):
-    """The run must go on from its last checkpoint. The message is one line, the reason."""
+    """The run must continue from its last checkpoint. The message is the reason, in one line."""
 
 
 class Diverged(Exception):
-    """The run must stop. The message is one line."""
+    """The run must stop. The message is the reason, in one line."""
 
 
 class Health:
-    """Counts skipped steps, on every rank alike.
+    """Counts skipped steps; the counts are the same on all ranks.
 
     Args:
-        max_bad_steps: skipped steps in a row that are too many. With 1, every step is waited for.
+        engine: takes the steps.
+        max_bad_steps: number of skipped steps in a row that is too many. With 1, the host waits for every step.
     """
 
     def __init__(self, engine: Engine, max_bad_steps: int) -> None:
-        self._engine, self._limit = engine, max_bad_steps
+        self._engine = engine
+        self._limit = max_bad_steps
         self._went_back = False
+
         cuda = engine.device.type == "cuda"
-        self._counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # skipped in a row, skipped in all
+        self._counts = torch.zeros(2, dtype=torch.int64, device=engine.device)  # in a row, in total
         self._late = torch.zeros(2, dtype=torch.int64, pin_memory=cuda)
         self._copied = torch.cuda.Event() if cuda else None
 
     def resume(self, metrics: dict[str, float]) -> None:
-        """Go on counting from a checkpoint's metrics; from 0 with none."""
+        """Continue the counts of a checkpoint's metrics; without metrics, start at 0."""
         counts = torch.tensor([int(metrics.get(name, 0)) for name in (IN_A_ROW, SKIPPED)])
         self._counts.copy_(counts)
         self._late.copy_(counts)
         self._went_back = self._went_back or bool(metrics.get(WENT_BACK, 0))
 
     def stepped(self, result: StepResult, batch: Batch, seeds: Tensor | None) -> None:
-        """Note a step's verdict; `batch` and `seeds` are what it was trained on. Collective when there are too many.
+        """Count a step on `batch` with `seeds`. All ranks must call it.
 
         Raises:
-            RollBack: too many in a row for the first time; on all ranks alike.
-            Diverged: for the second time; on all ranks alike.
+            RollBack: on all ranks, if there are too many skipped steps in a row for the first time.
+            Diverged: on all ranks, if it is the second time.
         """
         late = self._one_step_late()
         skipped = ~result.applied
@@ -71,7 +74,7 @@ class Health:
             self._give_up(row, batch, seeds)
 
     def metrics(self) -> dict[str, float]:
-        """The counts, for MLflow and for the checkpoint; a GPU is waited for."""
+        """The counts, for MLflow and for the checkpoint. Waits for a GPU."""
         row, skipped = self._counts.tolist()
         return {SKIPPED: float(skipped), IN_A_ROW: float(row), WENT_BACK: float(self._went_back)}
 

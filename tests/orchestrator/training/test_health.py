@@ -193,16 +193,16 @@ def diagnoses() -> dict[tuple[object, str], tuple[Diagnosis, bool]]:
 
 def test_a_diagnosis_is_one_line() -> None:
     assert str(Diagnosis("output of norm", list(range(1000, 2203)))) == (
-        "output of norm is not finite, nor the loss of 1203 samples (1000, 1001, 1002, 1003, 1004 and 1,198 more)"
+        "output of norm is not finite, nor is the loss of 1203 samples (1000, 1001, 1002, 1003, 1004 and 1,198 more)"
     )
     assert str(Diagnosis("gradient of head.bias", [])) == (
-        "gradient of head.bias is not finite, the losses of all samples are"
+        "gradient of head.bias is not finite; the losses of all samples are finite"
     )
-    assert "all is finite in a repeat" in str(Diagnosis(None, []))
+    assert "the repeated step is finite" in str(Diagnosis(None, []))
 
 
 def test_too_many_in_a_row_go_back_once_and_then_stop(tmp_path: Path) -> None:
-    reason = "step {}: 3 steps in a row skipped (training.max_bad_steps = 3): loss is not finite, nor the loss of {}"
+    reason = "step {}: 3 steps in a row skipped (training.max_bad_steps = 3): loss is not finite in {}"
     for rank in run_ranks(2, train_with_health, str(tmp_path / "run")):
         assert rank["went back"] == reason.format(9, "1 sample (818)")
         assert rank["restored"] == {SKIPPED: 2.0, IN_A_ROW: 0.0, WENT_BACK: 1.0}
