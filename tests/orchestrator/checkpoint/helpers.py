@@ -1,4 +1,4 @@
-"""What a checkpoint holds, read without the code that restores it."""
+"""The contents of a checkpoint, read without the code that restores it."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from orchestrator.checkpoint.manifest import complete_checkpoints
 
 
 def weights(run: Path, step: int | None = None) -> dict[str, torch.Tensor]:
-    """The tensors of the checkpoint at a step, or the newest, put together from its fragments by its own manifest."""
+    """The tensors of the checkpoint at a step (None: the newest), assembled from the fragments in its manifest."""
     manifest = next(m for m in complete_checkpoints(str(run)) if step in (None, m.step))
     files = {name: load_file(run / manifest.name / name) for name in manifest.files}
     whole: dict[str, torch.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Saving without training: a state that is a known function of the step, in the place of a DeepSpeed engine."""
+"""Saving without training: in place of a DeepSpeed engine, a state that is a known function of the step."""
 
 import os
 from collections import defaultdict
@@ -15,7 +15,7 @@ SIZES = (700, 300, 1100, 5)
 
 
 class Unsharded:
-    """Parameters and one optimizer state each, as `orchestrator.checkpoint.fragments` finds them at ZeRO stage 0."""
+    """Parameters with one optimizer state each, with the attributes of DeepSpeed's engine at ZeRO stage 0."""
 
     def __init__(self) -> None:
         self.module = torch.nn.ParameterDict({f"p{i}": torch.zeros(size) for i, size in enumerate(SIZES)})
@@ -27,12 +27,12 @@ class Unsharded:
 
 
 def stand_in() -> Any:
-    """An engine with only a state."""
+    """An engine that has only a state."""
     return SimpleNamespace(deepspeed=Unsharded(), device=torch.device("cpu"))
 
 
 def set_state(engine: Engine, step: int) -> None:
-    """Give it, in place, the state after `step` steps."""
+    """Set an engine's state, in place, to the state after `step` steps."""
     for i, parameter in enumerate(engine.deepspeed.module.values()):
         state = engine.deepspeed.basic_optimizer.state[parameter]
         for name, sign in (("weight", 1), ("exp_avg", -1)):
@@ -46,7 +46,7 @@ def set_state(engine: Engine, step: int) -> None:
 
 
 def has_state(engine: Engine, step: int) -> bool:
-    """Whether it is exactly that of a step."""
+    """Whether an engine's state is exactly that of a step."""
     expected = stand_in()
     set_state(expected, step)
     here, there = engine.deepspeed, expected.deepspeed
@@ -61,7 +61,7 @@ def has_state(engine: Engine, step: int) -> bool:
 
 
 def restored_step(run: str) -> int | None:
-    """The step of the checkpoint that is restored; its state must be exactly that of the step."""
+    """Restore a checkpoint and check that the state is exactly that of its step; returns the step."""
     engine = stand_in()
     manifest = restore(engine, run)
     if manifest is None:
@@ -72,7 +72,7 @@ def restored_step(run: str) -> int | None:
 
 
 def be_impatient(server: Server | None = None) -> None:
-    """In a process of a test's own: small files and short waits; gs:// and s3:// lead to `server`."""
+    """Set small files and short waits for this process, which a test started; `server` answers gs:// and s3://."""
     import orchestrator.checkpoint.snapshot
     from data.storage import patience
 

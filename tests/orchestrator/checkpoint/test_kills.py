@@ -1,4 +1,4 @@
-"""Savers are killed at any moment, over and over: what is restored is always exactly the state of its step."""
+"""Savers are killed repeatedly, at any moment: the restored state is always exactly the state of its step."""
 
 import multiprocessing
 import os
@@ -20,7 +20,7 @@ RANKS = 2
 
 
 def save_until_killed(rank: int, rendezvous: str, run: str, server: Server | None, results: Connection) -> None:
-    """Restore, say which step came back, and save one step after the other."""
+    """Restore, report the restored step, and save step after step."""
     import torch.distributed as dist
 
     from orchestrator.checkpoint.restore import restore
@@ -61,23 +61,23 @@ def test_kills_at_any_moment(tmp_path: Path, store: str, kills: int) -> None:
             for process in processes:
                 process.start()
             answers = [pipe[0].recv() for pipe in pipes if pipe[0].poll(120)]
-            if attempt % 2:  # one of two attempts gets a checkpoint done; the others may be killed before their first
+            if attempt % 2:  # every other attempt completes a checkpoint; the rest may be killed before
                 assert [pipe[0].recv() for pipe in pipes if pipe[0].poll(120)] == [answers[0][0] + 1] * RANKS
             time.sleep(dice.random() * (0.25 if store == "disk" else 0.6))
             dice.shuffle(processes)
             for process in processes:
                 process.kill()
-                time.sleep(dice.choice([0, 0, 0.02]))  # the other goes on alone for a moment
+                time.sleep(dice.choice([0, 0, 0.02]))  # the other one continues alone for a moment
             for process in processes:
                 process.join()
             assert len(answers) == RANKS
             assert answers[0] == answers[1]
             step, exact = answers[0]
-            assert exact, f"attempt {attempt} restored something else than step {step}"
+            assert exact, f"attempt {attempt} restored another state than that of step {step}"
             restored.append(step)
         assert restored == sorted(restored), "a complete checkpoint was lost"
         assert restored[-1] >= kills // 2 - 1
-        # the next attempt deletes what the dead ones left, and no more
+        # the next attempt deletes the remains of the killed ones, and nothing else
         left = set(storage.matching(run, "step-*"))
         assert ranks.run_ranks(1, save_once, run, server) == [restored_or_later(run, left)]
         assert len(storage.matching(run, "step-*")) == 2
@@ -100,5 +100,5 @@ def save_once(run: str, server: Server | None) -> int:
 
 
 def restored_or_later(run: str, before: set[str]) -> int:
-    """The newest of the folders `before` that had a manifest; the one that `save_once` began from is still there."""
+    """The newest step in the folders `before` that still exist; `save_once` keeps the one that it restored."""
     return max(int(name[5:14]) for name in set(storage.matching(run, "step-*")) & before)

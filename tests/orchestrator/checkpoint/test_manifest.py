@@ -1,4 +1,4 @@
-"""The manifest's module, for commands that list checkpoints."""
+"""The manifest's module is light enough for commands that list checkpoints."""
 
 import subprocess
 import sys

@@ -35,7 +35,7 @@ def newest(run: Path) -> Path:
 
 
 def with_digest(record: dict[str, object]) -> str:
-    """A manifest that vouches for itself, whatever it says."""
+    """A manifest with the right digest of itself."""
     rest = {key: value for key, value in record.items() if key != "digest"}
     return json.dumps({**rest, "digest": hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()})
 
@@ -70,7 +70,7 @@ def flip_a_bit(folder: Path) -> None:
 
 
 def foreign_file(folder: Path) -> None:
-    """Another checkpoint's shard of the same size under the right name."""
+    """Replace a file with that of another checkpoint, of the same size."""
     shard = min(folder.glob("*.safetensors"))
     shutil.copyfile(min(min(folder.parent.glob("step-*")).glob("*.safetensors")), shard)
 
@@ -124,7 +124,7 @@ def test_a_manifest_cannot_name_files_elsewhere(two_checkpoints: Path) -> None:
 
 
 def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path: Path) -> None:
-    """Even with a manifest that vouches for it: loading reads safetensors and nothing else."""
+    """Not even with a valid manifest: loading reads only safetensors."""
     import pickle
 
     run, marker = tmp_path / "run", tmp_path / "executed"
@@ -149,8 +149,8 @@ def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path
     assert not marker.exists()
 
 
-def test_storage_that_cannot_be_read_is_no_damage(two_checkpoints: Path, tmp_path: Path) -> None:
-    """Falling back, or starting over, because of an outage would throw good work away."""
+def test_an_unreadable_store_is_not_damage(two_checkpoints: Path, tmp_path: Path) -> None:
+    """Using an older checkpoint, or starting over, because of an outage would lose work."""
     run = tmp_path / "run"
     shutil.copytree(two_checkpoints, run)
     shard = min(newest(run).glob("*.safetensors"))
@@ -178,14 +178,16 @@ def test_pruning_keeps_the_newest_complete_ones(two_checkpoints: Path, tmp_path:
     assert left == [older, newer]
     truncate_shard(run / newer)
     prune(str(run), keep=1)
-    assert sorted(path.name for path in run.glob("step-*")) == [older, newer], "what may be repaired stays"
+    assert sorted(path.name for path in run.glob("step-*")) == [older, newer], (
+        "a damaged checkpoint may be repaired, so it stays"
+    )
     shutil.copytree(two_checkpoints / newer, run / newer, dirs_exist_ok=True)
     prune(str(run), keep=1)
     assert sorted(path.name for path in run.glob("step-*")) == [newer]
 
 
 def test_the_restored_step_counter_is_where_the_weights_are(two_checkpoints: Path) -> None:
-    """torch's fused AdamW reads it on the device of the parameter; a CPU can only show that it is not left behind."""
+    """torch's fused AdamW reads it on the parameter's device. On a CPU this only shows that it is restored."""
     steps, devices = run_ranks(2, restored_counters, str(two_checkpoints))[0]
     assert steps == {4.0}
     assert devices
@@ -227,7 +229,7 @@ def test_no_changed_byte_is_ever_restored(saved: Path, tmp_path: Path) -> None:
 
 
 def restore_damaged(run: str) -> dict[str, set[int | None]]:
-    """Steps that were restored, each exactly, after one to three random bytes of a file were changed, by its suffix."""
+    """Steps that are restored, each exactly, after changes of one to three random bytes; by suffix of the file."""
     dice, found = random.Random(3), {"json": set[int | None](), "safetensors": set[int | None]()}
     files = sorted(newest(Path(run)).iterdir())
     for number in range(150):
@@ -294,7 +296,7 @@ def no_text(record: dict[str, object]) -> str:
         no_text,
     ],
 )
-def test_a_hostile_manifest_is_named_and_passed_over(saved: Path, tmp_path: Path, harm: object) -> None:
+def test_a_hostile_manifest_is_named_and_skipped(saved: Path, tmp_path: Path, harm: object) -> None:
     run, warned = tmp_path / "run", list[str]()
     shutil.copytree(saved, run)
     path = newest(run) / MANIFEST
@@ -310,12 +312,12 @@ def test_a_hostile_manifest_is_named_and_passed_over(saved: Path, tmp_path: Path
 def test_an_absurdly_large_manifest_is_not_read(saved: Path, tmp_path: Path) -> None:
     run, warned = tmp_path / "run", list[str]()
     shutil.copytree(saved, run)
-    os.truncate(newest(run) / MANIFEST, 1 << 40)  # a hole: no disk can hold it
+    os.truncate(newest(run) / MANIFEST, 1 << 40)  # a sparse file: it takes no space
     assert [found.step for found in complete_checkpoints(str(run), warned.append)] == [1]
     assert "bytes are too many" in warned[0]
 
 
-def test_files_that_do_not_belong_there_change_nothing(saved: Path, tmp_path: Path) -> None:
+def test_foreign_files_change_nothing(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     (newest(run) / "rank-00007-of-00008.000.safetensors").write_bytes(b"x")
@@ -325,7 +327,7 @@ def test_files_that_do_not_belong_there_change_nothing(saved: Path, tmp_path: Pa
     assert run_ranks(1, saving.restored_step, str(run)) == [2]
 
 
-def test_when_every_checkpoint_is_damaged_nothing_starts_over(saved: Path, tmp_path: Path) -> None:
+def test_if_every_checkpoint_is_damaged_the_run_does_not_start_over(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     for manifest in run.glob(f"*/{MANIFEST}"):
@@ -334,7 +336,7 @@ def test_when_every_checkpoint_is_damaged_nothing_starts_over(saved: Path, tmp_p
         run_ranks(1, saving.restored_step, str(run))
 
 
-def test_a_manifest_of_the_format_before_is_read(saved: Path, tmp_path: Path) -> None:
+def test_a_manifest_of_format_1_is_read(saved: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(saved, run)
     path = newest(run) / MANIFEST
@@ -342,12 +344,12 @@ def test_a_manifest_of_the_format_before_is_read(saved: Path, tmp_path: Path) ->
     assert run_ranks(1, saving.restored_step, str(run)) == [2]
 
 
-def test_a_bucket_that_is_away_is_waited_for_before_anything_starts(saved: Path) -> None:
-    """Neither an outage nor an answer cut short is taken for damage."""
+def test_a_start_waits_for_an_unreachable_bucket(saved: Path) -> None:
+    """Neither an outage nor a truncated answer counts as damage."""
     with s3_server() as server:
         said, step = run_ranks(1, restore_through_an_outage, server, str(saved))[0]
     assert step == 2
-    assert "is away (" in said[0]
+    assert "cannot reach s3://bucket/run (" in said[0]
     assert said[1].endswith(" is back")
 
 

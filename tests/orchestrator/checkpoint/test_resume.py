@@ -1,4 +1,4 @@
-"""A checkpoint continues at any stage and any number of workers, as if nothing had been."""
+"""A run continues from a checkpoint at any stage and on any number of workers, as if it had not been interrupted."""
 
 import itertools
 from collections.abc import Callable
@@ -29,8 +29,8 @@ class Whole:
 
     Attributes:
         losses: of every step.
-        run: with the checkpoint of step `SAVED` alone.
-        end: with the checkpoint of the last step alone.
+        run: a folder with only the checkpoint of step `SAVED`.
+        end: a folder with only the checkpoint of the last step.
     """
 
     losses: list[float]
@@ -62,10 +62,10 @@ def train(
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_another_number_of_workers_goes_on_as_if_nothing_had_been(
+def test_another_number_of_workers_continues_the_same_run(
     digits: Path, tmp_path: Path, whole: Callable[..., Whole], stage: int
 ) -> None:
-    """From two workers to one, to two, and to five and back to two."""
+    """From two workers to one, to two, and to five and then two."""
     shards, uninterrupted = str(digits / "train"), whole(stage)
     run, expected = str(uninterrupted.run), uninterrupted.losses[SAVED:]
     for world_size in (1, 2):
@@ -103,7 +103,7 @@ def test_sgd_momentum_is_restored(digits: Path, whole: Callable[..., Whole]) -> 
 
 
 def test_saving_changes_nothing(tmp_path: Path) -> None:
-    """Weights and optimizer state stay as they are, so an undisturbed run may save."""
+    """Weights and optimizer state do not change, so the uninterrupted run of these tests may save."""
     for same in run_ranks(2, save_and_compare, str(tmp_path)):
         assert same == dict.fromkeys(itertools.product(range(4), ("float32", "bf16")), True)
 

@@ -1,4 +1,4 @@
-"""A saver whose store is away, whose disk is full or whose bucket is not there: all ranks do alike."""
+"""Saving with an unreachable store, a full disk or a missing bucket: all ranks make the same decisions."""
 
 import resource
 import shutil
@@ -34,14 +34,14 @@ def new_saver(run: str, said: list[str]) -> tuple[object, Saver]:
 def save(engine: object, saver: Saver, step: int, *, wait: bool) -> None:
     set_state(engine, step)
     saver.save(step, {"steps": step}, {}, wait=wait)
-    set_state(engine, step + 1)  # training goes on at once
+    set_state(engine, step + 1)  # training continues at once
 
 
-def test_an_outage_is_waited_for_beside_training(bucket: Server) -> None:
+def test_an_upload_waits_for_an_outage_while_training_continues(bucket: Server) -> None:
     said, skipped, restored = run_ranks(2, saves_during_an_outage, bucket)[0]
-    away, left_out, back = said
-    assert "gs://bucket/outage is away (" in away
-    assert left_out.startswith("no checkpoint at step 2: step-000000001-")
+    away, skipped_save, back = said
+    assert "cannot reach gs://bucket/outage (" in away
+    assert skipped_save.startswith("no checkpoint at step 2: step-000000001-")
     assert back == "gs://bucket/outage is back"
     assert (skipped, restored) == (2, 4)
     with reached_by(bucket) as url:
@@ -49,7 +49,7 @@ def test_an_outage_is_waited_for_beside_training(bucket: Server) -> None:
 
 
 def saves_during_an_outage(server: Server) -> tuple[list[str], int, int | None]:
-    """The store is away from rank 0 only; rank 1 leaves out the same saves."""
+    """Rank 0 alone cannot reach the store; rank 1 skips the same saves."""
     import torch.distributed as dist
 
     said: list[str] = []
@@ -68,7 +68,7 @@ def saves_during_an_outage(server: Server) -> tuple[list[str], int, int | None]:
         return said, saver.skipped, restored_step("gs://bucket/outage")
 
 
-def test_a_bucket_that_is_not_there_ends_the_run_after_three_saves(bucket: Server) -> None:
+def test_a_missing_bucket_ends_the_run_after_three_saves(bucket: Server) -> None:
     for said, error in run_ranks(2, saves_without_a_bucket, bucket):
         assert "3 checkpoints in a row failed, the last one: rank 0: FileNotFoundError" in error
         assert len(said) in (0, 3)
@@ -86,7 +86,7 @@ def saves_without_a_bucket(server: Server) -> tuple[list[str], str]:
     except CheckpointError as error:
         assert step == 4
         return said, str(error)
-    raise AssertionError("it went on")
+    raise AssertionError("the run continued")
 
 
 def one_save_without_a_bucket(server: Server) -> str:
@@ -98,11 +98,11 @@ def one_save_without_a_bucket(server: Server) -> str:
 
 
 def test_a_disk_that_is_full_for_a_while(tmp_path: Path) -> None:
-    """One rank cannot write; all go on, the checkpoint before stays, and the next save is complete."""
+    """One rank cannot write: all continue, the previous checkpoint remains, and the next save is complete."""
     said, failed = run_ranks(2, saves_with_a_limit, str(tmp_path / "run"))[0]
     (line,) = said
     assert "rank-00001 is full: rank-00001-of-00002.000.safetensors needs " in line
-    assert line.endswith("; the one before stays")
+    assert line.endswith("; keeping the previous one")
     assert failed == 1
     assert [found.step for found in complete_checkpoints(str(tmp_path / "run"))] == [3, 1]
     assert len(list((tmp_path / "run").glob("step-*"))) == 2
@@ -116,7 +116,7 @@ def saves_with_a_limit(run: str) -> tuple[list[str], int]:
     save(engine, saver, 1, wait=True)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     if dist.get_rank() == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # to write more fails like on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3000, before[1]))  # writing more fails as on a full disk
     save(engine, saver, 2, wait=False)
     while not saver.idle and dist.get_rank() == 1:
         time.sleep(0.01)
@@ -154,12 +154,12 @@ def saves_until_full(run: str) -> tuple[list[str], list[int]]:
 
 
 def test_without_memory_for_a_snapshot(tmp_path: Path) -> None:
-    """Then it is written while training waits; the checkpoint is the same, byte for byte."""
+    """The files are written while training waits. The checkpoint is the same, byte for byte."""
     run_ranks(2, saves_once, str(tmp_path / "with"), None)
     run_ranks(2, saves_once, str(tmp_path / "without"), 10_000)
     (some,), (none,) = (list(complete_checkpoints(str(tmp_path / name))) for name in ("with", "without"))
     assert some.files == none.files
-    assert len(some.files) > 2  # in several files a rank
+    assert len(some.files) > 2  # several files per rank
 
 
 def saves_once(run: str, memory: int | None) -> None:
@@ -172,7 +172,7 @@ def saves_once(run: str, memory: int | None) -> None:
     assert restored_step(run) == 1
 
 
-def test_what_a_dead_attempt_left_is_deleted(tmp_path: Path) -> None:
+def test_unfinished_checkpoints_of_earlier_attempts_are_deleted(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run_ranks(1, saves_once, str(run), None)
     (complete,) = run.glob("step-*")
@@ -191,8 +191,8 @@ def starts(run: str) -> None:
     new_saver(run, [])
 
 
-def test_the_ledger_writes_the_same_again_after_a_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However often a write fails or its answer is lost, no step is in the ledger twice, or missing."""
+def test_the_ledger_repeats_a_failed_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No step is missing from the ledger or is in it twice, however often a write fails or its answer is lost."""
     ledger = Ledger(str(tmp_path), rank=0, attempt=1)
     everything = torch.ones(3, dtype=torch.bool)
     ledger.record(0, torch.tensor([1, 2, 3]), everything)

@@ -1,7 +1,7 @@
 """Steps that are not finite: skipped on all workers, counted, explained.
 
-Two real processes a test. Label weights and losses that are not finite come in through the data, gradients through a
-hook on one rank. The reference is a plain PyTorch loop that never meets the bad steps.
+Each test runs two real processes. The data brings in label weights and losses that are not finite, and a hook on one
+rank brings in such gradients. The reference is a plain PyTorch loop without the bad steps.
 """
 
 import math
@@ -23,22 +23,22 @@ from orchestrator.training.diagnosis import Diagnosis, diagnose
 from orchestrator.training.health import Diverged, Health, RollBack
 from tests.orchestrator.small_run import BATCH, build_engine, state_of, unchanged, write_checkpoint
 
-SHARE = BATCH // 2  # slots of each of two ranks: micro-batches of 5, 5 and 2
-BAD_SLOT = 6  # in the second micro-batch
+SHARE = BATCH // 2  # slots of each of two ranks, in micro-batches of 5, 5 and 2
+BAD_SLOT = 6  # it is in the second micro-batch
 PARAMETER = "blocks.1.mlp.fc1.weight"
 STEPS = ["label weight", "good", "gradient", "infinite loss", "good", "good"]
 LR = 1e-2
 
 
 def global_batch(step: int) -> tuple[Tensor, Tensor]:
-    """Images and labels of a step, (24, ...)."""
+    """All images and labels of a step, (24, ...)."""
     generator = torch.Generator().manual_seed(step)
     images = torch.randint(0, 256, (BATCH, 3, 8, 8), dtype=torch.uint8, generator=generator)
     return images, torch.randint(0, 10, (BATCH, 1), generator=generator)
 
 
 def local_batch(step: int) -> Batch:
-    """This rank's slots; sample i of step t is number 100 t + i."""
+    """This rank's slots of a step. Sample i of step t has the id 100 t + i."""
     mine = slice(dist.get_rank() * SHARE, (dist.get_rank() + 1) * SHARE)
     images, labels = (part[mine] for part in global_batch(step))
     slots = torch.arange(BATCH)[mine]
@@ -48,12 +48,12 @@ def local_batch(step: int) -> Batch:
 
 @contextmanager
 def spoiled(kind: str, engine: Engine, batch: Batch) -> Iterator[None]:
-    """Something that is not finite, on one rank only, while the context lasts."""
+    """Bring in something that is not finite, on one rank only, inside the context."""
     module, objective, hook = engine.deepspeed.module, engine.objective, None
     if kind == "label weight" and dist.get_rank() == 1:
         batch.weights[BAD_SLOT] = math.nan
     elif kind == "infinite loss" and dist.get_rank() == 1:
-        # finite in its gradient: the constant does not depend on the logits
+        # The gradient is finite: the infinite term does not depend on the logits.
         batch.weights[BAD_SLOT] = 2.0
         engine.objective = lambda logits, labels, weights: (
             objective(logits, labels, weights) + torch.where(weights[:, 0] == 2.0, math.inf, 0.0)
@@ -83,7 +83,7 @@ def step_on(engine: Engine, batch: Batch) -> StepResult:
 
 
 def plain_norms(sgd: bool) -> list[float]:
-    """Gradient norms of the good steps in plain PyTorch, float32, one process, whole batches."""
+    """Gradient norms of the good steps in plain PyTorch: float32, one process, whole batches."""
     import model
     from orchestrator.engine.optimizer import parameter_groups
 
@@ -106,7 +106,7 @@ def plain_norms(sgd: bool) -> list[float]:
 
 
 @pytest.mark.parametrize("sgd", [False, True], ids=["adamw", "sgd"])
-def test_a_bad_step_never_happened(sgd: bool) -> None:
+def test_a_bad_step_changes_nothing(sgd: bool) -> None:
     norms = plain_norms(sgd)
     for rank in run_ranks(2, train_through_bad_steps, sgd):
         assert len(rank) == 8
@@ -121,7 +121,7 @@ def test_a_bad_step_never_happened(sgd: bool) -> None:
 
 
 def train_through_bad_steps(sgd: bool) -> dict[tuple[str, int], list[tuple[bool, bool, float]]]:
-    """By precision and stage, for each step: whether it was applied, whether nothing changed, the gradient's norm."""
+    """By precision and stage, for each step: whether it was applied, whether nothing changed, and the gradient norm."""
     results = {}
     for precision in ("float32", "bf16"):
         for stage in range(4):
@@ -136,7 +136,7 @@ def train_through_bad_steps(sgd: bool) -> dict[tuple[str, int], list[tuple[bool,
 
 
 def test_a_masked_slot_cannot_spoil_a_step() -> None:
-    """A white image turns this network's output into NaN, and the label weights are NaN as well."""
+    """The masked slot has a white image, which makes this network's output NaN, and label weights that are NaN."""
     for benign, poisoned in run_ranks(2, losses_beside_a_masked_slot):
         assert all(math.isfinite(number) for number in benign)
         assert poisoned == benign
@@ -177,7 +177,7 @@ def test_the_diagnosis_names_tensor_and_samples() -> None:
 
 
 def diagnoses() -> dict[tuple[object, str], tuple[Diagnosis, bool]]:
-    """By engine and kind: what was found in a step of that kind, and whether looking changed nothing."""
+    """By engine and kind of step: the diagnosis, and whether diagnosing changed nothing."""
     results: dict[tuple[object, str], tuple[Diagnosis, bool]] = {}
     for stage, options in [(0, {}), (2, {"checkpointing": "full", "precision": "bf16"}), (3, {})]:
         engine = build_engine(stage, dropout=0.0, **options)  # type: ignore[arg-type]
@@ -213,7 +213,7 @@ def test_too_many_in_a_row_go_back_once_and_then_stop(tmp_path: Path) -> None:
 
 
 def train_with_health(run: str) -> dict[str, object]:
-    """Steps 0 and 1 are bad, 2 and 3 good and saved, 4 and 5 good, the rest bad; then again from the checkpoint."""
+    """Steps 0 and 1 are bad, 2 to 5 good, the rest bad. Save after step 3, roll back, and train again from there."""
     results: dict[str, object] = {}
     engine = build_engine(3, dropout=0.0)
     health = Health(engine, 3)
