@@ -2,9 +2,11 @@
 
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -104,21 +106,27 @@ def start_head(home: Path) -> Iterator[RayHead]:
     from ray.cluster_utils import Cluster
 
     port, agent = free_port(), free_port()
+    # Ray's sockets are files, whose paths may have 107 characters. In the folder that all clusters of a machine share,
+    # a submitted job would be sent to the one that was started last.
+    scratch = Path(tempfile.mkdtemp(prefix="vit-head-", dir="/tmp"))
     cluster = Cluster(
         initialize_head=True,
         head_node_args={
             "num_cpus": CPUS,
+            "temp_dir": str(scratch),
             "include_dashboard": True,
             "dashboard_host": "127.0.0.1",
             "dashboard_port": port,
             "dashboard_agent_listen_port": agent,  # its default is one for all clusters of a machine
         },
     )
+    (scratch / "ray_current_cluster").write_text(cluster.address)
     jobs = f"http://127.0.0.1:{port}"
     environment = {**os.environ, "RAY_ADDRESS": cluster.address, "RAY_API_SERVER_ADDRESS": jobs}
     wait_for_port(agent)  # the job server refuses jobs until it knows an agent
     yield RayHead(cluster.address, jobs, environment)
     cluster.shutdown()
+    shutil.rmtree(scratch, ignore_errors=True)
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> None:

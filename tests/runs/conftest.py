@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from infra.local.autoscaler import Scaling
 from infra.local.cluster import LocalCluster
@@ -16,7 +17,10 @@ PROFILE = "profile/steps-000010-000012"
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where all runs of a session are, with one MLflow database and one packed set: `digits`."""
-    return tmp_path_factory.mktemp("runs")
+    folder = tmp_path_factory.mktemp("runs")
+    # A process that is killed while it makes the tables leaves a database that MLflow cannot open.
+    MlflowClient(f"sqlite:///{folder}/mlflow.db").search_experiments()
+    return folder
 
 
 @pytest.fixture(scope="session")
