@@ -34,7 +34,7 @@ class Progress:
 
 @ray.remote(num_cpus=0)
 class Board:
-    """Holds the latest progress, the workers' signs of life and the messages that nobody has read yet."""
+    """Holds the latest progress, the workers' heartbeats and the messages that the driver has not read yet."""
 
     def __init__(self) -> None:
         self._progress = Progress()
@@ -46,7 +46,7 @@ class Board:
         self._workers_wanted = 0
 
     def new_group(self, workers: int) -> None:
-        """Workers were started. Nothing is known of them yet, and their first sign of life may take a while."""
+        """Workers were started. Nothing is known of them yet, and their first heartbeat may take a while."""
         self._heard = dict.fromkeys(range(workers), time.monotonic() + START_SECONDS)
         self._first_step = None
         self._workers_wanted = 0
@@ -60,15 +60,15 @@ class Board:
         return self._workers_wanted
 
     def group_gone(self) -> None:
-        """The workers ended before the run did; others are to come, once there is a place for them."""
+        """The workers ended before the run did; others will start once there is room for them."""
         self._progress = replace(self._progress, total_steps=0, note="waiting for workers")
 
     def beat(self, rank: int) -> None:
-        """A worker lives."""
+        """A heartbeat of a worker."""
         self._heard[rank] = time.monotonic()
 
     def silence(self) -> dict[int, float]:
-        """Seconds since the last sign of life, by rank; negative while one is still starting."""
+        """Seconds since the last heartbeat, by rank; negative while a worker may still be starting."""
         now = time.monotonic()
         return {rank: now - heard for rank, heard in self._heard.items()}
 

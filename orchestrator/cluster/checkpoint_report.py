@@ -1,4 +1,4 @@
-"""Checkpoints as Ray Train gets to know them."""
+"""Reports checkpoints to Ray Train."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,7 +9,7 @@ from ray.train import Checkpoint, CheckpointUploadMode
 
 
 def through_ray(metrics: dict[str, Any], directory: Path, name: str, upload: Callable[[], None]) -> None:
-    """Report a checkpoint to Ray Train, which carries out `upload` in its thread and then registers the checkpoint."""
+    """Report a checkpoint to Ray Train, which runs `upload` in its own thread and then registers the checkpoint."""
     run = ray.train.get_context().get_storage()
 
     def upload_checkpoint(local: Checkpoint, name: str) -> Checkpoint:

@@ -1,8 +1,9 @@
-"""A driver and its workers must run the same code: said in one line, before anything of ours is unpickled there.
+"""The check that workers run the driver's code: if not, the run ends in one line.
 
-Nodes keep a checkout of their own unless a job is submitted with a working directory, and a checkout may change while a
-run waits for nodes. So each group of workers is asked for the digest of its code first, by functions that travel with
-their source (`run/provenance.py`): a worker with other code may lack every module that is imported here.
+Nodes have a checkout of their own unless a job is submitted with a working directory, and a checkout may change while a
+run waits for nodes. So each group of workers is asked for the digest of its code before any object of this project is
+unpickled there. The functions that compute the digest are sent by value (`run/provenance.py`), because a worker with
+other code may lack every module that is imported here. Older drivers do not check.
 """
 
 from typing import Any
@@ -32,7 +33,7 @@ class SameCode(WorkerGroupCallback):
         self._digest = digest
 
     def before_init_train_context(self, workers: list[Any]) -> dict[str, list[Any]]:
-        """Called by Ray Train when the workers' processes are there, and nothing of ours is.
+        """Called by Ray Train once the workers' processes run, before they unpickle anything of this project.
 
         Raises:
             OtherCode: a worker has other code, or none.
@@ -46,7 +47,7 @@ class SameCode(WorkerGroupCallback):
 
 
 def other_code_here(digest: str) -> str | None:
-    """What is wrong with the code that Ray's processes on this node import; None if nothing is, or Ray is gone."""
+    """How the code of Ray's processes on this node differs from the driver's; None if it does not, or Ray is gone."""
     ray.cloudpickle.register_pickle_by_value(provenance)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     task = ray.remote(num_cpus=0, scheduling_strategy=here)(provenance.imported_code_digest)

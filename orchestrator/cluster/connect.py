@@ -1,4 +1,4 @@
-"""Joining the cluster that is named, or starting a local one; what its nodes must have, and what workers get to see."""
+"""Joining the named cluster or starting a local one, its missing resources, and the environment of workers."""
 
 import logging
 import math
@@ -23,7 +23,7 @@ PRIVATE_SETTINGS = {  # environment of a private cluster's processes
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it asks whether nodes are being drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train sets it for its controller
 }
-STORE_ADDRESSES = (  # which object stores are meant, and how patient to be with them
+STORE_ADDRESSES = (  # addresses of object stores, and the time-out of their requests
     *("STORAGE_EMULATOR_HOST", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_REGION", "AWS_DEFAULT_REGION"),
     "DATA_REQUEST_SECONDS",
 )
@@ -75,7 +75,7 @@ def connect(job: NetworkJob, environment: Mapping[str, str]) -> bool:
 
 
 def missing_resources(cluster: Cluster) -> str:
-    """What the nodes that there are lack for the fewest workers, in words; empty if they have it all."""
+    """What the present nodes lack for the fewest workers, in words; empty if nothing."""
     here = ray.cluster_resources()
     lacking = [
         f"{amount * cluster.min_workers:g} {name} (there are {here.get(name, 0):g})"
@@ -86,7 +86,7 @@ def missing_resources(cluster: Cluster) -> str:
 
 
 def worker_environment(gpu: bool, extensions: Path | None = None) -> dict[str, str]:
-    """Environment of every worker. The nodes have rights to buckets of their own: secrets are not passed on.
+    """Environment of every worker. The nodes have their own rights to buckets, so secrets are not passed on.
 
     Args:
         gpu: whether workers compute on GPUs.

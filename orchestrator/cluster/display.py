@@ -1,4 +1,4 @@
-"""What the person at the terminal sees: a progress bar on a terminal, one line every few seconds in a log."""
+"""The progress of a run: a bar on a terminal, a line every few seconds in a log."""
 
 import math
 import sys
@@ -15,15 +15,15 @@ from orchestrator.cluster.board import Progress
 from orchestrator.redact import redact_text
 from orchestrator.wording import count, duration, rate
 
-LOG_SECONDS = 5.0
-PATIENT_SECONDS = 20.0  # before the display asks what a start waits for
+LOG_SECONDS = 5.0  # between two lines
+PATIENT_SECONDS = 20.0  # without workers, before the display says what is missing
 
 
 @dataclass
 class Display:
     """Draws a board's progress until stopped; a bar if `stream` is a terminal, else lines.
 
-    `missing` says what the cluster lacks for the workers to start; empty if nothing.
+    `missing` returns what the cluster lacks for the workers to start, in words; empty if nothing.
     """
 
     board: Any
@@ -32,10 +32,14 @@ class Display:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __enter__(self) -> "Display":
-        self._stop, self._heard = threading.Event(), False
+        self._stop = threading.Event()
+        self._heard = False  # whether the board answered the last time
+        self._trained = time.monotonic()  # when workers last trained; before that, the start
+
         self._bar: tqdm | None = None
-        self._last_line, self._last_shown = 0.0, ""
-        self._trained = time.monotonic()  # the last time that workers were seen to train; the start before that
+        self._last_line = 0.0  # when it was printed
+        self._last_shown = ""
+
         self._thread = threading.Thread(target=self._follow, name="progress", daemon=True)
         self._thread.start()
         return self
@@ -57,7 +61,7 @@ class Display:
         except (ray.exceptions.RayError, TimeoutError) as error:
             if self._heard and not final:
                 self._print(f"{self.name}: no progress report ({type(error).__name__})")
-            self._heard = False  # say it once; and not while the board is still starting
+            self._heard = False  # say it once, and not while the board is starting
             return
         self._heard = True
         for message in messages:

@@ -1,8 +1,8 @@
 """Changes of the number of workers, with a checkpoint before each.
 
-Ray Train's elastic policy restarts the group as soon as other resources are there, and what was trained since the last
-checkpoint is done again. This one asks first: the workers save at a common step and leave (`cluster/notices.py`), and
-only then is the new number worked out. A node that is being drained counts as gone.
+Ray Train's elastic policy restarts the group as soon as the resources change, and the steps since the last checkpoint
+are trained again. This policy asks first: the workers save at a common step and leave (`cluster/notices.py`), and only
+then is the new number chosen. A node that is being drained counts as gone.
 """
 
 import copy
@@ -21,14 +21,14 @@ from ray.train.v2._internal.execution.scaling_policy import (
 )
 
 WAIT_SECONDS = 1.0
-MOST_SECONDS = 60.0  # without enough nodes for a start, after which fewer are asked for
+MOST_SECONDS = 60.0  # of waiting for nodes, before fewer are requested
 
 
 class StableRequestName(ScalingPolicy):
     """A policy that asks the autoscaler under the run's own name, the same at every start.
 
-    Ray names a request by chance. What the controller of a killed job had asked for would be kept from the next one, or
-    bought a second time for it, for three minutes.
+    Ray uses a random requester name, so nodes requested by a killed job are withheld from its successor, or bought
+    again for it, for three minutes.
 
     Args:
         scaling_config: as of Ray Train.
@@ -66,13 +66,13 @@ class SaveThenResizePolicy(StableRequestName, ElasticScalingPolicy):
     Args:
         scaling_config: with a range of workers.
         run_id: the run's identity, the same at every start.
-        board: the progress actor, which passes the wish on.
+        board: the progress actor, through which the workers are asked to leave.
     """
 
     def __init__(self, scaling_config: ScalingConfig, run_id: str, board: Any) -> None:
         super().__init__(scaling_config, run_id)
         self._board = board
-        self._possible = 0  # workers, when it was last looked at
+        self._possible = 0  # workers, at the last look
         self._waiting_since: float | None = None
 
     def make_decision_for_running_worker_group(
@@ -81,14 +81,14 @@ class SaveThenResizePolicy(StableRequestName, ElasticScalingPolicy):
         """Called by Ray Train's controller every few seconds."""
         decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
         if isinstance(decision, ResizeDecision):
-            # Nodes arrive one after the other, and each restart costs: ask once their number stays.
+            # Nodes arrive one after the other, and each restart costs: ask once their number is stable.
             if decision.num_workers in (self._possible, self.scaling_config.max_workers):
                 self._board.want_workers.remote(decision.num_workers)
             self._possible = decision.num_workers
         return NoopDecision()
 
     def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
-        """Called by Ray Train's controller again and again, without a pause, until there are workers enough."""
+        """Called by Ray Train's controller again and again, without a pause, until enough workers are possible."""
         decision = super().make_decision_for_non_running_worker_group()
         if isinstance(decision, NoopDecision):
             self._waiting_since = self._waiting_since or time.monotonic()
@@ -98,13 +98,13 @@ class SaveThenResizePolicy(StableRequestName, ElasticScalingPolicy):
         return decision
 
     def _get_num_workers_for_resource_request(self) -> int:
-        """The most; after a while the least, for an autoscaler that is asked for more than it may buy buys nothing."""
+        """The most; after a while the fewest, because an autoscaler buys nothing if the request is above its limits."""
         if self._waiting_since is not None and time.monotonic() - self._waiting_since > MOST_SECONDS:
             return int(self.scaling_config.min_workers)
         return super()._get_num_workers_for_resource_request()
 
     def _count_possible_workers(self, reserved_resources: Any) -> int:
-        # Ray looks only every 20 s at which nodes there are.
+        # Ray refreshes its list of nodes only every 20 s.
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         staying = alive - set(ray._private.state.state.get_draining_nodes())
         return super()._count_possible_workers(

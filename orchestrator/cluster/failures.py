@@ -1,12 +1,12 @@
-"""What a failure of the workers means: a planned leave, the world's fault, or the job's own.
+"""Kinds of failures of the workers: a planned exit, an infrastructure fault, or a fault of the job itself.
 
-    planned     every worker saved and left (`cluster/notices.py`): start again, at no cost
-    the world   a process or node is gone, a connection broke, a worker hung, a store does not answer: start again,
-                `cluster.max_failures` times
-    the job     a bug, bad data, no memory. It is a function of the step, so it comes again: give up with the cause, at
-                once if the workers had done no step, else when it comes a second time without progress
+    planned          every worker saved and left (`cluster/notices.py`): start again, at no cost
+    infrastructure   a process or node is gone, a connection broke, a worker hung, a store does not answer: start again,
+                     `cluster.max_failures` times
+    the job          a bug, bad data, no memory. It depends on the step, so it comes again: give up with the cause, at
+                     once if the workers had done no step, else when it comes a second time without progress
 
-One rank's own fault makes the others fail in their collectives, so one such error among many decides.
+A fault of the job on one rank makes the other ranks fail in their collectives. So one such error among many decides.
 """
 
 import re
@@ -43,17 +43,17 @@ _DEATH = re.compile(r"because (its \w+(?: process)? has died|[^.]*preempt[^.]*)"
 
 
 class FailurePolicy(DefaultFailurePolicy):
-    """Ray Train's policy, with the three kinds told apart.
+    """Ray Train's policy, with a decision for each of the three kinds.
 
     Args:
-        config: how many failures of the world are borne.
+        config: how many infrastructure failures are tolerated.
         board: the progress actor, which knows how many steps the workers have done.
     """
 
     def __init__(self, config: FailureConfig, board: Any) -> None:
         super().__init__(config)
         self._board = board
-        self._last: tuple[type, int] | None = None  # the job's own fault the last time: what it was, and at which step
+        self._last: tuple[type, int] | None = None  # the previous fault of the job: its class and step
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         """Called by Ray Train's controller after each failure."""
@@ -76,12 +76,12 @@ class FailurePolicy(DefaultFailurePolicy):
 
 
 def own_fault(failures: dict[int, Exception], *, started: bool) -> Exception | None:
-    """The first error that is the job's own; None when the world is to blame.
+    """The first error that is a fault of the job itself; None if all are infrastructure faults.
 
     Args:
         failures: by rank.
-        started: whether these workers have done a step. If not, memory that runs out is the job's own fault, too, even
-            when the system has killed the process.
+        started: whether these workers have done a step. If not, running out of memory is a fault of the job, too,
+            even if the system killed the process.
     """
     for _, error in sorted(failures.items()):
         if isinstance(error, MemoryError) or _is_of_torch(error, "OutOfMemoryError"):
@@ -104,7 +104,7 @@ def _is_of_torch(error: Exception, name: str) -> bool:
 
 
 def root_cause(error: BaseException) -> str:
-    """One line: the job's own fault if there is one, else what became of the first worker that failed."""
+    """One line: the fault of the job if there is one, else the failure of the first worker."""
     failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}
     cause: Any = error
     if failures:
@@ -124,7 +124,7 @@ def root_cause(error: BaseException) -> str:
 
 
 def _out_of_memory(text: str) -> str:
-    """Of Ray's page about everybody's memory: how much there was, who had it, and what to do."""
+    """The essence of Ray's page about memory: how much was used, how much by a worker, and what to do."""
     node, worker = _NODE_MEMORY.search(text), _WORKER_MEMORY.search(text)
     used = f" ({node[2]} of {node[3]} GiB in use on {node[1]})" if node else ""
     held = f", of which a worker held {worker[1]} GiB" if worker else ""

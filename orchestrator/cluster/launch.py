@@ -31,14 +31,14 @@ from orchestrator.run.provenance import code_digest
 
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # of a notice of 30 s, not 5 pass unheard
-    START_TIMEOUT: "600",  # a node may have to be bought, and its image loaded, first
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a preemption notice lasts 30 s: poll every second, not every 5
+    START_TIMEOUT: "600",  # a node may have to be bought first, and its image loaded
 }
 CONTROLLER_GONE = (
-    "Ray Train's controller of the run is gone, and perhaps its cluster; once there is one, the same command continues "
-    "at the newest checkpoint"
+    "Ray Train's controller of the run is gone, and perhaps its cluster; on a running cluster the same command "
+    "continues at the newest checkpoint"
 )
-LEFTOVER_SECONDS = 30.0  # that a killed job's actors may take to go
+LEFTOVER_SECONDS = 30.0  # for the actors of a killed job to end
 
 
 class RunFailed(RuntimeError):
@@ -64,9 +64,10 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
     url = run_url(job)
     digest = code_digest()
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # these are read here, by Ray Train's driver side
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # Ray Train reads these in the driver
     if job.cluster.min_workers < job.cluster.max_workers:
-        os.environ.setdefault(START_TIMEOUT, "60")  # a node that goes meanwhile is not waited for: fewer will do
+        # Do not wait long for a lost node: the job can start with fewer workers.
+        os.environ.setdefault(START_TIMEOUT, "60")
     for name, value in CONTROLLER_SETTINGS.items():
         os.environ.setdefault(name, value)
     environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
@@ -117,10 +118,10 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
 
 
 def start_board(job: NetworkJob, run_id: str) -> Any:
-    """The run's progress actor, on this node. Its name is the run's, so that one cluster trains a run only once.
+    """The run's progress actor, on this node. Its name is the run's, so that a cluster trains it only once at a time.
 
     Raises:
-        JobError: another job on this cluster is training the run. The board of one that was killed goes after it.
+        JobError: another job on this cluster is training the run. The board of a killed job ends soon after it.
     """
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options = {"name": f"run-{run_id}", "namespace": "vit", "scheduling_strategy": here}

@@ -1,12 +1,12 @@
-"""Notices that this attempt has to end, and the step at which all workers act on them.
+"""Notices that this attempt has to end, and the common step at which all workers act on them.
 
     a node is being drained ──> Ray marks every worker ─┐
     SIGTERM to one worker ──────────────────────────────┼──> agree(): all ranks, same step ──> save ──> PlannedExit
-    more or fewer workers are wanted ──> rank 0 hears ──┘
+    another number of workers is wanted ──> rank 0 ─────┘
 
-A notice reaches the ranks at different moments, and a rank that left alone would let the others wait in a collective.
-So every step takes the maximum of each flag over all ranks. On a GPU the result is read one step late, when it has
-long been there: the host never waits for the device.
+A notice reaches the ranks at different moments, and if one rank left alone, the others would wait in a collective. So
+every step takes the maximum of each flag over all ranks. On a GPU the result is read one step late, when it has long
+arrived: the host never waits for the device.
 """
 
 import os
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 Item = TypeVar("Item")
 
-TERMINATED = 143  # what a shell reports of a process that SIGTERM ended
+TERMINATED = 143  # exit code of a process that SIGTERM ended, as in a shell
 
 
 class Reason(Enum):
-    """Why an attempt ends; the first one in this order is told."""
+    """Why an attempt ends; if several apply, the first in this order is reported."""
 
     PREEMPTION = "a node is being taken away"
     TERMINATION = "a worker received SIGTERM"
@@ -41,7 +41,7 @@ class PlannedExit(Exception):
 
 
 class EvaluationCutOff(Exception):
-    """A notice came while something was under way that can be done again later."""
+    """A notice came during work that can be repeated later, such as an evaluation."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -85,10 +85,10 @@ class Notices:
     def __init__(self, device: "torch.device") -> None:
         self._device = device
         self._resize = False
-        self._agreed: tuple[torch.Tensor, torch.cuda.Event] | None = None  # of the step before, on a GPU
+        self._agreed: tuple[torch.Tensor, torch.cuda.Event] | None = None  # of the previous step, on a GPU
 
     def want_resize(self) -> None:
-        """Another number of workers is possible; any rank may say so."""
+        """Another number of workers is possible; any rank may call this."""
         self._resize = True
 
     def agree(self) -> Reason | None:
@@ -122,7 +122,7 @@ class Notices:
             yield item
 
     def _here(self) -> list[int]:
-        # Ray's public `get_preemption_info` is a barrier through an actor, each time; this is what it agrees about.
+        # Ray's public `get_preemption_info` is a barrier through an actor at each call; this is the value behind it.
         marked = get_train_context().preemption_context.preemption_info is not None
         return [int(marked), int(_terminated.is_set()), int(self._resize)]
 

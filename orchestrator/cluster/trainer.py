@@ -1,4 +1,4 @@
-"""Ray's trainer under policies of our own, and what the terminal hears of failures.
+"""Ray's trainer with our own policies for failures and sizes, and messages about failures for the terminal.
 
 On a private cluster, which is one node for one run, less of Ray Train starts. It has no use for a process that frees
 what a dead controller has reserved, nor for requests to an autoscaler. And all its processes inherit their environment
@@ -21,11 +21,11 @@ from orchestrator.cluster.elastic import FixedSizePolicy, PrivateFixedSizePolicy
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.cluster.notices import PlannedExit
 
-STOP_SECONDS = 10.0  # that workers may take to end after Ctrl-C
+STOP_SECONDS = 10.0  # grace period for workers after Ctrl-C
 
 
 class Trainer(DataParallelTrainer):
-    """Ray's trainer, under policies of our own for failures and for the number of workers."""
+    """Ray's trainer, with our own policies for failures and for the number of workers."""
 
     def __init__(self, *args: Any, run_id: str, board: Any, private: bool, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -34,7 +34,7 @@ class Trainer(DataParallelTrainer):
         self._private = private  # whether the cluster is this run's own
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
-        # Ray Train has no public place for policies; `fit` passes them through here.
+        # Ray Train has no public parameter for policies; `fit` passes them through here.
         parts["failure_policy"] = FailurePolicy(self.run_config.failure_config, self._board)
         if self.scaling_config.elasticity_enabled:
             parts["scaling_policy"] = SaveThenResizePolicy(self.scaling_config, self._run_id, self._board)
@@ -42,7 +42,7 @@ class Trainer(DataParallelTrainer):
             parts["scaling_policy"] = PrivateFixedSizePolicy(self.scaling_config)
         else:
             parts["scaling_policy"] = FixedSizePolicy(self.scaling_config, self._run_id)
-        # Shards for Ray's own datasets, of which there are none: an actor and imports that cost every start seconds.
+        # This callback serves Ray's own datasets, which we do not use: its actor and imports cost every start seconds.
         left_out: tuple[type, ...] = (DatasetsCallback,)
         if self._private:
             left_out += (PlacementGroupCleanerCallback,)
@@ -56,7 +56,7 @@ class Trainer(DataParallelTrainer):
         return ray.get(controller.get_result.remote())
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Ctrl-C. Ray's own handler waits for the controller, which answers no sooner than there are nodes for it."""
+        """Ctrl-C. Ray's own handler waits for the controller, which does not answer while it waits for nodes."""
 
         def stop(*_: object) -> NoReturn:
             with suppress(ray.exceptions.RayError):
@@ -82,7 +82,7 @@ class PrivateController(TrainController):
 
 
 class SayFailures(UserCallback):
-    """Tells the person at the terminal why the workers are being restarted."""
+    """Says on the terminal why the workers are being restarted."""
 
     def __init__(self, board: Any) -> None:
         self._board = board

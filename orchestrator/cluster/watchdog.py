@@ -20,7 +20,7 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-ANSWER_SECONDS = 10.0  # a process that runs at all answers within these
+ANSWER_SECONDS = 10.0  # longest answer of a process that is not stopped
 
 Item = TypeVar("Item")
 
@@ -28,34 +28,35 @@ log = logging.getLogger(__name__)
 
 
 class Heartbeat:
-    """One worker's signs of life.
+    """One worker's heartbeat.
 
     Args:
         board: the progress actor.
-        timeout: `cluster.hang_timeout`; signs are sent some twenty times as often, at least every 30 s.
+        timeout: `cluster.hang_timeout`; beats are sent about twenty times as often, at least every 30 s.
     """
 
     def __init__(self, board: Any, rank: int, timeout: float) -> None:
-        self._board, self._rank = board, rank
+        self._board = board
+        self._rank = rank
         self._every = min(30.0, timeout / 20)
         self._last = float("-inf")
 
     def beat(self) -> None:
-        """Say that this worker got on. Costs nothing when it has just said so."""
+        """Report progress of this worker, unless it has just done so."""
         now = time.monotonic()
         if now - self._last >= self._every:
             self._last = now
             self._board.beat.remote(self._rank)
 
     def around(self, items: Iterable[Item]) -> Iterator[Item]:
-        """The items, with a beat before each is handed over."""
+        """The items, with a beat before each."""
         for item in items:
             self.beat()
             yield item
 
     @contextmanager
     def in_background(self) -> Iterator[None]:
-        """Beat from a thread, around what may rightly take long: an upload that is waited for."""
+        """Beat from a thread, around work that may take long, such as waiting for an upload."""
         done = threading.Event()
 
         def beat() -> None:
@@ -80,7 +81,8 @@ class Watchdog(WorkerGroupCallback):
     """
 
     def __init__(self, board: Any, timeout: float) -> None:
-        self._board, self._timeout = board, timeout
+        self._board = board
+        self._timeout = timeout
         self._workers: dict[int, Any] = {}
         self._looked = 0.0
 
@@ -91,7 +93,7 @@ class Watchdog(WorkerGroupCallback):
         self._looked = time.monotonic()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Kill the workers that have been silent for too long."""
+        """Kill the workers without a beat for too long; only those that do not answer, if there are any."""
         now = time.monotonic()
         if worker_group_status.finished or worker_group_status.errors or now - self._looked < self._timeout / 10:
             return
@@ -112,7 +114,7 @@ class Watchdog(WorkerGroupCallback):
             del self._workers[rank]
 
     def _answers(self, rank: int) -> bool:
-        """Whether the worker's process runs; if it does, where it stands goes into the log."""
+        """Whether the worker's process answers. If it does, its stacks go into the log."""
         try:
             stacks = ray.get(self._workers[rank].execute_async(_stacks), timeout=ANSWER_SECONDS)
         except (ray.exceptions.GetTimeoutError, ray.exceptions.RayActorError):
@@ -121,7 +123,7 @@ class Watchdog(WorkerGroupCallback):
         return True
 
     def _kill(self, rank: int) -> None:
-        """SIGKILL from a process on the worker's node: a stopped process obeys nothing else."""
+        """SIGKILL from a process on the worker's node: a stopped process reacts to nothing else."""
         metadata = self._workers[rank].metadata
         there = NodeAffinitySchedulingStrategy(metadata.node_id, soft=False)
         ray.remote(num_cpus=0, scheduling_strategy=there)(_kill).remote(metadata.pid)
@@ -132,7 +134,7 @@ def _kill(pid: int) -> None:
 
 
 def _stacks() -> str:
-    """Where every thread of this process stands."""
+    """The stack of every thread of this process."""
     names = {thread.ident: thread.name for thread in threading.enumerate()}
     return "\n".join(
         f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"

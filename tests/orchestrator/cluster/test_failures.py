@@ -60,7 +60,7 @@ def health(error: Exception) -> WorkerHealthCheckFailedError:
     ],
 )
 @pytest.mark.parametrize("started", [False, True])
-def test_the_worlds_fault(error: Exception, started: bool) -> None:
+def test_an_infrastructure_fault(error: Exception, started: bool) -> None:
     assert own_fault({0: error}, started=started) is None
 
 
