@@ -23,7 +23,10 @@ class Ledger:
     """
 
     def __init__(self, run_url: str, rank: int, attempt: int) -> None:
-        self._folder, self._rank, self._attempt = f"{run_url}/samples", rank, attempt
+        self._folder = f"{run_url}/samples"
+        self._rank = rank
+        self._attempt = attempt
+
         self._lock = threading.Lock()
         self._steps: dict[int, list[int]] = {}
         self._unwritten: dict[str, bytes] = {}  # content by name

@@ -41,12 +41,15 @@ class Quarantine:
 
     def __init__(self, run_url: str, *, limit: float, set_size: int, device: torch.device) -> None:
         self._url = f"{run_url}/{QUARANTINE}"
-        self._limit, self._device = limit, device
+        self._limit = limit
+        self._device = device
         self._first_verdict = min(set_size, FIRST_VERDICT)
         self._new: list[dict[str, Any]] = []
         self._new_causes: Counter[str] = Counter()
         self._new_seen = 0
-        self._epoch, self._seen, self._bad = -1, 0, 0
+        self._epoch = -1
+        self._seen = 0  # samples of this epoch, and the bad ones among them
+        self._bad = 0
         self.counts: Counter[str] = Counter()
         """Masked training slots of the run by cause, over all ranks, as of the last `collect`."""
         self._listed: dict[tuple[str, int], dict[str, Any]] = {}

@@ -49,10 +49,16 @@ class Profiler:
         deliver: Callable[[str], None],
         say: Callable[[str], None],
     ) -> None:
-        self._wanted, self._engine, self._run_url = steps, engine, run_url
-        self._device, self._workers = device, workers
-        self._deliver, self._say = deliver, say
-        self._first, self._last, self._step = *steps, 0
+        self._wanted = steps
+        self._engine = engine
+        self._run_url = run_url
+        self._device = device
+        self._workers = workers
+        self._deliver = deliver
+        self._say = say
+
+        self._first, self._last = steps
+        self._step = 0
         self._trace: profile | None = None  # from the step before the first one
         self._label: record_function | None = None  # of the present step, while it is traced
         self._timed: dict[str, float] = {}  # the phases' totals before the first step
