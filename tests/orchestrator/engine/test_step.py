@@ -10,7 +10,7 @@ from data import SampleOrder, open_index
 from infra.local.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, Curve, build_engine, train_digits
 
-STEPS = 50
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
