@@ -159,7 +159,7 @@ def complete_checkpoints(run_url: str, warn: Callable[[str], None] = log.warning
             continue  # unfinished
         try:
             if sizes[MANIFEST] > MOST_MANIFEST_BYTES:
-                raise ValueError(f"{sizes[MANIFEST]} bytes are too many")
+                raise ValueError(f"{sizes[MANIFEST]} bytes are too many for a manifest")
             manifest = Manifest.parse(name, storage.read(f"{run_url}/{name}/{MANIFEST}").decode())
         except ValueError as error:  # includes a wrong text encoding
             warn(f"checkpoint {name}: unreadable manifest ({storage.describe(error)}); using the previous one")

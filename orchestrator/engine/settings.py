@@ -26,7 +26,7 @@ def fused_clips(parallel: Parallel, optimizer: torch.optim.Optimizer) -> bool:
     setting = (parallel.precision, parallel.zero_stage)
     if setting == ("float32", 0) and not fused:
         raise ValueError(
-            f"{type(optimizer).__name__} is no fused optimizer of PyTorch, which float32 at parallel.zero_stage = 0 "
+            f"{type(optimizer).__name__} is not a fused optimizer of PyTorch, which float32 at parallel.zero_stage = 0 "
             "needs: use parallel.zero_stage: 1"
         )
     return fused and setting in [("float32", 0), ("bf16", 1)]

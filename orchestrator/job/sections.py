@@ -145,7 +145,7 @@ class Cluster(Section):
     @model_validator(mode="after")
     def _resources_ray_knows(self) -> Self:
         if self.resources_per_worker["CPU"] == 0:
-            raise ImpossibleValue("resources_per_worker.CPU", "a worker needs some of a CPU to read images")
+            raise ImpossibleValue("resources_per_worker.CPU", "a worker needs at least part of a CPU to read images")
         for name in self.resources_per_worker:
             known = next((known for known in ("CPU", "GPU", "memory") if known.lower() == name.lower()), name)
             if name != known:

@@ -43,7 +43,7 @@ def points_of(records: Sequence[Record]) -> list[Point]:
                 raise ValueError("a time or a step that MLflow cannot hold")
             points += [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
-            _log.warning("tracking: a spooled record is no point and was left out: %s", one_line(error))
+            _log.warning("tracking: a queued record is not a valid point and was left out: %s", one_line(error))
     return points
 
 
@@ -56,7 +56,7 @@ def folders_of(records: Sequence[Record]) -> list[str]:
         if isinstance(record["files"], str) and _FOLDER.fullmatch(record["files"]):
             found[record["files"]] = None
         else:
-            _log.warning("tracking: a spooled record is no folder of the run and was left out")
+            _log.warning("tracking: a queued record is not a folder of the run and was left out")
     return list(found)
 
 

@@ -127,7 +127,7 @@ class Tracker:
             try:
                 values[name] = float(value)
             except (TypeError, ValueError):
-                _log.warning("tracking: %s = %r at step %d is no number and was left out", name, value, step)
+                _log.warning("tracking: %s = %r at step %d is not a number and was left out", name, value, step)
         self._put(step, values)
 
     def attach(self, path: str) -> None:

@@ -62,8 +62,8 @@ def advise(found: Findings) -> list[str]:
         )
     if share[OTHER] > MUCH_OTHER:
         lines.append(
-            f"{share[OTHER]:.1%} of a step is in no phase: sums over workers, which include waiting for slower ones, "
-            "and the host's own work between two steps, such as points of the curves."
+            f"{share[OTHER]:.1%} of a step is outside of all phases: sums over workers, which include waiting for "
+            "slower ones, and the host's own work between two steps, such as points of the curves."
         )
     if not lines:
         lines.append(f"Nothing stands out: {share[FORWARD] + share[BACKWARD]:.1%} of a step is forward and backward.")

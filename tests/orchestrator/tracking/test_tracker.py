@@ -174,7 +174,7 @@ def test_a_refused_point_costs_only_itself(
     refused = [message for message in caplog.messages if "bad%" in message]
     assert len(refused) == 2
     assert [message for message in caplog.messages if message not in refused] == [
-        "tracking: text = 'no number' at step 40 is no number and was left out"
+        "tracking: text = 'no number' at step 40 is not a number and was left out"
     ]
 
 

@@ -163,7 +163,7 @@ def test_the_page_says_what_stands_out_and_nothing_else() -> None:
         assert told not in words(forward=0.3, backward=0.66, **{phase: 0.04})
         assert told in words(forward=0.3, backward=0.64, **{phase: 0.06})
     assert "optimizer is 20.0%" in words(forward=0.3, backward=0.5, optimizer=0.2)
-    assert "12.0% of a step is in no phase" in words(forward=0.3, backward=0.58)
+    assert "12.0% of a step is outside of all phases" in words(forward=0.3, backward=0.58)
 
 
 def test_a_trace_without_a_step_is_no_trace_of_ours() -> None:
