@@ -24,7 +24,7 @@ from data.images.decode import decode
 from data.parallel import usable_cpus
 from data.shards.index import Index, Shard, write_index
 from data.shards.writer import ShardWriter
-from data.sources.shapes import shape_image
+from data.sources.shape_drawing import shape_image
 
 SAMPLES_PER_SHARD = 128
 QUALITY = 90  # of copies, unless their kind says otherwise

@@ -56,7 +56,8 @@ def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
 
 def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
     def splits(options: argparse.Namespace) -> Splits:
-        from data.sources.shapes import SPLITS, Shapes
+        from data.sources.shape_drawing import SPLITS
+        from data.sources.shapes import Shapes
 
         for split, samples in zip(SPLITS, (options.samples, options.test_samples), strict=True):
             source = Shapes(
