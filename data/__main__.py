@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    top = Parser(prog="python -m data", description="WebDataset shards: make, index, check, compare, look at.")
+    top = Parser(prog="python -m data", description="Make, index, check, compare and show WebDataset shards.")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in COMMANDS:
         command = module.add(commands)

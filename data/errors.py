@@ -1,4 +1,4 @@
-"""What can go wrong with data, in two sizes."""
+"""Errors of a whole data set, and causes for a single sample."""
 
 
 class DataError(ValueError):
@@ -6,10 +6,10 @@ class DataError(ValueError):
 
 
 class Unreadable(DataError):
-    """A shard that cannot be read, or is not what was indexed. Names it.
+    """A shard that cannot be read, or is not as indexed. The message names the shard.
 
     Args:
-        away: whether its store did not answer, and may do so later.
+        away: whether its store did not answer: it may answer later.
     """
 
     def __init__(self, message: str, *, away: bool = False) -> None:
@@ -18,7 +18,7 @@ class Unreadable(DataError):
 
 
 class Cause:
-    """Why samples cannot be used: the same few words for the same kind of damage, so that causes can be counted."""
+    """Why a sample cannot be used. Equal damage has equal words, so that causes can be counted."""
 
     EMPTY = "empty image"
     UNDECODABLE = "undecodable image"
@@ -33,7 +33,7 @@ class Cause:
 
 
 class BadSample(Exception):
-    """One sample that cannot be used: the loader masks its slot and reports the cause.
+    """A sample that cannot be used. The loader masks its slot and reports the cause.
 
     Attributes:
         cause: one of `Cause`.

@@ -1,4 +1,4 @@
-"""Work on many shards at once, in processes of their own."""
+"""Work on several shards at once, each in a process of its own."""
 
 import os
 import signal
@@ -15,14 +15,15 @@ Result = TypeVar("Result")
 
 
 def usable_cpus() -> int:
-    """CPUs that this process may run on (containers and job launchers restrict them, where the system can)."""
+    """CPUs that this process may run on. Containers and job launchers restrict them on some systems."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) -> Iterator[Result]:
-    """`work(task)` for every task, in the tasks' order, by at most `workers` processes (one: this very process).
+    """`work(task)` for every task, in the tasks' order, by at most `workers` processes; 1 is this process itself.
 
-    What `work` raises is raised here, at its task's turn. Then, and when the caller wants no more, all work stops.
+    An exception of `work` is raised here when its task's turn comes. All work stops then, and also when the caller
+    stops iterating.
 
     Raises:
         ChildProcessError: a process was killed.
@@ -38,7 +39,7 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) 
         yield from pool.map(work, tasks)
     except BrokenProcessPool as error:
         raise ChildProcessError("a worker process was killed, perhaps for lack of memory: try fewer workers") from error
-    except BaseException:  # an interrupt, too: whoever waits should not wait for shards half read
+    except BaseException:  # also an interrupt: end at once, not when the present shards are read
         for process in set(active_children()) - others:
             process.terminate()
         raise
@@ -47,5 +48,5 @@ def spread(work: Callable[[Task], Result], tasks: Sequence[Task], workers: int) 
 
 
 def _begin() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process: the parent alone has to speak
-    cv2.setNumThreads(1)  # the processes share the cores already
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches every process; only the parent reports it
+    cv2.setNumThreads(1)  # the processes already use all cores

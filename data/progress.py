@@ -1,4 +1,4 @@
-"""How far a long command has come, on stderr: a bar on a terminal, one line every few seconds in a log."""
+"""The progress of a long command, on stderr: a bar on a terminal, a line every few seconds in a log."""
 
 import sys
 import time
@@ -12,14 +12,14 @@ LINE_SECONDS = 5.0
 
 @dataclass
 class Progress:
-    """Counts things done, of a known total, and tells the rate and the time left. A context manager.
+    """Counts finished items of a known total; shows their rate and the time left. A context manager.
 
     Attributes:
-        name: what is being done.
-        unit: of what is counted, in the plural: "images".
-        total: how many there are.
-        done: how many are done; those that are done before it begins do not count for the rate.
-        stream: where to write.
+        name: of the work, such as "packing digits/train".
+        unit: name of the items, in the plural: "images".
+        total: number of items.
+        done: items that are done. Those that were done at the start do not count for the rate.
+        stream: where the bar or the lines go.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Progress:
     stream: TextIO = field(default_factory=lambda: sys.stderr)
 
     def __enter__(self) -> Self:
-        self._began = self._told = time.monotonic()
+        self._began = self._shown = time.monotonic()
         self._before = self.done
         self._bar = (
             tqdm(
@@ -50,18 +50,18 @@ class Progress:
             self._bar.close()
 
     def advance(self, count: int) -> None:
-        """`count` more are done."""
+        """Count `count` more items as done."""
         self.done += count
         if self._bar is not None:
             self._bar.update(count)
             return
         now = time.monotonic()
-        if now - self._told >= LINE_SECONDS and self.done < self.total:
-            self._told = now
+        if now - self._shown >= LINE_SECONDS and self.done < self.total:
+            self._shown = now
             print(f"{self.name}: {self.line(now - self._began)}", file=self.stream, flush=True)
 
     def line(self, seconds: float) -> str:
-        """Where it stands after `seconds`: '1,200 of 9,000 images (13%), 240.0 images/s, 00:32 left'."""
+        """The state after `seconds`: '1,200 of 9,000 images (13%), 240.0 images/s, 00:32 left'."""
         share = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
         rate = (self.done - self._before) / seconds
         if not rate:

@@ -1,7 +1,7 @@
-"""Work spread over processes by Ray: on the cluster that there is, else on a private one on this machine.
+"""Work spread over processes by Ray: on the present cluster, or else on a private one on this machine.
 
-Ray's token authentication is settled in the environment before `import ray`, which reads it once. A token is on in
-every cluster that this project starts.
+Ray reads its token authentication from the environment once, at `import ray`, so it is settled before that. Every
+cluster that this project starts has a token.
 """
 
 import logging
@@ -15,31 +15,31 @@ from typing import Any, Protocol, TypeVar
 
 from data.errors import DataError
 
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # written by `ray start`; a killed cluster leaves it behind
-ANSWER_SECONDS = 3.0  # in which a cluster takes a connection
+CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # by `ray start`; a killed cluster leaves it behind
+ANSWER_SECONDS = 3.0  # time limit of a connection to a cluster
 ROOT = Path(__file__).resolve().parents[1]
 
 Result = TypeVar("Result")
 
 
 class Runner(Protocol):
-    """Calls a function with each of many arguments and gives the results as they come."""
+    """Calls a function once for each tuple of arguments; yields the results as they come."""
 
     def __call__(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]: ...
 
 
 def in_process(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """One call after another, here."""
+    """A runner that makes one call after another in this process."""
     for call in calls:
         yield function(*call)
 
 
 @contextmanager
 def session(workers: int) -> Iterator[Runner]:
-    """A runner for `workers` calls at one time: this process for one, else Ray tasks of one CPU each.
+    """A runner of `workers` calls at a time: Ray tasks of one CPU each, or for 1 this process itself.
 
-    With the first call it joins the cluster that RAY_ADDRESS or `ray start` names. Without one it starts a quiet local
-    cluster, and stops it at the end. The runner raises DataError when the named cluster does not answer.
+    At its first call it joins the cluster that RAY_ADDRESS or `ray start` names. If there is none, it starts a quiet
+    local cluster and stops it at the end. It raises DataError if the named cluster does not answer.
     """
     if workers == 1:
         yield in_process
@@ -52,16 +52,16 @@ def session(workers: int) -> Iterator[Runner]:
 
 
 def cluster_is_named() -> bool:
-    """Whether there is a cluster to join: RAY_ADDRESS names one, or `ray start` ran on this machine and is still there.
+    """Whether there is a cluster to join: RAY_ADDRESS names one, or one that `ray start` began here still runs.
 
-    Where there is none, start one with `address="local"`: Ray itself would still believe what an ended one left.
+    If not, start one with `address="local"`: Ray would still read the stale address file of a cluster that has ended.
     """
     address = os.environ.get("RAY_ADDRESS")
     return _answers(CURRENT_CLUSTER) if not address else address != "local"
 
 
 def _answers(file: Path) -> bool:
-    """Whether somebody listens at the address (HOST:PORT) in a file."""
+    """Whether a server accepts connections at the address (HOST:PORT) in a file."""
     try:
         host, _, port = file.read_text().strip().rpartition(":")
         socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
@@ -71,20 +71,20 @@ def _answers(file: Path) -> bool:
 
 
 def settle_authentication() -> None:
-    """Choose the token mode, unless RAY_AUTH_MODE says it already. Call before the first `import ray`."""
+    """Choose the token mode, unless RAY_AUTH_MODE is set. Call it before the first `import ray`."""
     if "RAY_AUTH_MODE" in os.environ:
         return
     if not cluster_is_named():
-        # A private cluster gets a token that only its processes know. Left to itself, Ray would save one in the home
-        # folder, and a cluster that is started there later would ask for it.
+        # A private cluster gets a token that only its processes know. By default Ray would save one in the home
+        # folder, and clusters that are started later would demand it.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     elif (Path.home() / ".ray" / "auth_token").exists():
-        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` asks for a token wherever it finds one
+        os.environ["RAY_AUTH_MODE"] = "token"  # `ray start` demands a token if this file exists
 
 
 class _OnRay:
-    """Keeps `workers` tasks under way: no more, so that a cluster shared with others is not taken over."""
+    """Keeps `workers` tasks running and no more: other users may share the cluster."""
 
     def __init__(self, workers: int) -> None:
         self._workers = workers
@@ -94,7 +94,7 @@ class _OnRay:
         todo = iter(calls)
         first = next(todo, None)
         if first is None:
-            return  # and no cluster was needed
+            return  # no call, so no cluster is needed
         self._connect()
         import ray
 
@@ -116,7 +116,7 @@ class _OnRay:
                 raise DataError(f"a Ray task was lost ({' '.join(str(error).split())[:300]})") from error
 
     def close(self) -> None:
-        """Leave the cluster; stop it if it is our own."""
+        """Leave the cluster. A private one is stopped."""
         if self._connected:
             import ray
 
@@ -124,7 +124,7 @@ class _OnRay:
 
     def _connect(self) -> None:
         settle_authentication()
-        import ray  # seconds, which a set that is complete need not spend
+        import ray  # takes seconds; a set that is complete needs none of it
 
         if ray.is_initialized():
             return
@@ -136,13 +136,13 @@ class _OnRay:
                 address = os.environ.get("RAY_ADDRESS") or f"the cluster in {CURRENT_CLUSTER}"
                 raise DataError(f"{address}: cannot join that Ray cluster: {' '.join(str(error).split())}") from error
         else:
-            os.environ["PYTHONPATH"] = _search_path()  # the tasks' processes inherit it
+            os.environ["PYTHONPATH"] = _search_path()  # the tasks' processes inherit this
             ray.init(address="local", num_cpus=self._workers, include_dashboard=False, **options)
         self._connected = True
 
 
 def _single_threaded(function: Callable[..., Result], call: tuple[Any, ...]) -> Result:
-    """Run in a task: as many tasks as cores work beside each other, and OpenCV's own threads would be in the way."""
+    """One call, in a Ray task. OpenCV keeps to one thread, since there are as many tasks as cores."""
     import cv2
 
     cv2.setNumThreads(1)
@@ -150,5 +150,5 @@ def _single_threaded(function: Callable[..., Result], call: tuple[Any, ...]) -> 
 
 
 def _search_path() -> str:
-    """The packages lie in the project's folder and are not installed."""
+    """PYTHONPATH with the project's folder first: the packages are not installed."""
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))

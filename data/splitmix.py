@@ -1,9 +1,9 @@
 """Randomness as arithmetic: every random choice of the data plane is a hash of what it is for.
 
-SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) is a counter put
-through a bijective 64-bit mixer. It is used here instead of a library's generator because the order of a run must be
-the same next year, on another machine and under another numpy: these few lines are frozen for ever. Nothing is drawn
-from a hidden state, so step 1,000,000 costs what step 1 costs.
+SplitMix64 (Steele, Lea & Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014) passes a counter
+through a bijective 64-bit mixer. A library's generator would not do: the order of a run must be the same next year, on
+another machine and with another numpy. So these lines never change. There is no hidden state: the numbers of step
+1,000,000 take as long as those of step 1.
 """
 
 from enum import IntEnum
@@ -11,13 +11,16 @@ from enum import IntEnum
 import numpy as np
 
 MASK = (1 << 64) - 1
-GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: the counter visits all 2^64 states
+GAMMA = 0x9E3779B97F4A7C15  # 2^64 / golden ratio; it is odd, so the counter visits all 2^64 states
 MULTIPLIER_1 = 0xBF58476D1CE4E5B9
 MULTIPLIER_2 = 0x94D049BB133111EB
 
 
 class Purpose(IntEnum):
-    """First part of every key, so that choices made for different reasons never share their randomness."""
+    """The first part of every key: choices of different purposes never share their randomness.
+
+    A member may be added, but none may change: orders, augmentations and packed sets depend on the numbers.
+    """
 
     SHARDS = 1
     BLOCK = 2
@@ -58,24 +61,24 @@ def stream(seed: int, count: int) -> np.ndarray:
 def permutation(seed: int, count: int) -> np.ndarray:
     """A uniformly random permutation of range(count): int64 (count,).
 
-    The outputs of `stream` are distinct (a bijection of distinct counters), so sorting them has no ties to break and
-    every sorting algorithm gives the same answer.
+    The outputs of `stream` are distinct: a bijection of distinct counters. So sorting them has no ties, and every
+    sorting algorithm gives the same result.
     """
     return np.argsort(stream(seed, count))
 
 
 class Draws:
-    """Successive draws from the stream of one key, for choices that need a few numbers rather than an array."""
+    """Successive draws from the stream of one key, for choices that need a few numbers and no array."""
 
     def __init__(self, seed: int) -> None:
         self._state = seed
 
     def integer(self, bound: int) -> int:
-        """Uniform in 0 .. bound-1 (the bias of the multiply-and-shift reduction is below bound / 2^64)."""
+        """Uniform in 0 .. bound-1. The bias of this reduction, multiply and shift, is below bound / 2^64."""
         return (self._next() * bound) >> 64
 
     def uniform(self, low: float, high: float) -> float:
-        """Uniform in [low, high), with the 53 bits that a double can hold."""
+        """Uniform in [low, high), with the 53 bits of a double."""
         return low + (high - low) * ((self._next() >> 11) * 2.0**-53)
 
     def _next(self) -> int:

@@ -1,10 +1,10 @@
-"""From an encoded image to the pixels that the model sees: crop, scale, flip.
+"""From an encoded image to the pixels of the model's input: crop, scale, flip.
 
-What is done to a sample is a pure function of (seed, epoch, sample id): the same for any number of workers, and after a
-restart. Every kind of crop is one `Geometry`, so that one routine draws them all.
+The augmentation of a sample is a pure function of (seed, epoch, sample id): it does not depend on the number of workers
+or on restarts. Every kind of crop is a `Geometry`, so that one routine draws them all.
 
-Scaling is bilinear. Where a side shrinks more than twice, bilinear would skip pixels. There it is averaged down first
-by a power of two: for JPEG inside the decoder as far as both sides allow, then by halving.
+Scaling is bilinear. If a side shrinks more than twice, bilinear scaling would skip pixels. Then the side is first
+averaged down by a power of two: for JPEG inside the decoder, as far as both sides allow, and then by halving.
 """
 
 import math
@@ -21,12 +21,12 @@ Crop = Literal["inception", "resize", "resize_crop", "center"]
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 MAX_ATTEMPTS = 100
-CENTER_MARGIN = (256, 224)  # the customary evaluation crop: the shorter side to 256, the middle 224
-MAX_ELONGATION = 8  # of what a centre crop scales: a 20 x 60,000 strip must not become a canvas of a gigabyte
+CENTER_MARGIN = (256, 224)  # the usual evaluation crop: the shorter side to 256, then the middle 224
+MAX_ELONGATION = 8  # of the window of a centre crop: a 20 x 60,000 strip must not become a canvas of a gigabyte
 
 
 class Geometry(NamedTuple):
-    """Scale a window of the image to a canvas, cut a square out of the canvas, perhaps mirror it. (y, x) order."""
+    """Scale a window of the image to a canvas, cut a square from the canvas, mirror it or not. All are (y, x)."""
 
     window_start: tuple[int, int]
     window: tuple[int, int]
@@ -37,14 +37,14 @@ class Geometry(NamedTuple):
 
 @dataclass(frozen=True)
 class Augment:
-    """What happens to the images of a data set.
+    """The augmentation of a data set's images.
 
     Attributes:
         crop: "inception": a random window of min_area .. 1 of the area and aspect ratio 3/4 .. 4/3, scaled to the
             square (pre-training); "resize": all of the image, scaled to the square; "resize_crop": scaled to a square
             of `resize` pixels, then a random cut (fine-tuning, ViT paper: 448 to 384); "center": the shorter side
             scaled to `resize` pixels, then the middle (evaluation).
-        min_area: smallest part of the area that an Inception crop may take.
+        min_area: smallest share of the area that an Inception crop may take.
         flip: mirror half of the samples.
         resize: pixels, for "resize_crop" and "center". Default: image_size * 256 // 224.
 
@@ -66,7 +66,7 @@ class Augment:
             raise ValueError(f"resize {self.resize} is not a number of pixels")
 
     def check(self, image_size: int) -> None:
-        """Refuse a scaled image that is smaller than the square to cut out of it.
+        """Refuse a scaled image that is smaller than the square to cut from it.
 
         Raises:
             ValueError: `resize` is smaller than `image_size`.
@@ -97,7 +97,7 @@ class Augment:
         """Decode an image and draw its crop into `out`, uint8 (image_size, image_size, 3), RGB, contiguous.
 
         Raises:
-            BadSample: the image cannot be decoded; `out` is as it was.
+            BadSample: the image cannot be decoded; `out` is unchanged.
         """
         header = read_header(encoded)
         draws = Draws(key(Purpose.AUGMENT, seed, epoch, sample_id))
@@ -112,8 +112,8 @@ class Augment:
 def inception_window(size: tuple[int, int], min_area: float, draws: Draws) -> tuple[tuple[int, int], tuple[int, int]]:
     """((y, x), (height, width)) of a random window, by TensorFlow's `sample_distorted_bounding_box` (authors' code).
 
-    The aspect ratio is uniform in 3/4 .. 4/3, then the height is uniform among those that keep the area within
-    min_area .. 1 and the window inside the image, then its place is uniform. After 100 failures, the whole image.
+    The aspect ratio is uniform in 3/4 .. 4/3. Then the height is uniform among those with an area within min_area .. 1
+    and a window inside the image, and the position is uniform. After 100 failures it is the whole image.
     """
     height, width = size
     least, most = min_area * height * width, height * width
@@ -132,15 +132,15 @@ def inception_window(size: tuple[int, int], min_area: float, draws: Draws) -> tu
 def reduced_window(geometry: Geometry, scale: int) -> tuple[tuple[int, int], tuple[int, int]]:
     """The window's ((y, x), (height, width)) in an image that the decoder reduces by `scale`.
 
-    Its edges move to whole pixels of the reduced image: by at most half of one, which is at most half a pixel of the
-    result. Interpolating between them (an affine warp) would take four times as long as the scaling.
+    Its edges move to whole pixels of the reduced image: by at most half a pixel there, and at most half a pixel of the
+    result. Exact edges need an affine warp, which takes four times as long as the scaling.
     """
     (y, x), (height, width) = geometry.window_start, geometry.window
     return (round(y / scale), round(x / scale)), (max(round(height / scale), 1), max(round(width / scale), 1))
 
 
 def draw(window: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
-    """Scale `window`, uint8 (height, width, 3), to the canvas, and cut `out` from it, mirrored if so said."""
+    """Scale `window`, uint8 (height, width, 3), to the canvas, and cut `out` from it, mirrored if `geometry` says so."""
     (rows, columns), (top, left) = geometry.canvas, geometry.cut_start
     window = averaged(window, (rows, columns))
     if out.shape[:2] == (rows, columns):
@@ -155,9 +155,9 @@ def draw(window: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
 def averaged(window: np.ndarray, target: tuple[int, int]) -> np.ndarray:
     """Average each side down by the least power of two f that leaves it at most twice `target` (height, width).
 
-    What is left over of a side, less than f pixels, is cut off at both of its ends alike: each edge moves by at most
-    half a pixel of what is returned. Bilinear scaling to exactly half is the average of two pixels, and in OpenCV three
-    to eight times as fast as INTER_AREA.
+    The rest of a side, less than f pixels, is cut off half at each end: each edge moves by at most half a pixel of
+    the result. Bilinear scaling to exactly half is the average of two pixels, and in OpenCV three to eight times as fast as
+    INTER_AREA.
     """
     height, width = window.shape[:2]
     down, across = _halvings(height, target[0]), _halvings(width, target[1])

@@ -1,16 +1,16 @@
-"""Encoded image -> RGB pixels: outside Python's lock, at a reduced scale where that is enough, and only what is used.
+"""Encoded image -> RGB pixels: without Python's lock, at a reduced scale if that suffices, and only the used window.
 
-A JPEG is stored as 8x8 frequency blocks, of which libjpeg can decode 4x4, 2x2 or 1x1 pixels directly: an image at 1/2,
-1/4 or 1/8 scale for a fraction of the time, already low-pass filtered. And its blocks are independent but for their
-entropy coding, so that a window costs less than the whole (turbojpeg.py). OpenCV decodes all else.
+A JPEG consists of 8x8 frequency blocks. libjpeg can decode 4x4, 2x2 or 1x1 pixels of each directly: an image at 1/2,
+1/4 or 1/8 scale in a fraction of the time, already low-pass filtered. Apart from their entropy coding the blocks are
+independent, so a window takes less time than the whole image (turbojpeg.py). OpenCV decodes everything else.
 
-Formats: JPEG, PNG and WebP, told by their first bytes. OpenCV could read more; what a data set should not hold is not
-given to decoders that few people attack or repair.
+Formats: JPEG, PNG and WebP, recognised by their first bytes. OpenCV reads more, but its rarer decoders are tested and
+repaired less, and data sets do not need them.
 
-Conventions: RGB whatever the file holds. Grey is repeated. CMYK is converted by (1 - C)(1 - K), taken as inverted, as
-Adobe writes it and everybody reads it. Alpha is dropped: the colours stay as stored, not blended with anything. 16 bits
-are cut to 8. Of an animation, the first picture. Colour profiles, gamma and the EXIF orientation are ignored, as
-TensorFlow's decoder does in the authors' code. An incomplete file is refused, not filled up with grey.
+Conventions: the result is always RGB. Grey is repeated. CMYK is converted by (1 - C)(1 - K) and taken as inverted, as
+Adobe writes it and all readers expect it. Alpha is dropped: colours stay as stored, not blended. 16 bits are cut to 8.
+An animation gives its first picture. Colour profiles, gamma and the EXIF orientation are ignored, as in TensorFlow's
+decoder, which the authors' code uses. An incomplete file is refused, not filled up with grey.
 """
 
 import struct
@@ -22,7 +22,7 @@ import numpy as np
 from data.errors import BadSample, Cause
 from data.images import turbojpeg
 
-MAX_PIXELS = 89_478_485  # Pillow's limit: 256 MiB of RGB. A few hundred bytes can claim to be more.
+MAX_PIXELS = 89_478_485  # Pillow's limit: 256 MiB of RGB. A file of a few hundred bytes can claim more.
 
 # IMREAD_REDUCED_COLOR_n includes the BGR bit, which excludes the RGB one; the "grey" flag is the bare scale.
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -47,12 +47,12 @@ _SAMPLINGS = frozenset({b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x1
 
 
 class Header(NamedTuple):
-    """What an image file says of itself.
+    """The properties that an image file states.
 
     Attributes:
-        format: by the first bytes. Only JPEG is decoded at a reduced scale.
+        format: by the first bytes. Only JPEG can be decoded at a reduced scale.
         size: (height, width), pixels.
-        divisible: a window can be decoded alone, with the pixels and the verdict that the whole image would have.
+        divisible: a window can be decoded alone, with the same pixels and the same errors as the whole image.
     """
 
     format: Literal["jpeg", "png", "webp"]
@@ -61,7 +61,7 @@ class Header(NamedTuple):
 
 
 def read_header(encoded: bytes) -> Header:
-    """Read what precedes the pixels: in a few microseconds, without memory for them.
+    """Read the header, in a few microseconds: no pixel is decoded.
 
     Raises:
         BadSample: EMPTY; UNDECODABLE: not a JPEG, PNG or WebP, no readable header, or no pixels; HUGE: more than
@@ -87,7 +87,7 @@ def decode(encoded: bytes, scale: int = 1) -> np.ndarray:
     """Decode JPEG, PNG or WebP.
 
     Args:
-        scale: 1, and 2, 4 or 8 for a JPEG: the sides are divided by it, rounded up.
+        scale: 1; for a JPEG also 2, 4 or 8. The sides are divided by it and rounded up.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -101,18 +101,18 @@ def decode(encoded: bytes, scale: int = 1) -> np.ndarray:
 def decode_window(
     encoded: bytes, header: Header, start: tuple[int, int], shape: tuple[int, int], scale: int = 1
 ) -> np.ndarray:
-    """decode(encoded, scale)[y : y + height, x : x + width], to the bit, but in less time where the window is smaller.
+    """decode(encoded, scale)[y : y + height, x : x + width], bit by bit, in less time for a smaller window.
 
     Args:
         header: of `encoded`.
         start: (y, x), in pixels of the reduced image.
-        shape: (height, width) of the window. What exceeds the image is cut off.
+        shape: (height, width) of the window. Its part outside the image is cut off.
 
     Returns:
         uint8 (height, width, 3), RGB; rows need not be adjacent in memory.
 
     Raises:
-        BadSample: as `decode`, whatever the window.
+        BadSample: as `decode`, for every window.
     """
     (y, x), (rows, columns) = start, _reduced(header.size, scale)
     height, width = min(shape[0], rows - y), min(shape[1], columns - x)
@@ -129,7 +129,7 @@ def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
     except cv2.error as error:  # such as a side longer than OpenCV allows
         raise BadSample(Cause.UNDECODABLE) from error
-    # The crop, and whether there is memory for the image, have been decided by the header.
+    # The crop and the check of MAX_PIXELS used the header: the image must have the size that it states.
     if image is None or image.shape[:2] != _reduced(header.size, scale):
         raise BadSample(Cause.UNDECODABLE)
     return image
@@ -147,10 +147,10 @@ def _reduced(size: tuple[int, int], scale: int) -> tuple[int, int]:
 def _jpeg_header(encoded: bytes) -> Header:
     """Find the frame header (SOF) as libjpeg does, which skips bytes between segments. Size (0, 0): there is none.
 
-    A window can be decoded alone if the whole image would be accepted whatever is below the window, and if its pixels
-    depend on nothing far from it. Of a single scan, libjpeg refuses nothing but its end before the last row, and that
-    cannot come before the file's end marker: libjpeg stops there and fills up. (Files of several scans are read to
-    their end for any window.) A progressive image may be smoothed across blocks, so it has to be decoded whole.
+    A window can be decoded alone if no content below the window could make the whole image invalid, and if its pixels
+    depend only on blocks near it. In a single scan, libjpeg's only error is an end before the last row, which cannot
+    come before the file's end marker: there libjpeg stops and fills up. (Files of several scans are read to their end
+    for any window.) A progressive image may be smoothed across blocks, so it is decoded whole.
     """
     position, last = 2, len(encoded) - 10
     while 0 < (position := encoded.find(b"\xff", position)) <= last:
@@ -174,14 +174,14 @@ def _jpeg_header(encoded: bytes) -> Header:
 
 
 def _png_header(encoded: bytes) -> Header:
-    """The size in the first chunk, IHDR. (0, 0) if that is something else."""
+    """The size in the first chunk, IHDR. (0, 0) if there is no IHDR."""
     whole = len(encoded) >= 24 and encoded[12:16] == b"IHDR"
     width, height = struct.unpack_from(">II", encoded, 16) if whole else (0, 0)
     return Header("png", (height, width), False)
 
 
 def _webp_header(encoded: bytes) -> Header:
-    """The size of the canvas, or in simple files that of the picture. (0, 0) if it is nowhere."""
+    """The size of the canvas, or in simple files that of the picture. (0, 0) if there is none."""
     height = width = 0
     chunk = encoded[12:16] if len(encoded) >= 30 else b""
     if chunk == b"VP8 " and encoded[23:26] == b"\x9d\x01\x2a":

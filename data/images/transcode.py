@@ -1,7 +1,7 @@
-"""Making images smaller on their way into shards: the shorter side to N pixels, another format or quality.
+"""Re-encoding images while they are packed: the shorter side to N pixels, another format or quality.
 
-Training crops 224 pixels out of photographs of 500, so shards of resized images are read and decoded several times as
-fast. It is a loss that no later step undoes; without options the bytes of an image pass through untouched.
+Training crops 224 pixels from photographs of 500, so shards of resized images are read and decoded several times as
+fast. The loss is permanent. Without options the bytes of an image are packed unchanged.
 """
 
 from dataclasses import dataclass
@@ -16,13 +16,13 @@ QUALITY = 90
 
 @dataclass(frozen=True)
 class Transcode:
-    """Called with (extension, encoded image), gives the same of the changed image.
+    """Called with (extension, encoded image); returns the same two of the changed image.
 
     Attributes:
-        resize: pixels of the shorter side, by area averaging; smaller images keep their size. None: all do.
-        image_format: one of `FORMATS`; None keeps each image's own.
-        quality: of JPEG and WebP, 1 to 100; None leaves images whose size and format stay untouched, and is 90 for
-            the others.
+        resize: pixels of the shorter side, by area averaging; smaller images keep their size. None: all keep it.
+        image_format: one of `FORMATS`; None keeps each image's format.
+        quality: of JPEG and WebP, 1 to 100. None: 90 for images whose size or format changes; the others keep their
+            bytes.
     """
 
     resize: int | None = None
@@ -33,7 +33,7 @@ class Transcode:
         """Decode (RGB, 8 bits, EXIF orientation ignored, as in training), shrink, encode.
 
         Raises:
-            BadSample: not decodable.
+            BadSample: the image cannot be decoded.
         """
         pixels = decode(encoded)
         height, width = pixels.shape[:2]

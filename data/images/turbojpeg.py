@@ -1,11 +1,11 @@
-"""A window of a JPEG through libjpeg-turbo's TurboJPEG 3 interface: what lies outside is not decoded.
+"""Decoding a window of a JPEG alone, through libjpeg-turbo's TurboJPEG 3 interface.
 
-A JPEG's entropy-coded data can only be read from its start, but nothing below the window has to be read at all, and of
-what lies above and beside it only the codes have to be read: the cosine transform, the chroma interpolation and the
-colour conversion are left out. OpenCV, which decodes everything else here, cannot do that.
+A JPEG's entropy-coded data can only be read from its start. But nothing below the window is read, and above and beside
+the window only the codes are: no cosine transform, chroma interpolation or colour conversion. OpenCV, which decodes
+everything else here, cannot decode a window.
 
-The library is the one in the PyPI wheel `turbojpeg` (of which nothing else is used), else the system's. Without one,
-callers decode the whole image: the same pixels, only later. ctypes releases Python's lock for the length of each call.
+The library is the one in the PyPI wheel `turbojpeg`, of which nothing else is used, or else the system's. Without one,
+callers decode the whole image: the same pixels in more time. ctypes releases Python's lock during each call.
 """
 
 import ctypes
@@ -19,8 +19,8 @@ import numpy as np
 _TJINIT_DECOMPRESS = 1
 _TJPF_RGB = 0
 
-# Chroma is interpolated between neighbours, so the columns at a window's edges need samples from outside it. A window
-# starts where a minimum coded unit does: of 8 or 16 columns, for the subsamplings that callers may pass.
+# Chroma is interpolated between neighbours, so the columns at a window's edges need samples from outside it. What is
+# decoded starts at a minimum coded unit: a multiple of 8 or 16 columns, for the subsamplings that callers may pass.
 _UNIT = 16
 
 
@@ -54,8 +54,7 @@ def decode_window(
         shape: (height, width) of the window, inside the reduced image.
 
     Returns:
-        uint8 (*shape, 3), RGB, rows not adjacent in memory; None if there is no library, or if it has found anything
-        to object to.
+        uint8 (*shape, 3), RGB, rows not adjacent in memory; None if there is no library, or if it reports an error.
     """
     library = _library()
     if library is None:
@@ -65,7 +64,7 @@ def decode_window(
     left = max(x // unit - 1, 0) * unit
     right = min(x + width + unit, -(-size[1] // scale))
     pixels = np.empty((height, right - left, 3), np.uint8)
-    # One instance an image (about 10 us): a used one keeps the tables of the image before, and an error for ever.
+    # One instance an image (about 10 us): a used one keeps the previous image's tables, and an error for ever.
     handle = library.tj3Init(_TJINIT_DECOMPRESS)
     if not handle:
         raise MemoryError("TurboJPEG has no memory for a decompressor")
@@ -101,14 +100,14 @@ def _library() -> ctypes.CDLL | None:
                 ctypes.c_int,
                 ctypes.c_int,
             ]
-        except (OSError, AttributeError):  # not loadable here, or of a version without these functions
+        except (OSError, AttributeError):  # cannot be loaded here, or its version lacks these functions
             continue
         return library
     return None
 
 
 def _candidates() -> list[str]:
-    """Where the library may be: beside the wheel's extension module, or where the system's loader looks."""
+    """Possible paths of the library: beside the wheel's extension module, and where the system's loader looks."""
     try:
         files = metadata.files("turbojpeg") or []
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""How much memory one worker's images need, encoded and decoded."""
+"""The memory of one worker's images, encoded and decoded."""
 
 import bisect
 import copy
@@ -12,33 +12,33 @@ from data.order import MASKED, Order, SampleOrder
 from data.shards.index import Index
 
 FETCH_THREADS = 4
-LEAST_READ_BYTES = 1 << 20  # READ_BYTES where memory is short
-SAMPLE_BYTES = 640  # of Python objects around the fields of a sample that waits, measured
-MEASURED_STEPS = 4  # whose samples stand for the mean size
+LEAST_READ_BYTES = 1 << 20  # length of a read if memory is short
+SAMPLE_BYTES = 640  # Python objects around the fields of a waiting sample, measured
+MEASURED_STEPS = 4  # steps over whose samples the mean size is taken
 
 
 def decoded_bytes(slots: int, image_size: int, prefetch: int) -> int:
-    """The decoded batches of a worker: `prefetch` ahead, the one in use and the one being handed over."""
+    """Bytes of a worker's decoded batches: `prefetch` ahead, the one in use and the one that is handed over."""
     return (prefetch + 2) * slots * image_size**2 * 3
 
 
 def needed_bytes(index: Index, order: Order, slots: range, image_size: int, prefetch: int) -> int:
-    """The least `memory` that a loader of these slots can be given."""
+    """The least `memory` with which a loader of these slots works, in bytes."""
     return window_bytes(index, order, slots) + decoded_bytes(len(slots), image_size, prefetch)
 
 
 def window_bytes(index: Index, order: Order, slots: range) -> int:
-    """The least memory with which a reader of these slots keeps within it, in bytes.
+    """The least memory with which a reader of these slots works, in bytes.
 
-    The samples that wait at one time, at the mean size of those in the order's first batches, and the shortest reads.
+    It is that of the samples that wait at one time, at the mean size of those in the order's first batches, and of the
+    shortest reads.
     """
-    return math.ceil(order.most_waiting(slots.start, slots.stop) * _mean_bytes(index, order)) + reads_bytes(
-        LEAST_READ_BYTES
-    )
+    waiting = order.most_waiting(slots.start, slots.stop)
+    return math.ceil(waiting * _mean_bytes(index, order)) + reads_bytes(LEAST_READ_BYTES)
 
 
 def _mean_bytes(index: Index, order: Order) -> float:
-    """Mean size of the samples, sources as they are mixed: the same for all slots, so that workers agree."""
+    """Mean size of the samples, over the sources in their shares. It is the same for all slots, so workers agree."""
     steps = range(min(MEASURED_STEPS, order.steps_per_epoch))
     ids = np.concatenate([order.slots(step, 0, order.batch_size) for step in steps])
     shards, counts = np.unique(np.searchsorted(index.starts, ids[ids != MASKED], side="right") - 1, return_counts=True)
@@ -47,11 +47,12 @@ def _mean_bytes(index: Index, order: Order) -> float:
 
 
 def reads_bytes(longest: int) -> int:
-    """Memory of all threads' reads, when none is longer."""
+    """Memory of all threads' reads, if none is longer than `longest`."""
     return 2 * FETCH_THREADS * longest
 
 
 def does_not_fit(index: Index, order: Order, slots: range, needed: int, memory: int) -> DataError:
+    """The error of a `memory` below the `needed` bytes. It names the largest block that fits."""
     mean, for_reads = _mean_bytes(index, order), reads_bytes(LEAST_READ_BYTES)
     block = _largest_block(order, slots, math.floor((memory - for_reads) / mean))
     return DataError(
@@ -63,13 +64,13 @@ def does_not_fit(index: Index, order: Order, slots: range, needed: int, memory: 
 
 
 def _largest_block(order: Order, slots: range, samples: int) -> int:
-    """The largest block with which at most `samples` samples wait; 0 where there is none, or orders are mixed."""
+    """The largest block with which at most `samples` samples wait; 0 if there is none, or if orders are mixed."""
     if not isinstance(order, SampleOrder):
         return 0
     other = copy.copy(order)
 
-    def window(block: int) -> int:
+    def waiting(block: int) -> int:
         other.block = block
         return other.most_waiting(slots.start, slots.stop)
 
-    return bisect.bisect_right(range(1, order.block), samples, key=window)
+    return bisect.bisect_right(range(1, order.block), samples, key=waiting)

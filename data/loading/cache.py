@@ -2,18 +2,18 @@
 
     first read of a shard  ──>  reserve room, evicting  ──>  download beside  ──>  SHA-256 as indexed?  ──>  rename
 
-An entry's name is the checksum that the index states: shards with equal names in different folders never meet, and a
-shard that was packed again is another entry. Nothing enters under a checksum that it does not have.
+An entry's name is the checksum in the index. So shards with equal names in different folders are different entries, and
+so is a shard that was packed again. A shard enters only if it has that checksum.
 
-Workers agree through the file system alone, by advisory locks that the kernel gives up when their process dies:
+Workers agree through the file system alone, by advisory locks that the kernel releases when their process dies:
 
-- `CHECKSUM.partial` is locked by whoever downloads it; who wants the same shard waits for that lock. A partial file
-  that nobody has locked was left by a killed process, and the next cache in the folder removes it.
-- `.lock` guards the sum of sizes. A download takes its room, the shard's whole length, before it begins.
-- Evicted are the entries used longest ago. Who is just reading one goes on: on Linux and macOS an open file outlives
-  its name.
+- The process that downloads a shard locks `CHECKSUM.partial`; others that need the same shard wait for that lock. A
+  partial file without a lock was left by a killed process, and the next cache in the folder removes it.
+- `.lock` guards the sum of sizes. A download reserves its room, the shard's whole length, before it begins.
+- The entries used longest ago are evicted. A reader of such an entry is not disturbed: on Linux and macOS an open file
+  stays readable without its name.
 
-A shard larger than the cache, and any shard when the disk is full, is left to be read from its store.
+A shard larger than the cache is read from its store, and so is every new shard if the disk is full.
 """
 
 import fcntl
@@ -32,10 +32,10 @@ from data import storage
 from data.errors import DataError
 from data.shards.index import Shard
 
-STREAMS = 4  # requests of one download under way at a time
+STREAMS = 4  # requests of one download at a time
 PIECE_BYTES = 4 << 20
-DOWNLOAD_BYTES = 2 * STREAMS * PIECE_BYTES  # memory of one download: what came, and what it is put together from
-TRIES = 2  # downloads of a shard whose checksum does not hold
+DOWNLOAD_BYTES = 2 * STREAMS * PIECE_BYTES  # memory of one download: the pieces, and their copies
+TRIES = 2  # downloads of a shard whose checksum is wrong
 CUT_SHORT = "cut short"
 OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")
 
@@ -43,19 +43,19 @@ Download = Callable[[int, int], bytes]  # bytes begin .. end-1 of a shard from i
 
 
 class ChecksumError(DataError):
-    """What came, twice, is as long as the shard but is not the shard that was indexed."""
+    """Every download was as long as the shard, but had another checksum than the index."""
 
 
 class _NoRoom(Exception):
-    """The disk, or other downloads, leave no room."""
+    """The disk is full, or other downloads take the whole cache."""
 
 
 class Cache:
-    """A folder of shards that together never take more than `size` bytes. Threads and processes may share it.
+    """A folder of shards with at most `size` bytes together. Threads and processes may share it.
 
     Args:
-        folder: on a local disk; made when it is missing. Other files in it are left alone.
-        size: most bytes of all shards in the folder, whoever put them there.
+        folder: on a local disk; made if it is missing. Other files in it are not touched.
+        size: most bytes of all shards in the folder, also those of other processes.
 
     Raises:
         DataError: the folder cannot be made or written to.
@@ -63,7 +63,7 @@ class Cache:
 
     def __init__(self, folder: str, size: int) -> None:
         self._folder, self._size = Path(storage.absolute(folder)), size
-        self._refused: dict[str, str] = {}  # by checksum, why shards cannot enter: they are not downloaded again
+        self._refused: dict[str, str] = {}  # by checksum: why a shard cannot enter; it is not downloaded again
         self._lock = threading.Lock()
         self._warned = False
         try:
@@ -73,25 +73,25 @@ class Cache:
             raise DataError(f"{folder}: not usable as a cache ({error.strerror})") from error
 
     def holds(self, shard: Shard) -> bool:
-        """Whether the shard is here, whole."""
+        """Whether the whole shard is here."""
         return self._entry(shard).exists()
 
     def takes(self, shard: Shard) -> bool:
-        """Whether the shard may enter: it has a checksum, is not too long, and was not refused before."""
+        """Whether the shard may enter: it has a checksum, fits into the cache, and was not refused before."""
         return bool(shard.sha256) and shard.bytes <= self._size and shard.sha256 not in self._refused
 
     def read(self, shard: Shard, begin: int, end: int, download: Download) -> bytes | None:
-        """Bytes begin .. end-1 of a shard, which enters first when it is not here.
+        """Bytes begin .. end-1 of a shard. If it is not here, it enters first.
 
         Args:
-            download: gives any range of the shard from its store, fewer bytes where the stored one ends earlier.
+            download: returns any range of the shard from its store, fewer bytes if the stored shard ends earlier.
 
         Returns:
-            None for a shard that does not enter: too long, shorter in the store than in the index, or no room.
+            None for a shard that cannot enter: too long, shorter in the store than in the index, or no room.
 
         Raises:
-            ChecksumError: the store holds something else.
-            Whatever `download` raises.
+            ChecksumError: the store holds another content.
+            The errors of `download`, of any type.
         """
         if (content := self._read_entry(shard, begin, end)) is not None:
             return content
@@ -102,7 +102,7 @@ class Cache:
         return self._read_entry(shard, begin, end)
 
     def drop(self, shard: Shard) -> None:
-        """Remove a shard that turned out to be damaged here."""
+        """Remove a shard whose copy here is damaged."""
         self._entry(shard).unlink(missing_ok=True)
 
     def _entry(self, shard: Shard) -> Path:
@@ -114,14 +114,14 @@ class Cache:
                 if os.fstat(file.fileno()).st_size != shard.bytes:
                     return None
                 with suppress(PermissionError):  # another user's
-                    os.utime(file.fileno())  # used now: mount options may keep access times from telling
+                    os.utime(file.fileno())  # note the use: mount options may switch access times off
                 file.seek(begin)
                 return file.read(end - begin)
         except FileNotFoundError:
             return None
 
     def _enter(self, shard: Shard, download: Download) -> bool:
-        """Bring a shard in, or wait until somebody else has. False when it cannot be kept."""
+        """Download a shard into the cache, or wait until another worker has. False if it cannot be kept."""
         try:
             with self._claimed(shard) as partial:
                 if partial is None:
@@ -133,7 +133,7 @@ class Cache:
                         self._refused[shard.sha256] = CUT_SHORT
                         return False
                     if checksum == shard.sha256:
-                        with self._guarded():  # who adds sizes up counts it once
+                        with self._guarded():  # so that a sum of sizes counts it once
                             partial.rename(self._entry(shard))
                         return True
                 reason = f"its SHA-256 is {checksum}, the index says {shard.sha256}"
@@ -145,7 +145,7 @@ class Cache:
 
     @contextmanager
     def _claimed(self, shard: Shard) -> Iterator[Path | None]:
-        """The shard's partial file, locked, to fill and rename; it is removed when it is left. None: the shard is here.
+        """The shard's partial file, locked, to fill and rename. Removed at the end. None: the shard is here.
 
         Waits while another thread or process has it.
         """
@@ -157,16 +157,16 @@ class Cache:
                 with _local():
                     fcntl.flock(file, fcntl.LOCK_EX)
                 if not _is_at(file.fileno(), path):
-                    continue  # whoever had it has renamed or removed it
+                    continue  # its last owner has renamed or removed it
                 try:
                     yield None if self.holds(shard) else path
                 finally:
-                    if _is_at(file.fileno(), path):  # once renamed, the name may be another download's already
+                    if _is_at(file.fileno(), path):  # after the rename, the name may belong to another download
                         path.unlink()
                 return
 
     def _make_room(self, partial: Path, needed: int) -> None:
-        """Evict until `needed` bytes more are within the size, and take them."""
+        """Evict until `needed` more bytes fit, and reserve them."""
         with self._guarded():
             others = [(path, stat) for path, stat in self._files() if path != partial]
             excess = sum(stat.st_size for _, stat in others) + needed - self._size
@@ -180,16 +180,16 @@ class Cache:
                 os.truncate(partial, needed)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """The shards here, whole or not."""
+        """The shards here, whole or partial."""
         found = []
         for path in self._folder.iterdir():
             if OURS.fullmatch(path.name):
-                with suppress(FileNotFoundError):  # another process has just given it up
+                with suppress(FileNotFoundError):  # another process has just removed it
                     found.append((path, path.stat()))
         return found
 
     def _remove_leftovers(self) -> None:
-        """Remove the partial files of processes that are no more."""
+        """Remove the partial files of processes that have ended."""
         with self._guarded():
             for path, _ in self._files():
                 if path.suffix == ".partial":
@@ -198,12 +198,12 @@ class Cache:
                             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         except BlockingIOError:
                             continue  # being downloaded
-                        if _is_at(file.fileno(), path):  # else its download ended, and the next one has the name
+                        if _is_at(file.fileno(), path):  # else its download ended, and the name belongs to the next one
                             path.unlink()
 
     @contextmanager
     def _guarded(self) -> Iterator[None]:
-        """Alone with the folder, among all processes and threads."""
+        """Hold the folder's lock against all processes and threads."""
         with (self._folder / ".lock").open("ab") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
@@ -225,7 +225,7 @@ def _is_at(file: int, path: Path) -> bool:
 
 @contextmanager
 def _local() -> Iterator[None]:
-    """What goes wrong with the cache's own files means: no room. The errors of a store's requests pass by."""
+    """Turns errors of the cache's own files into _NoRoom; errors of the store pass through."""
     try:
         yield
     except OSError as error:
@@ -233,7 +233,7 @@ def _local() -> Iterator[None]:
 
 
 def _copy(download: Download, length: int, path: Path) -> tuple[int, str]:
-    """Fill a file with a shard of `length` bytes, hashing along the way: (bytes that came, SHA-256)."""
+    """Fill a file with a shard of `length` bytes. Returns (bytes that came, their SHA-256)."""
     digest, written = hashlib.sha256(), 0
     with path.open("r+b", buffering=0) as file:
         for piece in _pieces(download, length):
@@ -244,12 +244,12 @@ def _copy(download: Download, length: int, path: Path) -> tuple[int, str]:
                     view = view[file.write(view) :]
             written += len(piece)
         with _local():
-            os.fsync(file.fileno())  # after a power cut the name stands for these bytes, not for zeros
+            os.fsync(file.fileno())  # else after a power failure the name may stand for zeros
     return written, digest.hexdigest()
 
 
 def _pieces(download: Download, length: int) -> Iterator[bytes]:
-    """Bytes 0 .. length-1 in order, several requests at a time. Ends at the first piece that is short."""
+    """Bytes 0 .. length-1 in order, by several requests at a time. Ends after the first short piece."""
     with ThreadPoolExecutor(STREAMS, thread_name_prefix="data-cache") as pool:
         begins = iter(range(0, length, PIECE_BYTES))
         coming: deque[tuple[int, Future[bytes]]] = deque()

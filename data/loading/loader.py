@@ -2,9 +2,9 @@
 
     fetch threads (reader.py)  ──>  decode threads, a few samples a task  ──>  batch, in slot order  ──>  training loop
 
-Decoding runs in threads, not processes: OpenCV releases Python's lock, so threads use every core without copying
-a pixel. Each batch is a new zeroed buffer that belongs to the consumer: nothing is ever overwritten behind its back,
-and fresh pages cost about a thousandth of the decoding that fills them.
+Decoding runs in threads, not processes: OpenCV releases Python's lock, so threads use every core without copying a
+pixel. Each batch is a new zeroed buffer that belongs to the consumer, so that a batch never changes later. Fresh pages
+take about a thousandth of the time of decoding into them.
 """
 
 from collections import deque
@@ -27,11 +27,11 @@ from data.parallel import usable_cpus
 from data.shards import fields
 from data.shards.index import Index
 
-TASK_SAMPLES = 16  # samples a decode task: long against a task's overhead, short against a batch
+TASK_SAMPLES = 16  # samples of a decode task: many against its overhead, few against a batch
 
 
 class MaskedSample(NamedTuple):
-    """A sample that could not be used. `key` is empty where not even that could be read."""
+    """A sample that cannot be used: its slot is masked. `key` is empty if even that cannot be read."""
 
     sample_id: int
     key: str
@@ -41,17 +41,17 @@ class MaskedSample(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """One worker's slots of one step. n slots, the same on every worker; L labels at most.
+    """One worker's slots of one step: n slots, the same number on every worker, with at most L labels each.
 
     Attributes:
-        step: of training, from 0.
+        step: number of the training step, from 0.
         ids: int64 (n,), sample ids; -1 is a masked slot.
         images: uint8 (n, 3, H, W), RGB 0..255, in channels-last memory. Masked slots are black.
-        labels: int64 (n, L), padded with -1. L is 1 for single-label data, else the most that an image here has.
-        weights: float32 (n, L), 0 where labels are padding.
+        labels: int64 (n, L), padded with -1. L is 1 for single-label data, else the most labels of an image here.
+        weights: float32 (n, L), of the labels; 0 for padding.
         valid: bool (n,): the slot holds a usable sample.
-        slots: int64 (n,), place in the global batch; -1 where this worker has none.
-        bad: samples whose slots were masked because they cannot be used.
+        slots: int64 (n,), place in the global batch; -1 for padding.
+        bad: samples whose slots are masked because they cannot be used.
     """
 
     step: int
@@ -64,12 +64,12 @@ class Batch:
     bad: list[MaskedSample]
 
 
-Outcome = tuple[int, fields.Labels | MaskedSample]  # place in the batch, and what became of its sample
+Outcome = tuple[int, fields.Labels | MaskedSample]  # place in the batch; labels or cause of its sample
 
 
 @dataclass(frozen=True, eq=False)
 class _Unfinished:
-    """A batch whose images are being decoded."""
+    """A batch that is being decoded."""
 
     step: int
     ids: np.ndarray
@@ -79,7 +79,7 @@ class _Unfinished:
     multi_label: bool
 
     def finish(self) -> Batch:
-        """Wait for the decoders and put the labels together."""
+        """Wait for the decoders and collect the labels."""
         outcomes = [outcome for task in self.tasks for outcome in task.result()]
         bad = [result for _, result in outcomes if isinstance(result, MaskedSample)]
         labelled = [(place, result) for place, result in outcomes if not isinstance(result, MaskedSample)]
@@ -108,21 +108,22 @@ class Loader:
 
     Args:
         index, order: the data set and its order.
-        rank, world_size: this worker and how many there are. Of B slots, a worker takes ceil(B / world_size) in a row.
+        rank, world_size: number of this worker, and of all workers. Of B slots, a worker has ceil(B / world_size) in a
+            row.
         image_size: side of the images, pixels.
-        augment: what is done to them, a pure function of (seed, epoch, sample id).
-        slots_per_rank: slots a batch, padded with masked ones. Default and least: ceil(B / world_size).
-        threads: that decode. Default: one for each CPU this process may use.
-        prefetch: batches decoded ahead of the one in use.
-        num_classes: a sample with a label from here on is unusable. Default: the index's.
-        memory: bytes for samples, encoded and decoded. Default: what the order needs, and some to read ahead.
+        augment: augmentation of the images, a pure function of (seed, epoch, sample id).
+        slots_per_rank: slots of a batch, padded with masked ones. Default and least: ceil(B / world_size).
+        threads: decoding threads. Default: one for each CPU of this process.
+        prefetch: batches that are decoded ahead of the one in use.
+        num_classes: samples with labels of this number or more are unusable. Default: the index's.
+        memory: bytes for samples, encoded and decoded. Default: those that the order needs, and 256 MiB to read ahead.
         cache: of whole shards on a local disk.
-        mask_unreadable: a shard that stays unreadable makes its samples unusable; else it is an error.
+        mask_unreadable: if a shard stays unreadable, its samples are masked; else it is an error.
 
-    Use it in a `with`, or run it to its end, or call `close()`. Errors of the threads come out of `next()`.
+    Use it in a `with`, or iterate to its end, or call `close()`. `next()` raises the errors of the threads.
 
     Raises:
-        ValueError: numbers that do not fit together.
+        ValueError: arguments that do not fit together.
         DataError: `memory` is too little for the order.
     """
 
@@ -154,13 +155,16 @@ class Loader:
         augment.check(image_size)
         self._slots = range(min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
         self._size = slots_per_rank or share
-        self._multi_label, self._order = index.multi_label, order
+        self._order = order
+        self._multi_label = index.multi_label
         self._num_classes = num_classes or index.num_classes
-        self._image_size, self._augment, self._seed = image_size, augment, seed
+        self._image_size = image_size
+        self._augment = augment
+        self._seed = seed
         self._steps = iter(range(start_step, stop_step))
         self._prefetch = prefetch
         self._pending: deque[_Unfinished] = deque()
-        cv2.setNumThreads(1)  # one image is one thread's work; OpenCV's own threads would only fight with ours
+        cv2.setNumThreads(1)  # each thread decodes a whole image: OpenCV's own threads would compete with ours
         self._reader = Reader(
             index,
             order,
@@ -190,11 +194,11 @@ class Loader:
             raise
 
     def statistics(self) -> Statistics:
-        """What reading has cost so far."""
+        """The reader's counts so far."""
         return self._reader.statistics()
 
     def close(self) -> None:
-        """Stop the threads; batches not yet handed out are dropped. May be called twice."""
+        """Stop the threads and drop all batches that are left. It may be called twice."""
         self._pending.clear()
         self._steps = iter(range(0))
         self._reader.close()
@@ -207,7 +211,7 @@ class Loader:
         self.close()
 
     def _fill(self) -> None:
-        """Keep `prefetch` batches under way beside the one that is being handed out."""
+        """Keep `prefetch` batches in work besides the one that is handed over."""
         while len(self._pending) <= self._prefetch and (step := next(self._steps, None)) is not None:
             self._pending.append(self._start(step))
 
@@ -216,7 +220,7 @@ class Loader:
         ids[: len(self._slots)] = self._order.slots(step, self._slots.start, self._slots.stop)
         slots = np.full(self._size, MASKED, np.int64)
         slots[: len(self._slots)] = self._slots
-        # By numpy, whose zeros are huge pages that the decoders touch first: torch would fill them here, in parallel.
+        # numpy's zeros are huge pages, which the decoders are the first to touch. torch would fill them here.
         images = np.zeros((self._size, self._image_size, self._image_size, 3), np.uint8)
         epochs = np.zeros(self._size, np.int64)
         epochs[: len(self._slots)] = self._order.epochs(step, self._slots.start, self._slots.stop)

@@ -1,6 +1,6 @@
-"""Ranged reads of shards: which bytes bring given samples, and what came with them.
+"""Ranged reads of shards: the byte ranges of given samples, and the samples in the bytes that come.
 
-The index knows where every `stride`-th sample of a shard begins, so reads go from one of those places to another.
+The index has the offset of every `stride`-th sample of a shard, so a read goes from one of these offsets to another.
 """
 
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from data.shards.fields import IMAGE_EXTENSIONS, LABEL_EXTENSIONS
 from data.shards.index import Index
 from data.storage import patience
 
-READ_BYTES = 16 << 20  # longer needs are split, so that several threads share them and little waits unparsed
-GAP_BYTES = 1 << 20  # an unused stretch shorter than this is read through: cheaper than another request
-PARSE_TRIES = 3  # reads of a range whose bytes are not a tar's: a bad answer is not a bad shard
+READ_BYTES = 16 << 20  # longer ranges are split: several threads share them, and few bytes wait unparsed
+GAP_BYTES = 1 << 20  # a shorter unused stretch is read, too: that is cheaper than another request
+PARSE_TRIES = 3  # reads of a range whose bytes are no tar: the answer may be damaged, not the shard
 KEPT_FIELDS = frozenset(IMAGE_EXTENSIONS + LABEL_EXTENSIONS)
 
 
@@ -33,14 +33,14 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class UnreadableSample:
-    """A sample that cannot be read: its shard's URL, and why (`Cause.CUT_SHORT` or `Cause.UNREADABLE`)."""
+    """A sample that cannot be read: its shard's URL, and `Cause.CUT_SHORT` or `Cause.UNREADABLE`."""
 
     shard: str
     cause: str
 
 
 class Abandoned(Exception):
-    """Nobody wants the samples any more."""
+    """The samples are no longer needed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,8 +67,8 @@ def plan_reads(index: Index, ids: np.ndarray, among: np.ndarray | None = None, l
     """The ranged reads that bring the samples `ids` (int64, ascending), in storage order.
 
     Args:
-        among: int64, ascending: keep any of these that the ranges happen to hold. Default: `ids`.
-        longest: bytes of a read, unless a single stride group has more.
+        among: int64, ascending: of the samples in the ranges, these are kept. Default: `ids`.
+        longest: most bytes of a read, unless a single stride group has more.
     """
     reads: list[Read] = []
     kept = ids if among is None else among
@@ -85,7 +85,7 @@ def plan_reads(index: Index, ids: np.ndarray, among: np.ndarray | None = None, l
 
 
 def _spans(groups: np.ndarray, edges: np.ndarray, longest: int) -> list[tuple[int, int]]:
-    """Join stride groups (ascending) into ranges (first, last + 1): short gaps are read through, long ranges split."""
+    """Join stride groups (ascending) into ranges (first, last + 1) over short gaps; split long ranges."""
     spans: list[tuple[int, int]] = []
     for group in groups.tolist():
         if spans:
@@ -97,7 +97,7 @@ def _spans(groups: np.ndarray, edges: np.ndarray, longest: int) -> list[tuple[in
     return spans
 
 
-Get = Callable[[Read, int], bytes]  # the bytes of a read's range, asked for the 1st, 2nd ... time (0, 1, ...)
+Get = Callable[[Read, int], bytes]  # (read, number of the try from 0) -> the bytes of its range
 
 
 def fetch(
@@ -107,18 +107,17 @@ def fetch(
     tries: int = PARSE_TRIES,
     keep: frozenset[str] | None = KEPT_FIELDS,
 ) -> dict[int, Sample | UnreadableSample]:
-    """Carry out one read: sample id -> sample, the bytes copied so that the rest of the range is freed.
+    """Carry out one read: sample id -> sample. Its bytes are copied, so that the rest of the range is freed.
 
-    Of a shard that ends before the range does, the samples that lie whole in what is there are given, the others
-    are UnreadableSample.
+    If the shard ends before the range, the samples that are whole are returned; the others are `UnreadableSample`.
 
     Args:
-        get: brings the bytes, fewer where the shard ends earlier. Default: from the shard's URL.
-        tries: how often a range is read whose bytes are not what was indexed.
+        get: returns the bytes, fewer if the shard ends earlier. Default: from the shard's URL.
+        tries: most reads of a range whose bytes are not as indexed.
         keep: names of the fields to keep; None keeps all.
 
     Raises:
-        Unreadable: the shard cannot be read, or is not what was indexed.
+        Unreadable: the shard cannot be read, or is not as indexed.
         Abandoned: by `get`.
     """
     url = index.shard_url(read.shard)
@@ -131,12 +130,12 @@ def fetch(
             raise _not_as_indexed(url, read, str(error)) from error
         except Abandoned:
             raise
-        except Exception as error:  # each back end has errors of its own
+        except Exception as error:  # each back end has its own errors
             message = f"{url}: cannot be read ({storage.describe(error)})"
             raise Unreadable(message, away=patience.may_pass(error)) from error
         try:
             return _parse(index, read, content, keep)
-        except (ValueError, IndexError) as error:  # DataError, and what damaged headers lead to
+        except (ValueError, IndexError) as error:  # DataError, and the errors of damaged headers
             damage = error
     raise _not_as_indexed(url, read, str(damage)) from damage
 
@@ -144,10 +143,10 @@ def fetch(
 def _parse(
     index: Index, read: Read, content: bytes, keep: frozenset[str] | None
 ) -> dict[int, Sample | UnreadableSample]:
-    """The wanted samples of a read out of its bytes.
+    """The wanted samples of a read, from its bytes.
 
     Raises:
-        DataError, ValueError, IndexError: the bytes are not a tar's, or hold another number of samples.
+        DataError, ValueError, IndexError: the bytes are no tar, or hold another number of samples.
     """
     found = list(tar.samples(tar.members(content)))
     url = index.shard_url(read.shard)
@@ -168,7 +167,7 @@ def _parse(
 
 
 def _whole(found: list[tar.TarSample], index: Index) -> list[tar.TarSample]:
-    """Samples out of bytes that were cut short: without the last one, unless it has what training uses."""
+    """Samples from bytes that are cut short: without the last one, unless it has all fields that training uses."""
     if not found:
         return found
     fields = found[-1].fields.keys()

@@ -1,18 +1,18 @@
 """The bytes of one worker's samples, read ahead of their use.
 
-Shards lie on an object store: a request costs tens of milliseconds whatever it asks for, so samples are never asked for
-one by one. When the worker's slots enter new lane blocks (sample_order.py), the ids that it will use from them are laid
-over the index's coarse offsets and fetched as few long ranged reads. Samples wait here, as encoded bytes, for the
-steps that use them: on average half of each lane's block, plus what is read ahead.
+A request to an object store takes tens of milliseconds at any length, so samples are not requested one by one. When the
+worker's slots enter new lane blocks (sample_order.py), the ids that it will use from them become a few long ranged
+reads, between the index's coarse offsets. Samples wait here, as encoded bytes, for their steps: on average half of each
+lane's block, and those that are read ahead.
 
-Where a run begins, in mid-epoch or not, all its blocks are new at once. There the reads come in the order of need:
-first the stride groups of the first step's samples, then those that the second step adds, and so on. The first batch
-waits for a small part of the blocks, and nothing but short gaps is read twice.
+At the start of a run, also in mid-epoch, all its blocks are new at once. Then reads come in the order of need: first
+the stride groups of the first step's samples, then those that the second step adds, and so on (schedule.py). The first
+batch waits for a small part of the blocks, and only short gaps are read twice.
 
-Several threads fetch, because one stream of an object store is slower than one worker's decoding, and so that a
-request that stalls holds up none but its own samples. They keep to a budget of memory: the bytes that wait, and for
-each read under way twice its length (what came, and the samples copied out of it). A read begins if it fits, or if a
-step that somebody waits for needs its block: so nothing deadlocks, and the budget must hold the order's window.
+Several threads fetch: one stream of an object store is slower than one worker's decoding, and a request that stalls
+delays its own samples alone. They share a budget of memory (budget.py): the waiting bytes, and for each running read
+twice its length, for its bytes and the samples copied from them. A read begins if it fits into the budget, or if a step
+that is asked for needs its block. So there is no deadlock, and the budget must hold the order's window.
 """
 
 import dataclasses
@@ -31,22 +31,22 @@ from data.loading.schedule import Scheduled, schedule
 from data.order import Order
 from data.shards.index import Index
 
-AHEAD_BYTES = 256 << 20  # beyond the order's window, where nobody says how much memory there is
+AHEAD_BYTES = 256 << 20  # beyond the order's window, if the memory is not given
 
 
 @dataclass
 class Statistics:
-    """What a reader has done so far.
+    """Counts of a reader.
 
     Attributes:
-        bytes_read: that came from the store.
-        bytes_used: of samples handed over.
-        requests: made to the store.
-        retries: how many of them repeated one that had failed or brought damaged bytes. What the storage libraries
-            repeat by themselves is not seen.
-        cache_hits: reads answered by the cache as it was.
-        cache_misses: reads that went to the store, or brought their shard into the cache.
-        unreadable: shards that were given up, in part or whole.
+        bytes_read: bytes from the store.
+        bytes_used: bytes of the samples that were taken.
+        requests: requests to the store.
+        retries: requests that repeated one that had failed or had brought damaged bytes. The storage libraries' own
+            retries are not counted.
+        cache_hits: reads from a shard that was in the cache.
+        cache_misses: reads from the store, and those that brought their shard into the cache.
+        unreadable: shards that could not be read, in part or whole.
     """
 
     bytes_read: int = 0
@@ -59,19 +59,19 @@ class Statistics:
 
 
 class ReaderClosed(Exception):
-    """The reader was closed while somebody waited for samples."""
+    """The reader was closed while `take` waited for samples."""
 
 
 class Reader:
     """Reads the samples of slots start .. stop-1 for steps first_step .. last_step-1, in background threads.
 
-    A context manager: leaving it stops the threads (a request under way is let finish on its own).
+    A context manager: leaving it stops the threads. A running request is not waited for.
 
     Args:
-        memory: bytes for samples that wait and reads under way. Default: what the order's window needs, and 256 MiB.
-        cache: of whole shards; those on a local disk already are read where they are. A shard enters when it is
-            first read, but the first steps' samples come straight from the store.
-        mask_unreadable: samples of a shard that stays unreadable are UnreadableSample; else it is an error.
+        memory: bytes for waiting samples and running reads. Default: the order's window and 256 MiB.
+        cache: of whole shards. Shards on a local disk do not enter it. A shard enters when it is first read, but the
+            first steps' samples come directly from the store.
+        mask_unreadable: samples of a shard that stays unreadable are `UnreadableSample`; else it is an error.
 
     Raises:
         DataError: `memory` is less than `window_bytes`.
@@ -89,25 +89,30 @@ class Reader:
         cache: Cache | None = None,
         mask_unreadable: bool = False,
     ) -> None:
-        self._index, self._cache, self._mask_unreadable = index, cache, mask_unreadable
+        self._index = index
+        self._cache = cache
+        self._mask_unreadable = mask_unreadable
+
         needed = budget.window_bytes(index, order, slots)
         self._memory = needed + AHEAD_BYTES if memory is None else memory
         free = self._memory - needed
         if free < 0:
             raise budget.does_not_fit(index, order, slots, needed, self._memory)
-        # Half of what is free makes the reads longer, the other half is for reading ahead.
+        # Half of the free bytes makes the reads longer, the other half is for reading ahead.
         longest = min(READ_BYTES, budget.LEAST_READ_BYTES + free // 2 // budget.reads_bytes(1))
         self._todo = schedule(index, order, slots, first_step, last_step, longest)
-        self._planning = threading.Lock()  # for `_todo`; never wanted by who holds the other one
-        lock = threading.Lock()  # for all that follows
+
+        self._planning = threading.Lock()  # for `_todo`; taken before the other lock, never after it
+        lock = threading.Lock()  # for everything below
         self._arrived, self._freed = threading.Condition(lock), threading.Condition(lock)
         self._samples: dict[tuple[int, int], Sample | UnreadableSample] = {}  # by (pass, id)
         self._held = 0  # bytes of the budget in use
         self._asked = first_step - 1
-        self._given_up: dict[int, str | None] = {}  # shards found unreadable; the reason where trying again is vain
+        self._given_up: dict[int, str | None] = {}  # unreadable shards; the reason, if a retry is pointless
         self._statistics = Statistics()
         self._error: BaseException | None = None
         self._closed = False
+
         self._threads = [
             threading.Thread(target=self._run, name="data-fetch", daemon=True) for _ in range(budget.FETCH_THREADS)
         ]
@@ -115,13 +120,13 @@ class Reader:
             thread.start()
 
     def take(self, step: int, places: Sequence[tuple[int, int]]) -> list[Sample | UnreadableSample]:
-        """Wait for the samples of `places`, which belong to `step`, and hand them over. Each can be taken once.
+        """Wait for the samples of `places`, which belong to `step`, and return them. Each can be taken once.
 
         Args:
-            places: (pass, sample id), as the order gives them.
+            places: pairs (pass, sample id), as the order has them.
 
         Raises:
-            Unreadable, ...: what stopped the fetching.
+            Unreadable, ...: the error that stopped the fetching.
             ReaderClosed: closed while waiting.
         """
         with self._arrived:
@@ -142,12 +147,12 @@ class Reader:
             return taken
 
     def statistics(self) -> Statistics:
-        """What has been done so far."""
+        """The counts so far."""
         with self._arrived:
             return dataclasses.replace(self._statistics)
 
     def close(self) -> None:
-        """Stop fetching and wake whoever waits."""
+        """Stop fetching. A `take` that waits raises ReaderClosed."""
         with self._arrived:
             self._closed = True
             self._samples.clear()
@@ -167,16 +172,16 @@ class Reader:
                 self._deliver(scheduled.number, self._fetch(scheduled), cost)
         except Abandoned:
             pass
-        except BaseException as error:  # whatever it is, it has to reach the thread that waits in take()
+        except BaseException as error:  # of any type: it must reach the thread that waits in take()
             with self._arrived:
                 self._error = error
                 self._arrived.notify_all()
                 self._freed.notify_all()
 
     def _claim(self) -> tuple[Scheduled, int] | None:
-        """The next read to do, once it may be done, and the bytes of the budget that it has taken.
+        """Wait until the next read may begin. Returns the read and the bytes of the budget that it takes.
 
-        None when there is none left or the reader is closed.
+        None if there is no read left or the reader is closed.
         """
         with self._planning:
             scheduled = next(self._todo, None)
@@ -197,7 +202,7 @@ class Reader:
         return scheduled.step <= self._asked or self._held + cost <= self._memory
 
     def _cost(self, scheduled: Scheduled) -> int:
-        """Memory that a read takes while it is under way."""
+        """Memory of a running read."""
         read = scheduled.read
         cache = None if scheduled.urgent else self._cache_for(read)
         shard = self._index.shards[read.shard]
@@ -205,7 +210,7 @@ class Reader:
         return 2 * (read.end - read.begin) + (DOWNLOAD_BYTES if downloads else 0)
 
     def _deliver(self, number: int, samples: dict[int, Sample | UnreadableSample], cost: int) -> None:
-        """Hand the samples of a read, all of one pass, to whoever waits for them."""
+        """Put the samples of a read, all of one pass, where `take` finds them."""
         with self._arrived:
             self._held -= cost
             if not self._closed:
@@ -215,13 +220,13 @@ class Reader:
             self._freed.notify_all()
 
     def _fetch(self, scheduled: Scheduled) -> dict[int, Sample | UnreadableSample]:
-        """What became of a read's samples.
+        """The samples of a read, by id.
 
-        A shard that was unreadable before gets one try a read, as the network may be back; none if its content is
-        wrong.
+        A shard that was unreadable before gets one try a read, since the network may be back. It gets none if its
+        content is wrong.
 
         Raises:
-            Unreadable: unless unreadable samples are to be masked.
+            Unreadable: if unreadable samples are not masked.
             Abandoned: the reader is closed.
         """
         read = scheduled.read
@@ -235,8 +240,8 @@ class Reader:
             return fetch(self._index, read, get, tries=1 if suspect else PARSE_TRIES)
         except Unreadable as error:
             with self._arrived:
-                vain = reason is not None or isinstance(error.__cause__, ChecksumError)
-                self._given_up[read.shard] = str(error) if vain else None
+                final = reason is not None or isinstance(error.__cause__, ChecksumError)
+                self._given_up[read.shard] = str(error) if final else None
                 self._statistics.unreadable = len(self._given_up)
             if not self._mask_unreadable:
                 raise
@@ -250,7 +255,7 @@ class Reader:
         if attempt > 0:
             self._count(retries=1)
             if cache is not None:
-                cache.drop(shard)  # its checksum held when it entered, but the disk may have changed it since
+                cache.drop(shard)  # its checksum was right when it entered, but the disk may have damaged it since
         downloaded = False
 
         def download(begin: int, end: int) -> bytes:
@@ -268,7 +273,7 @@ class Reader:
         return content
 
     def _cache_for(self, read: Read) -> Cache | None:
-        """The cache, unless the shard lies on a disk of this machine anyway."""
+        """The cache, or None for a shard on a disk of this machine."""
         return None if storage.is_local(self._index.shard_url(read.shard)) else self._cache
 
     def _from_store(self, shard: int, begin: int, end: int, attempts: int | None) -> bytes:
@@ -287,7 +292,7 @@ class Reader:
         """Add to the statistics.
 
         Raises:
-            Abandoned: the reader is closed. So nothing is requested any more, or again.
+            Abandoned: the reader is closed. So no request begins any more.
         """
         with self._arrived:
             if self._closed:
@@ -301,5 +306,5 @@ def _field_bytes(sample: Sample | UnreadableSample) -> int:
 
 
 def _held_bytes(sample: Sample | UnreadableSample) -> int:
-    """Memory of a sample that waits."""
+    """Memory of a waiting sample."""
     return _field_bytes(sample) + budget.SAMPLE_BYTES

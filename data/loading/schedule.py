@@ -9,12 +9,15 @@ from data.loading.ranges import READ_BYTES, Read, plan_reads
 from data.order import MASKED, Order
 from data.shards.index import Index
 
-FIRST_STEPS = 32  # read in the order of need; by then most stride groups have been needed
+FIRST_STEPS = 32  # steps whose reads come in the order of need; by then most stride groups have been needed
 
 
 @dataclass(frozen=True, eq=False)
 class Scheduled:
-    """A read, the first step that needs it, the pass of its samples, and whether that step may come at once."""
+    """A read with the first step that needs it and the pass (`number`) of its samples.
+
+    `urgent`: the step is one of the first, so that the read must not wait for a whole shard to enter the cache.
+    """
 
     step: int
     number: int
@@ -25,8 +28,8 @@ class Scheduled:
 def schedule(
     index: Index, order: Order, slots: range, first_step: int, last_step: int, longest: int = READ_BYTES
 ) -> Iterator[Scheduled]:
-    """All reads of steps first_step .. last_step-1 in the order in which they are to begin; each id in one of them."""
-    waiting: dict[int, np.ndarray] = {}  # by pass: ids of entered blocks that no read has brought yet
+    """All reads of steps first_step .. last_step-1, in the order in which they begin. Each id is in one read."""
+    waiting: dict[int, np.ndarray] = {}  # by pass: ids of entered blocks that are in no read yet
     for step in range(first_step, last_step):
         entered = order.blocks_entered(step, slots.start, slots.stop, since=first_step, until=last_step)
         for number, ids in entered:
@@ -44,6 +47,6 @@ def schedule(
 
 
 def _used(order: Order, slots: range, step: int, number: int) -> np.ndarray:
-    """Ids of a step that are in pass `number` over their source."""
+    """Ids of a step that belong to pass `number` over their source."""
     ids = order.slots(step, slots.start, slots.stop)
     return ids[(ids != MASKED) & (order.epochs(step, slots.start, slots.stop) == number)]

@@ -1,7 +1,7 @@
-"""Exclusion lists: samples of a data set that training has to leave out, found by `python -m data dedup`.
+"""Exclusion lists: samples of a data set that training leaves out, as `python -m data dedup` finds them.
 
-A list is a file of its own; the index and the sample ids stay as they are. It holds the index's digest, so that it
-cannot be used with another data set or another packing of the same one, whose ids mean other images.
+A list is a file of its own; the index and the sample ids do not change. It holds the index's digest, so that it is
+refused for another data set, or another packing of the same one: there the ids mean other images.
 """
 
 import json
@@ -20,15 +20,15 @@ VERSION = 1
 
 
 class Excluded(NamedTuple):
-    """A sample to leave out, and the test image that it nearly repeats.
+    """A sample to leave out, and the test image of which it is a near-duplicate.
 
     Attributes:
         id: of the sample.
-        key, shard: the same sample by name.
+        key, shard: the names of the same sample.
         against: number of the test set in the list's head.
-        test_id, test_key, test_shard: the image there.
+        test_id, test_key, test_shard: the test image.
         distance: bits that differ in their perceptual hashes.
-        likeness: how well their details agree, up to 1.
+        likeness: similarity of their details, at most 1.
     """
 
     id: int
@@ -51,12 +51,12 @@ def write_exclusions(
     method: Mapping[str, object] | None = None,
     unread: Sequence[str] = (),
 ) -> None:
-    """Write a list for `index` at `url`, whole or not at all, one line a finding.
+    """Write a list for `index` at `url`, whole or not at all, one line a sample.
 
     Args:
         against: the test sets, each with its "url" and "digest".
-        method: how the samples were found.
-        unread: shards that could not be compared, so that the list is not complete.
+        method: parameters of the search.
+        unread: shards that could not be compared. If there are any, the list is not complete.
     """
     head = {
         "format": FORMAT,
@@ -73,10 +73,10 @@ def write_exclusions(
 
 
 def open_exclusions(url: str, index: Index) -> np.ndarray:
-    """The ids to leave out of `index`: int64, ascending, each once.
+    """The ids to leave out of `index`: int64, ascending, without repeats.
 
     Raises:
-        DataError: nothing there, no exclusion list, or one for another data set.
+        DataError: there is no file, it is no exclusion list, or it is one for another data set.
     """
     place = storage.absolute(url)
     with storage.reporting(url):
@@ -96,7 +96,7 @@ def open_exclusions(url: str, index: Index) -> np.ndarray:
         raise DataError(f"{url}: not a readable exclusion list ({reason})") from error
     if digest != index.digest:
         raise DataError(
-            f"{url}: made for another data set (its digest is {digest[:12]}, that of {storage.parent(index.url)} is "
+            f"{url}: made for another data set (with the digest {digest[:12]}; that of {storage.parent(index.url)} is "
             f"{index.digest[:12]}); run `python -m data dedup` on this one"
         )
     if len(ids) and not 0 <= ids[0] <= ids[-1] < index.num_samples:

@@ -12,9 +12,9 @@ class EpochLine:
     """The selected samples of one epoch laid end to end.
 
     Attributes:
-        starts: int64 (runs + 1,): where each run begins on the line, in the epoch's order; then the length.
+        starts: int64 (runs + 1,): the position of each run on the line, in the epoch's order; last the line's length.
         shift: int64 (runs,): sample id minus line position within that run.
-        turn: how far the line is turned: position p of the turned line is position (p + turn) mod length of the runs'.
+        turn: rotation of the line: position p of the rotated line is position (p + turn) mod length of the runs.
     """
 
     starts: np.ndarray

@@ -2,12 +2,12 @@
 
     slots of every batch    | source 0: B_0 slots | source 1: B_1 slots | ... |
 
-Each source is a `SampleOrder` of its own, with the batch size B_s, over its own slots. So its lanes, its blocks and
-its passes are its own: a small source with a large share starts its second pass while others are in their first, and
-within each pass every one of its samples comes exactly once. The last batch of a pass masks what is missing, in that
-source's slots only. Step t stays a pure function of (seed, t), whatever the number of workers.
+Each source has a `SampleOrder` of its own, with batch size B_s, over its own slots. So it has its own lanes, blocks and
+passes: a small source with a large share starts its second pass while others are in their first. Within each pass every
+sample of the source comes exactly once. The last batch of a pass has masked slots, only among that source's own. Step t
+is a pure function of (seed, t) for any number of workers.
 
-Sample ids are those of the sources' indexes joined end to end (index.concatenate).
+Sample ids are those of the sources' indexes joined end to end (`index.concatenate`).
 """
 
 import math
@@ -21,14 +21,14 @@ from data.order.protocol import MASKED, Order
 
 
 class Mixture:
-    """The order of several sources: see `Order` for what its methods promise.
+    """The order of several sources. `Order` describes the methods.
 
-    An epoch is ceil(samples of all sources / B) steps: as many images as the sources hold together. Unless the shares
-    are in proportion to the sources, some samples come more often than once in it, and others less.
+    An epoch has ceil(samples of all sources / B) steps: as many images as the sources hold together. In it some samples
+    come more than once and others never, unless the shares are proportional to the sources' sizes.
 
     Args:
-        parts: (order, first id) of each source: its batch size is its number of slots, its first id is its place in
-            the joined index.
+        parts: (order, first id) of each source. The order's batch size is the source's number of slots; the first id is
+            its place in the joined index.
 
     Raises:
         DataError: no sources.
@@ -89,14 +89,14 @@ class Mixture:
 def shares(weights: Sequence[float], batch_size: int) -> list[int]:
     """Slots of each source in a batch, in proportion to the weights, by largest remainder: they add up to `batch_size`.
 
-    Each source gets its proportion rounded down; what is left goes, one slot each, to those that lost most by the
-    rounding, the earlier of equals first. Computed in fractions of the decimal numbers, so that no rounding decides.
+    Each source gets its proportion rounded down. The remaining slots go, one each, to the sources that lost most by the
+    rounding; of equal ones the earlier comes first. The arithmetic is exact, in fractions of the decimal numbers.
 
     Raises:
-        DataError: weights that are no shares, or a positive one that gets no slot.
+        DataError: weights that cannot be shares, or a positive weight that gets no slot.
     """
     if not all(math.isfinite(weight) and weight >= 0 for weight in weights) or not any(weights):
-        raise DataError(f"weights {list(weights)}: choose numbers from 0 on, not all of them 0")
+        raise DataError(f"weights {list(weights)}: choose numbers of at least 0, not all of them 0")
     exact = [Fraction(str(weight)) for weight in weights]
     total = sum(exact)
     quotas = [weight * batch_size / total for weight in exact]

@@ -1,4 +1,4 @@
-"""What every order of samples promises to a loader."""
+"""The methods of every order of samples, as a loader and its reader use them."""
 
 from typing import Protocol
 
@@ -8,12 +8,12 @@ MASKED = -1  # the sample id of a slot without a sample
 
 
 class Order(Protocol):
-    """What a loader and its reader need to know of the samples of every step.
+    """Which samples make up each step.
 
     Attributes:
         batch_size: B, slots of a step over all workers.
         num_samples: samples of an epoch.
-        steps_per_epoch: steps that use as many.
+        steps_per_epoch: steps of an epoch.
     """
 
     batch_size: int
@@ -24,26 +24,26 @@ class Order(Protocol):
         """Sample ids of a step, slot by slot; -1 is a masked slot. Length batch_size."""
 
     def slots(self, step: int, start: int, stop: int) -> np.ndarray:
-        """Sample ids of slots start .. stop-1 of a step: int64 (stop - start,). Costs nothing for other slots.
+        """Sample ids of slots start .. stop-1 of a step: int64 (stop - start,). Other slots take no time.
 
         Raises:
-            ValueError: there is no such step, or there are no such slots (every method that takes them).
+            ValueError: there is no such step, or there are no such slots. So do all methods that take them.
         """
 
     def epoch(self, step: int) -> int:
-        """The epoch of the whole that a step belongs to, from 0."""
+        """The epoch of a step, from 0."""
 
     def epochs(self, step: int, start: int, stop: int) -> np.ndarray:
-        """For slots start .. stop-1, which pass over its own source each is in: int64 (stop - start,)."""
+        """For slots start .. stop-1, the number of the pass over the slot's source: int64 (stop - start,)."""
 
     def blocks_entered(
         self, step: int, start: int, stop: int, since: int = 0, until: int | None = None
     ) -> list[tuple[int, np.ndarray]]:
-        """What a reader has to fetch at `step`: the blocks that slots start .. stop-1 enter there.
+        """The samples that a reader has to fetch at `step`: those of the blocks that slots start .. stop-1 enter there.
 
-        Of each lane block that these slots touch at `step` and did not touch in steps since .. step-1, the ids that
-        they use in steps step .. until-1 (default: to the block's end). Over consecutive steps from `since` on, every
-        id that the slots use is given exactly once in each pass, at or before the step that uses it.
+        A block is entered at `step` if these slots use it at `step` and not in steps since .. step-1. Of each such
+        block these are the ids that the slots use in steps step .. until-1 (default: to the block's end). Over
+        consecutive steps from `since` on, every used id comes exactly once in each pass, at or before its step.
 
         Returns:
             [(pass, int64 ids in storage order), ...], without empty ones.

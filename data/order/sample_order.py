@@ -7,24 +7,22 @@
 
 Lane l fills slots s_l .. s_(l+1)-1 of a batch of B, s_l = floor(l B / C), and has places floor(N s_l / B) ..
 floor(N s_(l+1) / B) - 1 of the line of N samples. So every lane fills the first floor(N / B) batches of an epoch, and
-an epoch is ceil(N / B) steps: every sample comes exactly once, and what is missing in the last batch is masked (-1).
-A rank that owns some slots of the batch reads the lanes that these slots fall in, block after block: long sequential
-reads.
+an epoch has ceil(N / B) steps: every sample comes exactly once, and the missing slots of the last batch are masked
+(-1). A rank reads the lanes of its slots, block after block: long sequential reads.
 
-Blocks of different lanes are staggered: lane l's first block is shorter by K times the number that l's binary digits
-make in reverse order behind the point (van der Corput). So lanes turn to their next block one after another, and the
-few lanes in a row that one worker reads as evenly as all of them: reads spread over the steps instead of coming all at
-once every K*C/B steps.
+Blocks of different lanes are staggered: lane l's first block is shorter by K times the fraction whose binary digits are
+those of l in reverse order (van der Corput). So the lanes enter their next blocks one after another, and so do the few
+neighbouring lanes of one worker. The reads are spread over the steps, instead of all coming every K*C/B steps.
 
 How well this shuffles:
 
 - A batch draws from C places of the set, each shuffled over K samples: from a window of C x K samples.
 - Neighbours in storage are nearly always in one block (all but 1 in K pairs). Their places in it are a uniformly random
   pair, so they come K*C/(3B) steps apart on average, and at most K*C/B.
-- The epoch has no favourites: the line is turned by a seeded number of places each epoch, so over the epochs a
-  sample's step is exactly uniform, however few shards there are.
-- What shuffling over a window cannot do is take a set apart that is sorted beyond it: a batch holds samples of the C
-  to 2C shards in use, whatever the number of shards. Sets should be packed in shuffled order.
+- No sample is preferred: each epoch rotates the line by a seeded number of places. So over the epochs the step of a
+  sample is exactly uniform, even with few shards.
+- Shuffling over a window does not mix a set that is sorted over longer stretches: a batch holds samples of the C to 2C
+  shards in use, for any number of shards. So sets should be packed in shuffled order.
 
 Evaluation (`shuffle=False`) is the same scheme with one lane, nothing permuted: batch t holds ids tB .. (t+1)B-1.
 """
@@ -47,12 +45,12 @@ MAX_DEFAULT_LANES = 64
 
 @lru_cache(maxsize=4096)
 def block_permutation(seed: int, epoch: int, lane: int, block: int, size: int) -> np.ndarray:
-    """Order of use of the `size` samples of a block: int32 (size,)."""
+    """The order in which the `size` samples of a block are used: int32 (size,)."""
     return permutation(key(Purpose.BLOCK, seed, epoch, lane, block), size).astype(np.int32)
 
 
 class _OwnLane(NamedTuple):
-    """A lane, and which of its `width` slots (low .. high-1) somebody asks about."""
+    """A lane, and the range low .. high-1 of its `width` slots that is asked for."""
 
     lane: int
     width: int
@@ -61,17 +59,18 @@ class _OwnLane(NamedTuple):
 
 
 class SampleOrder:
-    """The order of one data set: see `Order` for what its methods promise.
+    """The order of one data set. `Order` describes the methods.
 
     Args:
-        index: the data set (only the shards' counts are used).
+        index: the data set. Only the shards' counts are used.
         seed: of all permutations.
         batch_size: B, samples a step over all workers.
-        lanes: C, 1 to B. Default: 64, or as many as leave none empty.
-        block: K, samples within which a lane is shuffled.
+        lanes: C, 1 to B. Default: 64, or fewer if some would be empty.
+        block: K, the number of samples that are shuffled together.
         shuffle: False gives storage order, for evaluation.
-        subset: how many samples take part (selection.subset, seed 0: the same ones whatever `seed` is). Default: all.
-        exclude: int64, ids that do not take part: taken out of the subset, which they leave smaller.
+        subset: number of samples that take part: those of `selection.subset` with seed 0, for every `seed`. Default:
+            all.
+        exclude: int64, ids that do not take part. The subset becomes smaller by those that are in it.
         selected: the samples that take part, in place of `subset` and `exclude`.
 
     Raises:
@@ -153,17 +152,17 @@ class SampleOrder:
         return [(epoch, np.sort(ids))] if len(ids) else []
 
     def most_waiting(self, start: int, stop: int) -> int:
-        """See `Order`. Exact for long lanes of one width that are owned whole; else a bound.
+        """See `Order`. Exact for whole, long lanes of one width; an upper bound for others.
 
-        A lane waits for the samples from this step's first to the end of the block that holds this step's last. Lanes
-        of one width keep their stagger, so their sum is taken at every place that a step can have in a block; it is
-        about half a block a lane, and up to a whole one where a worker has a single lane.
+        The samples that wait in a lane reach from this step's first one to the end of the block of this step's last
+        one. Lanes of one width keep their stagger, so their sum is computed for every place of a step in a block. It is
+        about half a block a lane, and up to a whole block for a worker with a single lane.
         """
         waiting: dict[int, np.ndarray] = {}
         for lane, width, low, high in self._lanes_of(start, stop):
             last_place = np.arange(0, self.block, math.gcd(width, self.block)) + high - 1 + self._stagger(lane)
-            to_come = self.block - 1 - last_place % self.block  # places of the block behind this step's last
-            others = width - (high - low)  # places of other slots, which come first
+            to_come = self.block - 1 - last_place % self.block  # places of the block after this step's last one
+            others = width - (high - low)  # places of other slots, which come before
             cycles, rest = np.divmod(to_come, width)
             own = (high - low) * (cycles + 1) + np.maximum(rest - others, 0)
             waiting[width] = waiting.get(width, 0) + np.minimum(own, self._lane_length(lane))
@@ -183,7 +182,7 @@ class SampleOrder:
             draws = Draws(key(Purpose.TURN, self.seed, epoch))
             turn = draws.integer(self.num_samples) if self.shuffle else 0
             line = epoch_line(self._selected, self._shard_bounds, order, turn)
-            # The reader runs ahead into the next epoch while the loader ends this one: two are alive at a time.
+            # The reader may be in the next epoch while the loader finishes this one: keep two lines.
             self._lines = {other: self._lines[other] for other in list(self._lines)[-1:]} | {epoch: line}
         return line
 
@@ -212,7 +211,7 @@ class SampleOrder:
         return self._lane_start(lane + 1) - self._lane_start(lane)
 
     def _stagger(self, lane: int) -> int:
-        """By how much the first block of a lane is shorter."""
+        """Number of samples that the first block of a lane is shorter."""
         digits = (self.lanes - 1).bit_length()
         reverse = int(f"{lane:0{digits}b}"[::-1], 2)
         return self.block * reverse >> digits
@@ -258,5 +257,5 @@ def _select(index: Index, subset: int | None, exclude: np.ndarray | None) -> sel
 
 
 def _default_lanes(batch_size: int, num_samples: int) -> int:
-    """64, or a lane a slot, or few enough that each lane's slots stand for at least one sample of the line."""
+    """64, or a lane a slot, or fewer, so that each lane has at least one sample."""
     return min(MAX_DEFAULT_LANES, batch_size // -(-batch_size // num_samples))

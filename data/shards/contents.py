@@ -1,4 +1,4 @@
-"""What the samples of shards hold, counted for the head of their index."""
+"""Counts over the samples of shards, for the head of their index."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from data.shards.index import Index, Shard
 
 @dataclass
 class Contents:
-    """What the samples seen so far hold, for the index's head. Contents of several shards add up.
+    """Counts over the samples seen so far. `update` adds those of other shards.
 
     Attributes:
         multi_label: whether some sample's labels are written as a list.
-        extensions: all fields seen.
-        unlabelled: samples without labels that can be read.
+        extensions: names of all fields.
+        unlabelled: samples without readable labels.
         without_image: samples without an image field.
         label_counts: images that carry each label.
         cut_short: URLs of shards that end in the middle of an entry.
@@ -55,8 +55,11 @@ class Contents:
 
 
 def contents_index(url: str, shards: Sequence[Shard], contents: Contents, source: str, num_classes: int = 0) -> Index:
-    """The index of shards with these contents. `num_classes` 0 means the largest label + 1; labels beyond the classes
-    are not in its counts."""
+    """The index of shards with these contents.
+
+    Args:
+        num_classes: 0 means the largest label + 1. Labels beyond the classes are not counted in the index.
+    """
     num_classes = num_classes or contents.num_classes
     return Index(
         url=url,

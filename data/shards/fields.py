@@ -1,4 +1,4 @@
-"""What the fields of a sample mean: which one is the image, and how labels are spelt."""
+"""The fields of a sample: which one is the image, and the formats of labels."""
 
 import json
 import math
@@ -15,9 +15,9 @@ Bytes = bytes | memoryview
 
 
 class Labels(NamedTuple):
-    """The classes of one image and the weight of each (1 unless the data set says otherwise).
+    """The classes of one image and the weight of each: 1, unless the data set states another.
 
-    `is_list` tells that the field was written as a list, even of one: the mark of a multi-label data set.
+    `is_list`: the field was written as a list, even of one class. Lists mark a multi-label data set.
     """
 
     classes: tuple[int, ...]

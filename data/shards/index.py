@@ -1,10 +1,10 @@
-"""`index.json`: what a folder of WebDataset shards holds, so that any sample is found without reading what precedes it.
+"""`index.json`: the contents of a folder of WebDataset shards. With it, any sample is found without reading others.
 
 A sample's id is its place in the shards laid end to end in the index's order: 0 .. num_samples-1.
 
-A tar is made of records of 512 bytes, so the place of a sample is a number of records. The file holds each shard's
-places as base64 of little-endian uint32: 303M samples in 30,000 shards make 4.7M places, 30 MB of text that opens
-in about a second. As JSON numbers (version 1, still read) they would open as hundreds of MB of Python integers.
+A tar consists of records of 512 bytes, so a sample's offset is a number of records. The file holds the offsets of each
+shard as base64 of little-endian uint32: 303M samples in 30,000 shards make 4.7M offsets, 30 MB of text that opens in
+about a second. As JSON numbers (version 1, still read) they would become hundreds of MB of Python integers.
 """
 
 import base64
@@ -28,8 +28,8 @@ INDEX_NAME = "index.json"
 FORMAT = "vit-at-scale/webdataset-index"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: byte offsets as lists of numbers, and no label_counts
-STRIDE = 64  # samples between two byte offsets: a lookup reads fewer than 64 samples too many
-RECORD = 512  # bytes: everything in a tar begins at a multiple
+STRIDE = 64  # samples between two byte offsets: a lookup reads fewer than 64 extra samples
+RECORD = 512  # bytes: every header and every content in a tar begins at a multiple
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class Shard:
 
     Attributes:
         url: relative to the index's folder, or absolute.
-        samples: how many samples it holds.
+        samples: number of samples.
         bytes: its length.
         sha256: of the whole tar, in hexadecimal.
-        offsets: int64 (ceil(samples / stride),): where every stride-th sample's first header begins.
+        offsets: int64 (ceil(samples / stride),), of the first header of every stride-th sample.
     """
 
     url: str
@@ -53,17 +53,17 @@ class Shard:
 
 @dataclass(frozen=True, eq=False)
 class Index:
-    """The shards of a data set. Picklable; opening files is left to the readers.
+    """The shards of a data set. Picklable: it holds no open file.
 
     Attributes:
         url: of the index file.
-        shards: in the order that defines the sample ids.
-        num_classes: one more than the largest label (or what the packer was told).
+        shards: in the order of the sample ids.
+        num_classes: one more than the largest label, or the number that was given at packing.
         multi_label: whether a sample may have any number of labels.
-        extensions: the fields found, such as ("cls", "png").
-        source: who packed it ("digits"), or "" for shards made elsewhere.
+        extensions: names of the fields, such as ("cls", "png").
+        source: the source that was packed ("digits"), or "" for shards of another tool.
         stride: samples between two of a shard's offsets.
-        label_counts: images that carry each label; labels that no image carries are left out. Empty: not counted.
+        label_counts: images of each label that occurs. Empty: not counted.
     """
 
     url: str
@@ -77,7 +77,7 @@ class Index:
 
     @cached_property
     def starts(self) -> np.ndarray:
-        """Id of each shard's first sample, then the number of samples: int64 (shards + 1,)."""
+        """Id of each shard's first sample, and last the number of all samples: int64 (shards + 1,)."""
         counts = np.fromiter((shard.samples for shard in self.shards), np.int64, len(self.shards))
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
 
@@ -91,12 +91,12 @@ class Index:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of the lines `name count sha256`, one a shard: the same for the same samples in the same order."""
+        """SHA-256 of the lines `name count sha256`, one a shard: equal for the same samples in the same order."""
         lines = (f"{shard.url} {shard.samples} {shard.sha256}\n" for shard in self.shards)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
     def shard_url(self, number: int) -> str:
-        """Where shard `number` is."""
+        """URL of shard `number`."""
         return storage.join(storage.parent(self.url), self.shards[number].url)
 
     def locate(self, sample_id: int) -> tuple[int, int]:
@@ -115,7 +115,7 @@ def open_index(url: str) -> Index:
     """Read the index of a data set.
 
     Args:
-        url: its folder or its index.json, local or on any file system that fsspec knows.
+        url: its folder or its index.json, local or on any file system of fsspec.
 
     Raises:
         DataError: nothing there, no index, another version, or an index that contradicts itself.
@@ -133,10 +133,10 @@ def open_index(url: str) -> Index:
 
 
 def write_index(index: Index) -> None:
-    """Write `index` at its URL, whole or not at all. The same index gives the same bytes: one line a shard.
+    """Write `index` at its URL, whole or not at all, one line a shard. The same index gives the same bytes.
 
     Raises:
-        DataError: an offset that no tar has.
+        DataError: an offset that is impossible in a tar.
     """
     head = {
         "format": FORMAT,
@@ -158,9 +158,9 @@ def write_index(index: Index) -> None:
 def concatenate(indexes: Sequence[Index]) -> Index:
     """One index of several data sets: sample ids of the first, then of the second, and so on.
 
-    Shard URLs become absolute, so its digest depends on where the sets are: identify a set by its own index's digest.
-    It has the classes of the set with the most, may have several labels where any set may, and counts labels if all
-    sets do. Sets with different strides get the least common multiple.
+    Shard URLs become absolute, so its digest depends on the sets' URLs: identify a set by its own index's digest. It
+    has as many classes as the set with the most; it is multi-label if any set is; it counts labels if all sets do.
+    The stride is the least common multiple.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -258,14 +258,14 @@ def _parse_shard(number: int, record: Mapping[str, Any], stride: int) -> Shard:
 
 
 def _parse_offsets(places: str | Sequence[int]) -> np.ndarray:
-    """Byte offsets, int64, of either version: base64 of record numbers, or the offsets themselves."""
+    """Byte offsets, int64, of both versions: base64 of record numbers, or the offsets themselves."""
     if isinstance(places, str):
         return np.frombuffer(binascii.a2b_base64(places, strict_mode=True), "<u4").astype(np.int64) * RECORD
     return np.fromiter(places, np.int64)
 
 
 def _fault(shard: Shard, stride: int) -> str | None:
-    """What contradicts itself in an index's entry, if anything does."""
+    """The contradiction in an index's entry, or None."""
     offsets = shard.offsets
     if shard.samples < 0 or shard.bytes < 0:
         return f"{shard.samples} samples in {shard.bytes} bytes"

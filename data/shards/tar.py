@@ -1,8 +1,8 @@
-"""Tar members and WebDataset samples out of any byte range that begins at a header.
+"""Tar members and WebDataset samples from any byte range that begins at a header.
 
-The standard library's tarfile wants a file and reads it from the start; training reads pieces of shards out of the
-middle, millions of times. This parser takes a buffer and gives views into it, without copying. It understands what
-tar writers produce: ustar with the prefix field, GNU long names and base-256 sizes, and pax records for path and size.
+The standard library's tarfile reads a file from its start; training reads ranges from the middle of shards, millions
+of times. This parser takes a buffer and returns views into it, without copying. It reads all that tar writers produce:
+ustar with the prefix field, GNU long names and base-256 sizes, and pax records for path and size.
 """
 
 import zlib
@@ -24,7 +24,7 @@ class SupportsRead(Protocol):
 
 
 class Member(NamedTuple):
-    """One entry of a tar: its name, its bytes, where its (first) header begins and where the next entry's does.
+    """One entry of a tar: its name, its bytes, and the offsets of its first header and of the next entry's header.
 
     `is_file` is False for folders, links and devices.
     """
@@ -38,7 +38,7 @@ class Member(NamedTuple):
 
 @dataclass(slots=True)
 class TarSample:
-    """Consecutive members with one key. `offset` is where the first one's header begins."""
+    """Consecutive members with one key. `offset` is that of the first header."""
 
     key: str
     offset: int
@@ -46,13 +46,13 @@ class TarSample:
 
 
 def members(buffer: bytes | memoryview) -> Iterator[Member]:
-    """The entries of a tar that lie whole in `buffer`, which begins at a header.
+    """The entries of a tar that are whole in `buffer`, which begins at a header.
 
     Stops at the end-of-archive record or at the first entry that is not complete. Offsets count from the buffer's
     start.
 
     Raises:
-        DataError: bytes that are not a tar header (the caller adds which file and what to do).
+        DataError: bytes that are no tar header. The caller adds the file's name and what to do.
     """
     view = memoryview(buffer)
     position = start = 0
@@ -103,7 +103,7 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
             yield member._replace(offset=base + member.offset, end=base + member.end)
         rest, base = buffer[consumed:], base + consumed
         if rest[:RECORD] == ZERO:
-            while file.read(chunk):  # to the end, for whoever counts or hashes the bytes
+            while file.read(chunk):  # to the end: `file` may count or hash the bytes
                 pass
             return
     if rest:
@@ -113,8 +113,8 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
 def samples(found: Iterable[Member]) -> Iterator[TarSample]:
     """Group members as WebDataset does: neighbours with the same name up to the first dot of the file name.
 
-    Field names are the rest, in lower case. Names without a stem or a dot, and `__meta__` entries, are no part of a
-    sample. A name that comes twice in one sample keeps its first content.
+    Field names are the rest of the file name, in lower case. Names without a stem or a dot, and `__meta__` entries,
+    belong to no sample. A field that comes twice in one sample keeps its first content.
     """
     current: TarSample | None = None
     for member in found:
@@ -146,9 +146,9 @@ def split_name(name: str) -> tuple[str, str] | None:
 
 
 def _checksum_holds(header: bytes) -> bool:
-    """Whether the header's bytes, those of the sum itself counted as spaces, add up to the sum that it states.
+    """Whether the header's bytes add up to the checksum that it states; the checksum's own bytes count as spaces.
 
-    Adler-32's lower half is 1 + the sum modulo 65521: the same test in compiled code, ten times as fast.
+    The lower half of Adler-32 is 1 + the sum modulo 65521: the same test in compiled code, ten times as fast.
     """
     try:
         stated = _number(header[CHECKSUM])
@@ -159,7 +159,7 @@ def _checksum_holds(header: bytes) -> bool:
 
 
 def _number(text: bytes) -> int:
-    """Octal text, or GNU's base-256 when the top bit is set."""
+    """Octal text, or GNU's base-256 if the top bit is set."""
     if text[0] & 0x80:
         return int.from_bytes(text[1:], "big")
     return int(text.rstrip(b"\0 ").lstrip() or b"0", 8)
@@ -170,7 +170,7 @@ def _text(field_bytes: bytes) -> str:
 
 
 def _name(header: bytes) -> str:
-    prefix = header[PREFIX].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""  # GNU keeps times there
+    prefix = header[PREFIX].partition(b"\0")[0] if header[257:263] == b"ustar\0" else b""  # GNU tar has times there
     return _text(prefix + b"/" + header[NAME] if prefix else header[NAME])
 
 

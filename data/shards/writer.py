@@ -13,11 +13,11 @@ from data.shards.index import STRIDE, Shard
 
 
 class ShardWriter:
-    """Writes one tar, streaming, and knows its index entry at the end.
+    """Writes one tar as a stream; `close` returns its index entry.
 
     The bytes depend on the samples alone: times, owners and modes are fixed. Names that ustar cannot hold get pax
-    records. A context manager; leaving it by an exception may leave an incomplete tar behind. All of it raises
-    DataError where the tar cannot be written.
+    records. A context manager; an exception in it may leave an incomplete tar behind. Every method raises DataError if
+    the tar cannot be written.
     """
 
     def __init__(self, folder: str, name: str) -> None:
@@ -31,7 +31,7 @@ class ShardWriter:
         self._offsets: list[int] = []
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        """Add a sample: its fields become members `key.extension`, in the given order."""
+        """Add a sample. Its fields become members `key.extension`, in the given order."""
         if self._samples % STRIDE == 0:
             self._offsets.append(self._length)
         for extension, content in fields.items():

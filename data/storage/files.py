@@ -3,7 +3,7 @@
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
 
-Every request is made patiently (`storage/patience.py`).
+Every request has a time limit and is retried (patience.py).
 """
 
 import io
@@ -28,10 +28,10 @@ if TYPE_CHECKING:
 
 @contextmanager
 def reporting(url: str) -> Iterator[None]:
-    """Turn what a back end raises into one line about `url`. Each has errors of its own for rights, names and networks.
+    """Turn a back end's errors into one line about `url`. Each back end has its own for rights, names and networks.
 
     Raises:
-        DataError: for all of them except FileNotFoundError, which means the same everywhere and passes.
+        DataError: for all errors but FileNotFoundError, which passes: it means the same everywhere.
     """
     try:
         yield
@@ -42,13 +42,13 @@ def reporting(url: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """An error in a few words on one line."""
+    """An error on one line: its type, and the first line of its message."""
     reason = next(iter(str(error).splitlines()), "")
     return f"{type(error).__name__}: {reason}" if reason else type(error).__name__
 
 
 def read(url: str) -> bytes:
-    """The whole content. Raises what the file system raises: FileNotFoundError, PermissionError, OSError ..."""
+    """The whole content. Raises the file system's own errors: FileNotFoundError, PermissionError, OSError ..."""
     fs, path = resolve(url)
 
     def attempt() -> bytes:
@@ -66,14 +66,14 @@ def read(url: str) -> bytes:
 def read_range(
     url: str, begin: int, end: int, *, attempts: int | None = None, on_retry: Callable[[], object] | None = None
 ) -> bytes:
-    """Bytes begin .. end-1, in one request. Shorter only when the object ends earlier.
+    """Bytes begin .. end-1, in one request. Fewer only if the object ends earlier.
 
     Args:
-        attempts: how often it is tried at most. Default: ATTEMPTS.
-        on_retry: called whenever the request is made again.
+        attempts: most tries. Default: ATTEMPTS.
+        on_retry: called before each further try.
 
     Raises:
-        FileNotFoundError, PermissionError, OSError, ...: what the file system raises, after all tries.
+        FileNotFoundError, PermissionError, OSError, ...: the file system's own errors, after all tries.
     """
     fs, path = resolve(url)
 
@@ -84,7 +84,7 @@ def read_range(
             raise
         except Exception as error:
             if not may_pass(error) and (length := _length(fs, path)) is not None and length <= begin:
-                return b""  # object stores call a range that begins at the end or after it an error
+                return b""  # for object stores a range that begins at or after the end is an error
             raise
         if len(content) < end - begin:
             length = _length(fs, path)
@@ -96,7 +96,7 @@ def read_range(
 
 
 def open_read(url: str, chunk: int) -> IO[bytes]:
-    """A file to read from start to end in pieces of about `chunk` bytes."""
+    """A file for reading from start to end, in requests of about `chunk` bytes."""
     fs, path = resolve(url)
     if isinstance(fs, LocalFileSystem):
         return cast(IO[bytes], fs.open(path, "rb"))
@@ -104,9 +104,9 @@ def open_read(url: str, chunk: int) -> IO[bytes]:
 
 
 def open_write(url: str) -> IO[bytes]:
-    """A file to write; folders are made as needed. On object stores it appears when it is closed.
+    """A file for writing; missing folders are made. On object stores it appears when it is closed.
 
-    Parts are sent on the way; the file system repeats those that fail, as far as it does.
+    Parts are sent while it is written. The file system retries failed parts by its own rules.
     """
     fs, path = resolve(url)
     fs.makedirs(fs._parent(path), exist_ok=True)
@@ -114,9 +114,9 @@ def open_write(url: str) -> IO[bytes]:
 
 
 def write_atomic(url: str, content: bytes) -> None:
-    """Put `content` at `url` so that a reader sees the old or the new whole, never a part.
+    """Put `content` at `url`. A reader sees the old content or the new one, never a part.
 
-    An object store's put is atomic by itself; on a local disk the bytes go beside and are moved over.
+    An object store's put is atomic. On a local disk the bytes go into another file, which then replaces the old one.
     """
     fs, path = resolve(url)
     if isinstance(fs, LocalFileSystem):
@@ -125,7 +125,7 @@ def write_atomic(url: str, content: bytes) -> None:
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())  # or the power fails, and what is there under the name is empty
+            os.fsync(file.fileno())  # else a power failure can leave an empty file under this name
         os.replace(partial, path)
         return
 
@@ -137,7 +137,7 @@ def write_atomic(url: str, content: bytes) -> None:
 
 
 def put_file(path: Path, url: str) -> None:
-    """Move a local file to `url`, whose folder is made as needed. On a local disk it is moved, not copied."""
+    """Move a local file to `url`; missing folders are made. On a local disk nothing is copied."""
     fs, there = resolve(url)
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(fs._parent(there), exist_ok=True)
@@ -153,7 +153,7 @@ def put_file(path: Path, url: str) -> None:
 
 
 def get_file(url: str, path: Path) -> None:
-    """Copy the file at `url` to local disk. Raises what the file system raises, FileNotFoundError for instance."""
+    """Copy the file at `url` to local disk. Raises the file system's own errors, such as FileNotFoundError."""
     fs, there = resolve(url)
 
     def attempt() -> None:
@@ -166,7 +166,7 @@ def get_file(url: str, path: Path) -> None:
 
 
 def contents(folder: str) -> dict[str, int]:
-    """Size in bytes of everything in `folder`, by name (of a folder in it: any). Empty where there is no folder."""
+    """Size in bytes of each file in `folder`, by name; of a folder in it, any number. Empty if there is no folder."""
     fs, path = resolve(folder)
 
     def attempt() -> list[dict[str, Any]]:
@@ -186,7 +186,7 @@ def contents(folder: str) -> dict[str, int]:
 
 
 def remove_folder(url: str) -> None:
-    """Delete a folder and everything in it; it is fine when there is none."""
+    """Delete a folder and everything in it, if it exists."""
     fs, path = resolve(url)
 
     def attempt() -> None:
@@ -198,7 +198,7 @@ def remove_folder(url: str) -> None:
 
 
 def exists(url: str) -> bool:
-    """Whether there is a file or a folder."""
+    """Whether a file or a folder exists there."""
     fs, path = resolve(url)
     if isinstance(fs, LocalFileSystem):
         return cast(bool, fs.exists(path))
@@ -206,7 +206,7 @@ def exists(url: str) -> bool:
 
 
 def size(url: str) -> int | None:
-    """Length in bytes, or None where there is nothing."""
+    """Length in bytes, or None if there is no file."""
     fs, path = resolve(url)
     try:
         return patiently(lambda: _length(fs, path))
@@ -215,19 +215,19 @@ def size(url: str) -> int | None:
 
 
 def remove(url: str) -> None:
-    """Delete one file; it is fine when there is none."""
+    """Delete one file, if it exists."""
     fs, path = resolve(url)
 
     def attempt() -> None:
         if _is_there(fs, path):
             fs.rm_file(path, **limited(fs))
 
-    with suppress(FileNotFoundError):  # deleted by a try whose answer was lost
+    with suppress(FileNotFoundError):  # an earlier try has deleted it, and its answer was lost
         patiently(attempt)
 
 
 def matching(folder: str, pattern: str) -> list[str]:
-    """Names in `folder` that match a glob pattern, sorted. Empty where the folder does not exist."""
+    """Names in `folder` that match a glob pattern, sorted. Empty if the folder does not exist."""
     fs, path = resolve(folder)
 
     def attempt() -> list[str]:
@@ -245,7 +245,7 @@ def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> by
 
 
 def _length(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
-    """Length of an object as it is now; None where the server does not say. Raises FileNotFoundError."""
+    """Present length of an object; None if the server does not state it. Raises FileNotFoundError."""
     if web.is_web(fs):
         return web.length(fs, path, limit(0))
     fs.invalidate_cache()
@@ -261,7 +261,7 @@ def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:
 
 
 class _Ranges(io.RawIOBase):
-    """A file of an object store, each read a request of its own: what fails is tried again."""
+    """A file of an object store. Each read is a request of its own, so that it can be retried."""
 
     def __init__(self, url: str) -> None:
         length = size(url)

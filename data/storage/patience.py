@@ -1,15 +1,13 @@
-"""When a store does not answer: how long to wait for a request, and when to make it again.
+"""Time limits and retries of requests to a store: requests fail, stall and come back short.
 
-Requests fail, stall and come back short; who tries again:
-
-- gcsfs (6 times) and s3fs with botocore (5 times each) repeat what a server answers with 5xx or "slow down", and broken
-  connections, with backoff of their own. So do their streaming writes, part by part. https:// repeats nothing.
-- `patiently`, here, gives every request a time limit, their repeats included: REQUEST_SECONDS plus the time that its
-  bytes take at SLOWEST. What runs into it is cancelled, its connection closed. It and what they gave up is tried
-  again, at most ATTEMPTS times and never begun again after PATIENCE seconds, with random waits that double: their
-  repeats and ours together end within PATIENCE and one time limit. Writes that put a whole object are repeated
-  whole. Files that are missing or not ours to read, wrong names and full disks are never tried again.
-- Work that can wait for longer, such as an upload beside training, is given more patience by its caller.
+- gcsfs (6 times) and s3fs with botocore (5 times each) retry answers of 5xx or "slow down" and broken connections, with
+  a backoff of their own. So do their streaming writes, part by part. https:// has no retries of its own.
+- `patiently`, here, gives every request a time limit, which includes these retries: REQUEST_SECONDS plus the time of
+  its bytes at SLOWEST. At the limit the request is cancelled and its connection closed. Requests that reached the limit
+  or that the libraries gave up are retried: at most ATTEMPTS times, with random waits that double, and no try begins
+  after PATIENCE seconds. So all retries together end within PATIENCE and one time limit. A write of a whole object is
+  retried as a whole. Missing files, missing rights, wrong names and full disks are never retried.
+- Work that can wait for longer, such as an upload beside training, has more patience from its caller.
 """
 
 import errno
@@ -23,12 +21,12 @@ import tenacity
 
 T = TypeVar("T")
 
-REQUEST_SECONDS = float(os.environ.get("DATA_REQUEST_SECONDS", "20"))  # before the first byte counts
-SLOWEST = 1e6  # bytes a second that a request must bring at the least
+REQUEST_SECONDS = float(os.environ.get("DATA_REQUEST_SECONDS", "20"))  # time limit of a request of 0 bytes
+SLOWEST = 1e6  # bytes a second: the least that a request must bring
 ATTEMPTS = 8
-PATIENCE = 60.0  # seconds after which nothing is tried again
-FIRST_WAIT, LONGEST_WAIT = 0.4, 20.0  # upper ends of the random waits, seconds
-TRANSIENT_STATUS = frozenset([408, 425, 429])  # of the 4xx answers, those that another try may change
+PATIENCE = 60.0  # seconds; no try begins after that
+FIRST_WAIT, LONGEST_WAIT = 0.4, 20.0  # seconds: upper ends of the first random wait and of all of them
+TRANSIENT_STATUS = frozenset([408, 425, 429])  # the 4xx answers that may be different at the next try
 FINAL_ERRORS = (
     FileNotFoundError,
     FileExistsError,
@@ -40,7 +38,7 @@ FINAL_ERRORS = (
     ImportError,
     NotImplementedError,
 )
-FINAL_NUMBERS = frozenset(  # s3fs says with EINVAL, EPERM and EMSGSIZE that a request makes no sense
+FINAL_NUMBERS = frozenset(  # s3fs raises EINVAL, EPERM and EMSGSIZE for requests that make no sense
     [
         errno.EINVAL,
         errno.EPERM,
@@ -52,13 +50,13 @@ FINAL_NUMBERS = frozenset(  # s3fs says with EINVAL, EPERM and EMSGSIZE that a r
         errno.EFBIG,
     ]
 )
-FINAL_NAMES = frozenset(  # by name, since s3fs is an extra
+FINAL_NAMES = frozenset(  # by name, since s3fs is an optional package
     ["NoCredentialsError", "PartialCredentialsError", "ParamValidationError", "DefaultCredentialsError"]
 )
 
 
 class ShortRead(OSError):
-    """Fewer bytes came than the object has there."""
+    """Fewer bytes came than the object has in that range."""
 
 
 def may_pass(error: BaseException) -> bool:
@@ -69,7 +67,7 @@ def may_pass(error: BaseException) -> bool:
     if isinstance(error, FINAL_ERRORS) or type(error).__name__ in FINAL_NAMES:
         return False
     if isinstance(error, OSError) and (error.errno in FINAL_NUMBERS or str(error).startswith("Forbidden")):
-        return False  # gcsfs says "Forbidden: ..." with a plain OSError
+        return False  # gcsfs raises a plain OSError "Forbidden: ..."
     return isinstance(error, Exception)
 
 
@@ -81,16 +79,16 @@ def patiently(
     patience: float | None = None,
     until: threading.Event | None = None,
 ) -> T:
-    """The result of `work()`, tried again while it fails for reasons that may pass. It may be carried out repeatedly.
+    """The result of `work()`, which is retried while its errors may pass. So it may run several times.
 
     Args:
-        attempts: how often at most. Default: ATTEMPTS, or without limit if `patience` is given.
+        attempts: most tries. Default: ATTEMPTS, or no limit if `patience` is given.
         on_retry: called before each further try.
-        patience: seconds after which nothing is tried again. Default: PATIENCE.
-        until: once set, nothing is tried again, and a wait before the next try ends.
+        patience: seconds; no try begins after that. Default: PATIENCE.
+        until: once it is set, there are no more tries, and a wait before the next one ends.
 
     Raises:
-        Whatever the last try raised.
+        The error of the last try, of any type.
     """
 
     def before_sleep(_: tenacity.RetryCallState) -> None:
@@ -119,5 +117,5 @@ def limit(length: int) -> float:
 
 
 def limited(fs: fsspec.AbstractFileSystem, length: int = 0) -> dict[str, float]:
-    """The time limit as an option of a file system's method: those of object stores have it, local ones do not."""
+    """The time limit as an option of a file system's method. Object stores have this option, local disks do not."""
     return {"timeout": limit(length)} if fs.async_impl else {}

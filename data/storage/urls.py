@@ -10,7 +10,7 @@ import socket
 from typing import cast
 from urllib.parse import urlsplit
 
-# gcsfs would ask a bucket's storage layout before its first operation, and wait for a minute where it gets no answer.
+# Else gcsfs asks for a bucket's storage layout before its first operation, and waits a minute if there is no answer.
 os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
 
 import fsspec
@@ -29,29 +29,29 @@ def resolve(url: str) -> tuple[fsspec.AbstractFileSystem, str]:
     """
     try:
         return cast(tuple[fsspec.AbstractFileSystem, str], fsspec.core.url_to_fs(os.path.expanduser(url)))
-    except Exception as error:  # a back end may connect here already, and each has errors of its own
+    except Exception as error:  # a back end may already connect here, and each has its own errors
         missing = isinstance(error, ImportError) and url.startswith(("s3://", "s3a://"))
         reason = S3_PACKAGE if missing else " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{url}: {reason}") from error
 
 
 def absolute(url: str) -> str:
-    """The same place from any working directory: workers may change theirs."""
+    """The URL that means the same from any working directory: workers may change theirs."""
     return url if "://" in url else os.path.abspath(os.path.expanduser(url))
 
 
 def is_absolute(url: str) -> bool:
-    """Whether `url` says where it is by itself: a protocol, or a local path from the root or from home."""
+    """Whether `url` is complete by itself: it has a protocol, or is a local path from the root or from home."""
     return "://" in url or url.startswith(("/", "~"))
 
 
 def is_local(url: str) -> bool:
-    """Whether `url` is a path of this machine."""
+    """Whether `url` is a path on this machine."""
     return isinstance(resolve(url)[0], LocalFileSystem)
 
 
 def join(folder: str, name: str) -> str:
-    """`name` inside the URL `folder`, or `name` itself when it is absolute."""
+    """`name` inside the URL `folder`, or `name` itself if it is absolute."""
     return name if is_absolute(name) else f"{folder.rstrip('/')}/{name}"
 
 
@@ -63,16 +63,16 @@ def parent(url: str) -> str:
 
 
 def check_reachable(url: str) -> None:
-    """Try for three seconds to reach the server of a gs:// URL, or of an s3:// URL that `AWS_ENDPOINT_URL` says.
+    """Try for three seconds to reach the server of a gs:// URL, or of an s3:// URL if `AWS_ENDPOINT_URL` names it.
 
-    Their libraries take most of a minute, and pages of log, to say that there is no network. Other URLs pass.
+    Without a network their libraries take most of a minute, and pages of log, to say so. Other URLs pass.
 
     Raises:
-        DataError: nobody answers there.
+        DataError: the server does not answer.
     """
     server = urlsplit(_endpoint(url) or "")
     if server.hostname is None or os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy"):
-        return  # not known, or an emulator's address in a form that only gcsfs understands
+        return  # no known server, or an emulator's address in a form that only gcsfs understands
     port = server.port or (80 if server.scheme == "http" else 443)
     try:
         socket.create_connection((server.hostname, port), timeout=3.0).close()
@@ -81,7 +81,7 @@ def check_reachable(url: str) -> None:
 
 
 def _endpoint(url: str) -> str | None:
-    """The server that answers for an object store's URL, where that is known without asking the library."""
+    """The server of an object store's URL, if it is known without asking the library."""
     if url.startswith(("gs://", "gcs://")):
         return os.environ.get("STORAGE_EMULATOR_HOST") or "https://storage.googleapis.com"
     if url.startswith(("s3://", "s3a://")):

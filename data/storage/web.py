@@ -1,8 +1,7 @@
-"""Ranges of files on web servers, for which fsspec's own functions do not suffice.
+"""Ranges and lengths of files on web servers. Two faults of fsspec's own functions would lose data:
 
-A server that does not know ranges answers with the whole file and status 200: fsspec would hand that over as the
-range. It also takes any failed question for a file's length as "no such file", which a bad connection would turn
-into missing data.
+- A server without ranges answers with the whole file and status 200. fsspec returns that as the range.
+- fsspec takes any failed request for a file's length as "no such file". So a bad connection means missing data.
 """
 
 import asyncio
@@ -14,8 +13,8 @@ from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 SKIP_BYTES = 1 << 20
-AS_IT_IS = {"Accept-Encoding": "identity"}  # lengths and ranges are about the file, not about a compressed form
-NO_HEAD = frozenset([403, 405, 501])  # answers of servers that let nobody ask for a length alone
+AS_IT_IS = {"Accept-Encoding": "identity"}  # lengths and ranges are of the file, not of a compressed form
+NO_HEAD = frozenset([403, 405, 501])  # status of servers that reject HEAD
 
 
 def is_web(fs: fsspec.AbstractFileSystem) -> bool:
@@ -24,18 +23,18 @@ def is_web(fs: fsspec.AbstractFileSystem) -> bool:
 
 
 def read_range(fs: HTTPFileSystem, url: str, begin: int, end: int, seconds: float) -> bytes:
-    """Bytes begin .. end-1, fewer where the file ends earlier, from servers with ranges or without.
+    """Bytes begin .. end-1, fewer if the file ends earlier, from servers with or without ranges.
 
     Raises:
-        FileNotFoundError: there is none.
-        TimeoutError: it took more than `seconds` (of a server without ranges: nothing came for as long).
-        aiohttp.ClientError: another answer, or none.
+        FileNotFoundError: there is no such file.
+        TimeoutError: it took more than `seconds`; for a server without ranges, nothing came for so long.
+        aiohttp.ClientError: any other answer, or none.
     """
     return cast(bytes, sync(fs.loop, _read_range, fs, url, begin, end, seconds))
 
 
 def length(fs: HTTPFileSystem, url: str, seconds: float) -> int | None:
-    """Length of the file in bytes; None where the server does not say. Raises as `read_range` does."""
+    """Length of the file in bytes; None if the server does not state it. Raises as `read_range` does."""
     return cast(int | None, sync(fs.loop, _length, fs, url, timeout=seconds))
 
 
@@ -55,7 +54,7 @@ async def _read_range(fs: HTTPFileSystem, url: str, begin: int, end: int, second
             if not stated.startswith(f"bytes {begin}-"):
                 raise ValueError(f"{url}: the server was asked for bytes {begin} to {end} and sent {stated!r}")
             return await response.read()
-        limit.reschedule(None)  # the whole file comes, and what lies before the range takes its time
+        limit.reschedule(None)  # the whole file comes: the bytes before the range take time, too
         kept, position = bytearray(), 0
         while position < end and (piece := await response.content.read(SKIP_BYTES)):
             kept += piece[max(begin - position, 0) : end - position]

@@ -169,5 +169,5 @@ def test_shares_are_the_proportions_rounded(weights, batch_size):
 
 @pytest.mark.parametrize("weights", [[], [0, 0], [1, -1], [float("nan"), 1], [float("inf")]])
 def test_impossible_weights(weights):
-    with pytest.raises(DataError, match=r"weights \[.*choose numbers from 0 on, not all of them 0"):
+    with pytest.raises(DataError, match=r"weights \[.*choose numbers of at least 0, not all of them 0"):
         shares(weights, 8)
