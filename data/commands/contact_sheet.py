@@ -1,4 +1,4 @@
-"""Contact sheets: real samples as one picture, so that a person sees what the numbers cannot say."""
+"""Contact sheets: samples of a data set in one picture, to look at."""
 
 import os
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ CAPTION = 22
 GAP = 10
 GROUP_GAP = 26
 TEXT_SIZE, TEXT_WEIGHT = 13, 400
-LINE = 22  # the height of a line that says what is wrong
+LINE = 22  # pixels: height of the line with the cause
 BORDER = 3
-PEEK_BYTES = 256 << 10  # one read: a photograph and its labels
+PEEK_BYTES = 256 << 10  # of one read: enough for a photograph and its labels
 
 PAPER, FRAME, INK, ALARM, ALARM_PAPER = (250,) * 3, (226,) * 3, (45, 45, 50), (176, 32, 32), (252, 232, 230)  # RGB
 
@@ -31,8 +31,8 @@ class Found(NamedTuple):
     """One sample of a data set, decoded.
 
     Attributes:
-        key: "" where not even that could be read.
-        image: uint8 (height, width, 3), at a reduced scale where that fills a tile; None when it cannot be used.
+        key: "" if even the key cannot be read.
+        image: uint8 (height, width, 3), at a reduced scale if that fills a tile; None if it cannot be used.
         size: (height, width) of the whole image.
         classes: its labels.
         cause: why it cannot be used, or "".
@@ -46,7 +46,7 @@ class Found(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """A picture of the sheet and the line below it; without an image, the cause stands in its place."""
+    """A picture of the sheet and the line below it. Without an image, the cause is in its place."""
 
     image: np.ndarray | None
     caption: str
@@ -54,9 +54,9 @@ class Tile(NamedTuple):
 
 
 def spread_ids(index: Index, count: int) -> list[int]:
-    """Ids of about `count` samples (at most), evenly spread over the data set: the same ones every time.
+    """Ids of at most `count` samples, evenly spread over the data set: always the same ones.
 
-    In a large data set they are ones that the index gives the byte of, so that each takes one short read.
+    In a large data set they are samples whose offset is in the index, so that each needs one short read.
     """
     ids = np.unique(np.arange(count) * index.num_samples // max(count, 1)) if index.num_samples else np.zeros(0, int)
     if index.num_samples < count * index.stride:
@@ -91,10 +91,10 @@ def find(index: Index, sample_id: int) -> Found:
 
 
 def _read(index: Index, sample_id: int) -> tar.TarSample:
-    """Read from the nearest byte offset up to the sample.
+    """Read the sample, from the nearest byte offset before it.
 
     Raises:
-        BadSample: it cannot be read.
+        BadSample: the sample cannot be read.
     """
     number, position = index.locate(sample_id)
     group, steps = divmod(position, index.stride)
@@ -114,7 +114,7 @@ def contact_sheet(tiles: Sequence[Tile], columns: int, group: int = 1) -> np.nda
     """Draw tiles row by row.
 
     Args:
-        group: so many neighbours belong together: the gap after them is wider.
+        group: number of neighbours that belong together; the gap after them is wider.
 
     Returns:
         uint8 (height, width, 3), RGB.
@@ -139,7 +139,7 @@ def write_picture(path: str, sheet: np.ndarray) -> None:
     """Write a uint8 RGB picture as .png or .jpg.
 
     Raises:
-        DataError: another kind of file, or a place that cannot be written to.
+        DataError: another kind of file, or it cannot be written.
     """
     kind = os.path.splitext(path)[1].lower()
     if kind not in (".png", ".jpg", ".jpeg"):
@@ -167,7 +167,7 @@ def _draw(area: np.ndarray, tile: Tile) -> None:
 
 
 def _fit(image: np.ndarray) -> np.ndarray:
-    """The whole image as large as a tile holds; small ones in whole, hard-edged pixels."""
+    """The whole image, as large as fits into a tile. Small images are enlarged by whole numbers, without smoothing."""
     height, width = image.shape[:2]
     scale = TILE / max(height, width)
     if scale >= 2:
@@ -177,7 +177,7 @@ def _fit(image: np.ndarray) -> np.ndarray:
 
 
 def _write(area: np.ndarray, text: str, colour: tuple[int, int, int]) -> None:
-    """Write one line into the middle of a view of the sheet, cut to its width."""
+    """Write one line into the middle of a view of the sheet, shortened to its width."""
     height, width = area.shape[:2]
 
     def length(line: str) -> int:

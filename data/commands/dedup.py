@@ -24,26 +24,28 @@ mirrored, grey, or cropped by up to about a tenth.
 
   python -m data dedup gs://bucket/train --against /data/cifar/test /data/pets/test
 
-Writes the list of samples to leave out; the data set and its index stay as they are. Training honours the list when
-the job names it. Look at some pairs before you trust it: --sheet pairs.jpg shows the most doubtful ones. Drawings of a
-few pixels (digits) are alike without being copies.
-The exit code is 1 when a shard could not be read, so that the list is not complete.
+Writes the list of samples to leave out; the data set and its index do not change. Training leaves them out if the job
+names the list. Look at some pairs before you use it: --sheet pairs.jpg draws the most doubtful ones. Drawings of a few
+pixels, such as digits, resemble each other without being copies.
+The exit code is 1 if a shard could not be read: then the list is not complete.
 """
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Put the command on the command line."""
+    """Add the command to the command line."""
     command = commands.add_parser(
         "dedup",
         help="find near-duplicates of test images",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("url", metavar="URL", help="the data set to train on: its folder or its index.json")
+    command.add_argument("url", metavar="URL", help="the training set's folder or its index.json")
     command.add_argument("--against", metavar="URL", nargs="+", required=True, help="packed downstream test sets")
-    command.add_argument("--out", metavar="URL", help="where to write the list (exclusions.json beside the index)")
+    command.add_argument("--out", metavar="URL", help="file of the list (exclusions.json beside the index)")
     command.add_argument("--sheet", metavar="FILE", help=f"draw the {PAIRS} most doubtful pairs: a .jpg or .png")
-    command.add_argument("--workers", type=int, default=usable_cpus(), metavar="N", help="processes (one a core)")
+    command.add_argument(
+        "--workers", type=int, default=usable_cpus(), metavar="N", help="number of processes (one a core)"
+    )
     command.set_defaults(run=lambda options: run_dedup(command, options))
     return command
 
@@ -55,7 +57,7 @@ def run_dedup(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
     tests = [open_index(url) for url in options.against]
     for test in tests:
         if test.digest == index.digest:
-            raise DataError(f"{storage.parent(test.url)}: the data set itself, of which every image would be left out")
+            raise DataError(f"{storage.parent(test.url)}: this is the data set itself: every image would be left out")
     out = options.out or storage.join(storage.parent(index.url), "exclusions.json")
     _check_writable(out)
 
@@ -98,12 +100,12 @@ def run_dedup(command: argparse.ArgumentParser, options: argparse.Namespace) -> 
         if count:
             print(f"  {count:,} {what} were not compared")
     print(f"written to {out}")
-    told = {"url": index.url, "out": out, "num_samples": index.num_samples, "excluded": excluded}
-    return told | {"against": against, "blank": blank, "unreadable": bad, "unread": unread}, 1 if unread else 0
+    record = {"url": index.url, "out": out, "num_samples": index.num_samples, "excluded": excluded}
+    return record | {"against": against, "blank": blank, "unreadable": bad, "unread": unread}, 1 if unread else 0
 
 
 def _print_examples(tests: Sequence[Index], found: Sequence[Excluded]) -> None:
-    """For each test set how many images go, and a few of them."""
+    """Print how many images each test set excludes, with a few of them."""
     for number, test in enumerate(tests):
         mine = [one for one in found if one.against == number]
         hit = len({one.test_id for one in mine})
@@ -116,10 +118,10 @@ def _print_examples(tests: Sequence[Index], found: Sequence[Excluded]) -> None:
 
 
 def _check_writable(url: str) -> None:
-    """Hours of comparing should not end at a folder that cannot be written to.
+    """Check that the list can be written, before hours of comparing.
 
     Raises:
-        DataError: it cannot.
+        DataError: it cannot be written.
     """
     trial = f"{url}.trial"
     try:

@@ -1,4 +1,4 @@
-"""`python -m data pack`. The words of each source are in pack_sources.py."""
+"""`python -m data pack`. The options of each source are in pack_sources.py."""
 
 import argparse
 import sys
@@ -13,34 +13,32 @@ from data.progress import Progress
 from data.ray_session import session
 
 PACK_HELP = """\
-Make WebDataset shards with an index.json beside them, or only the index for shards that exist.
+Make WebDataset shards with an index.json beside them, or only the index of existing shards.
 
   python -m data pack SOURCE DEST ...    images to shards; `python -m data pack SOURCE --help` explains each SOURCE
-  python -m data pack --index-only URL   index tars made by any WebDataset writer, where they are
+  python -m data pack --index-only URL   index the tars of any WebDataset writer in place
 
-DEST and URL are local folders or anything fsspec opens (gs://bucket/path, s3://bucket/path); URL may also be one
-tar or a pattern such as 'gs://bucket/train/{00000..00999}.tar'. Samples are an image (.jpg .jpeg .png .webp) and its
-labels (.cls: a number, or several; .json: {"label": 3} or {"labels": [3, 7], "weights": [1, 0.5]}).
+DEST and URL are local folders or URLs of any store of fsspec (gs://bucket/path, s3://bucket/path). URL may also be a
+tar, or a pattern such as 'gs://bucket/train/{00000..00999}.tar'. A sample is an image (.jpg .jpeg .png .webp) and its
+labels (.cls: one number or several; .json: {"label": 3} or {"labels": [3, 7], "weights": [1, 0.5]}).
 
-What is there and complete is left alone; what was interrupted goes on where it stood. The bytes of the shards depend
-on the source and its options, not on --workers. More than one worker means Ray: the cluster that RAY_ADDRESS names, all
-of whose machines have to see the images and DEST, else a private one on this machine.
+A complete set is not touched; an interrupted packing continues. The bytes of the shards depend on the source and its
+options, not on --workers. More than one worker run on Ray: on the cluster that RAY_ADDRESS names, whose machines must
+all see the images and DEST, or else on a private cluster on this machine.
 """
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Put the command on the command line."""
+    """Add the command to the command line."""
     command = commands.add_parser(
         "pack",
         help="images to shards with an index, or an index for existing shards",
         description=PACK_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("--index-only", metavar="URL", help="index the tars at URL instead")
-    command.add_argument(
-        "--num-classes", type=positive, metavar="N", help="how many classes they have (largest label + 1)"
-    )
-    command.add_argument("--workers", type=positive, default=1, metavar="N", help="tars at one time (1)")
+    command.add_argument("--index-only", metavar="URL", help="only index the tars at URL")
+    command.add_argument("--num-classes", type=positive, metavar="N", help="number of classes (largest label + 1)")
+    command.add_argument("--workers", type=positive, default=1, metavar="N", help="tars at a time (1)")
     command.set_defaults(run=lambda options: run_pack(command, options))
     add_sources(command)
     return command
@@ -73,12 +71,12 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
 
 
 def print_summary(packed: Packed) -> None:
-    """What is at the destination, and what was left out and why."""
+    """Print the set at the destination, and what was left out by reason."""
     print(f"{'packed' if packed.wrote else 'already packed'}: {summary(packed.index)}")
     for reason, count in packed.skipped.items():
         print(f"  skipped {count:,}: {reason}")
     if packed.skipped:
-        print(f"  each of them is named in {storage.parent(packed.index.url)}/skipped.jsonl")
+        print(f"  their names are in {storage.parent(packed.index.url)}/skipped.jsonl")
 
 
 def run_index_only(options: argparse.Namespace) -> Outcome:
@@ -92,7 +90,7 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
             progress=lambda done, total: shown.advance(1),
         )
     for url in contents.cut_short:
-        print(f"{url}: cut short; what is missing of its last sample will be masked", file=sys.stderr)
+        print(f"{url}: cut short; its last sample will be masked if fields are missing", file=sys.stderr)
     for count, what in ((contents.unlabelled, "a readable label"), (contents.without_image, "an image")):
         if count:
             print(f"{count:,} samples without {what}: their slots will be masked", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The sources of `python -m data pack SOURCE DEST`: what each is called, its options, and how they make a `Source`."""
+"""The sources of `python -m data pack SOURCE DEST`: the name and the options of each, and how they make a `Source`."""
 
 import argparse
 import re
@@ -12,18 +12,18 @@ from data.packing.source import Source
 from data.sources.vtab import TASKS
 
 Splits = Iterator[tuple[str, Source, Options]]
-"""(folder under DEST, or "" for DEST itself; what goes there; how)."""
+"""(folder under DEST, or "" for DEST itself; the source that is packed there; how it is packed)."""
 
 TRANSCODING = (
-    "Images are stored unchanged, under an ending that fits their content; BMP, GIF, TIFF and PNM become PNG. With "
-    "--resize, --format or --quality they are decoded (EXIF orientation ignored) and re-encoded, by default in quality "
-    f"{QUALITY}; with --resize alone, images that are small enough stay unchanged. What cannot be read is skipped, "
-    "counted by reason and listed in DEST/skipped.jsonl; shards then differ in size by what they lost."
+    "Images are stored unchanged, with the extension of their content; BMP, GIF, TIFF and PNM become PNG. With "
+    "--resize, --format or --quality they are decoded (the EXIF orientation is ignored) and re-encoded, by default in "
+    f"quality {QUALITY}; with --resize alone, images that are small enough are stored unchanged. Unreadable images are "
+    "skipped, counted by reason and listed in DEST/skipped.jsonl, so that shards differ in their numbers of images."
 )
 
 
 def add_sources(command: argparse.ArgumentParser) -> None:
-    """Give the pack command its sources."""
+    """Add the sources to the pack command."""
     sources = command.add_subparsers(dest="source", metavar="SOURCE", title="sources")
     for add in (_digits, _shapes, _folder, _imagenet, _imagenet21k, _img2dataset, _tfds):
         add(sources)
@@ -48,7 +48,7 @@ def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
         sources,
         "digits",
         "scikit-learn's 1,797 handwritten digits to DEST/train and DEST/test",
-        "Images of 8x8 pixels, 10 classes; every fifth of a class goes to test.",
+        "Images of 8x8 pixels in 10 classes. Every fifth image of a class goes to test.",
         "runs/data/digits",
         splits,
     )
@@ -74,17 +74,17 @@ def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
         sources,
         "shapes",
         "any number of drawn images to DEST/train and DEST/test",
-        "Textured, coloured, overlapping shapes. A class is a form, a colour and a texture: ten of each, so 10 to "
-        "1,000 classes. Image i is a pure function of the seed, the split and i, so larger sets begin as smaller ones.",
+        "Textured, coloured, overlapping shapes. A class is a form, a colour and a texture, ten of each: 10 to 1,000 "
+        "classes. Image i is a pure function of the seed, the split and i: a larger set begins with the smaller one.",
         "runs/data/shapes --samples 100000 --classes 100 --image-size 96",
         splits,
     )
     shapes.add_argument("--samples", type=positive, default=50_000, metavar="N", help="images of train (50,000)")
     shapes.add_argument("--test-samples", type=positive, default=5_000, metavar="N", help="images of test (5,000)")
-    shapes.add_argument("--classes", type=positive, default=10, metavar="K", help="10 to 1,000 (10)")
-    shapes.add_argument("--image-size", type=positive, default=64, metavar="PIXELS", help="side (64)")
-    shapes.add_argument("--multi-label", action="store_true", help="one to five objects, each with its label")
-    shapes.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other images (0)")
+    shapes.add_argument("--classes", type=positive, default=10, metavar="K", help="number of classes, 10 to 1,000 (10)")
+    shapes.add_argument("--image-size", type=positive, default=64, metavar="PIXELS", help="side of the images (64)")
+    shapes.add_argument("--multi-label", action="store_true", help="one to five labelled objects an image")
+    shapes.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the images (0)")
     _shard_samples(shapes)
 
 
@@ -98,9 +98,9 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         sources,
         "folder",
         "image files, in one folder a class or with a label table",
-        "--from URL holds CLASS/.../IMAGE, classes numbered by their sorted names; or with --labels a CSV or Parquet "
-        "table has a row for each image: `path` (in the folder) and `label`, or `labels` with spaces between them. "
-        f"Labels are numbers, or names, numbered in sorted order. {TRANSCODING}",
+        "--from URL holds CLASS/.../IMAGE; the classes are numbered in the order of their names. Or with --labels a "
+        "CSV or Parquet table has a row for each image: its `path` in the folder and its `label`, or its `labels` with "
+        f"spaces between them. Labels are numbers, or names, which are numbered in their order. {TRANSCODING}",
         "gs://bucket/flowers/train --from ~/flowers/train --workers 8 --resize 256",
         splits,
     )
@@ -122,14 +122,15 @@ def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
         "imagenet",
         "ILSVRC2012's official archives to DEST/train and DEST/val",
         "--from URL holds ILSVRC2012_img_train.tar, ILSVRC2012_img_val.tar and ILSVRC2012_devkit_t12.tar.gz, which are "
-        "read in place. Classes are numbered by their sorted WordNet ids, as torchvision and TensorFlow Datasets do. "
+        "read in place. Classes are numbered in the order of their WordNet ids, as in torchvision and TensorFlow "
+        "Datasets. "
         f"{TRANSCODING}",
         "gs://bucket/imagenet --from /downloads --workers 16",
         splits,
     )
     _from(imagenet_parser, "the folder with the archives")
     imagenet_parser.add_argument(
-        "--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="which to pack (both)"
+        "--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="the splits to pack (both)"
     )
     _shuffling(imagenet_parser)
     _transcoding(imagenet_parser)
@@ -146,8 +147,8 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
         sources,
         "imagenet21k",
         "ImageNet-21k's class tars to DEST/train and DEST/val",
-        "--from URL is the folder of nNNNNNNNN.tar, or the tar that holds them (not compressed). The release has no "
-        "validation images; the authors' code held out 51,200, and so does this, drawn from all images. "
+        "--from URL is the folder of nNNNNNNNN.tar, or an uncompressed tar that holds them. The release has no "
+        "validation images. As in the authors' code, 51,200 images are held out; here they are drawn from all images. "
         f"{TRANSCODING}",
         "gs://bucket/imagenet21k --from /downloads/winter21_whole --workers 64 --resize 256",
         splits,
@@ -171,24 +172,30 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
     img2dataset = _source(
         sources,
         "img2dataset",
-        "what img2dataset downloaded, with a label table: COYO-Labeled-300M",
+        "images that img2dataset downloaded, with a label table: COYO-Labeled-300M",
         "--from URL holds NNNNN.tar, NNNNN.parquet and NNNNN_stats.json. Each image gets the labels and probabilities "
-        "of its row in the --labels table (CSV, Parquet, or a folder of Parquet files), found by the column --key, "
-        "which img2dataset has to have saved; without a table, those in its own .json. Images keep their order, which "
-        "is mixed already. The table's keys are held in memory: 16 bytes a row. "
+        "of its row in the --labels table (CSV, Parquet, or a folder of Parquet files). The row is found by the column "
+        "--key, which img2dataset must have saved. Without a table, the labels are those in its own .json. Images keep "
+        "their order, which is already mixed. The table's keys are in memory: 16 bytes a row. "
         f"{TRANSCODING}",
         "gs://bucket/coyo --from gs://bucket/images --labels gs://bucket/labels --num-classes 21841 --workers 64",
         splits,
     )
     _from(img2dataset, "img2dataset's output folder")
-    img2dataset.add_argument("--labels", metavar="TABLE", help="label table (the labels in each .json)")
+    img2dataset.add_argument("--labels", metavar="TABLE", help="label table (labels are in each .json)")
     img2dataset.add_argument("--key", default="id", metavar="COLUMN", help="column to join on (id)")
-    img2dataset.add_argument("--label-column", default="labels", metavar="COLUMN", help="lists of numbers (labels)")
     img2dataset.add_argument(
-        "--probability-column", default="label_probs", metavar="COLUMN", help="one for each label (label_probs)"
+        "--label-column", default="labels", metavar="COLUMN", help="lists of class numbers (labels)"
     )
     img2dataset.add_argument(
-        "--num-classes", type=positive, default=argparse.SUPPRESS, metavar="N", help="(largest label + 1)"
+        "--probability-column", default="label_probs", metavar="COLUMN", help="lists of probabilities (label_probs)"
+    )
+    img2dataset.add_argument(
+        "--num-classes",
+        type=positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="number of classes (largest label + 1)",
     )
     _shard_samples(img2dataset)
     _transcoding(img2dataset)
@@ -219,8 +226,8 @@ def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
         metavar="SPLIT",
         help="such as train test 'train[:800]', which goes to DEST/train_800 (all)",
     )
-    tfds.add_argument("--image-key", metavar="FEATURE", help="the image (what the data set says)")
-    tfds.add_argument("--label-key", metavar="FEATURE", help="the label, or list of labels (what the data set says)")
+    tfds.add_argument("--image-key", metavar="FEATURE", help="feature of the image (as the data set says)")
+    tfds.add_argument("--label-key", metavar="FEATURE", help="feature of the label or labels (as the data set says)")
     tfds.add_argument("--task", choices=sorted(TASKS), help="a VTAB task whose label is derived from other features")
     _shuffling(tfds)
     _transcoding(tfds)
@@ -246,10 +253,8 @@ def _source(
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     source.add_argument("dest", metavar="DEST", help="folder to write to, local or any fsspec URL")
-    source.add_argument("--force", action="store_true", help="replace anything that is at DEST")
-    source.add_argument(
-        "--workers", type=positive, default=argparse.SUPPRESS, metavar="N", help="shards made at one time (1)"
-    )
+    source.add_argument("--force", action="store_true", help="replace any content of DEST")
+    source.add_argument("--workers", type=positive, default=argparse.SUPPRESS, metavar="N", help="shards at a time (1)")
     source.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object last")
     source.set_defaults(sources=splits)
     return source
@@ -265,23 +270,25 @@ def _shard_samples(source: argparse.ArgumentParser) -> None:
         type=positive,
         default=0,
         metavar="N",
-        help="at most, in one shard (200 MB; 16 shards or more)",
+        help="most samples of a shard (200 MB; 16 shards or more)",
     )
 
 
 def _shuffling(source: argparse.ArgumentParser) -> None:
     _shard_samples(source)
-    source.add_argument(
-        "--shuffle-seed", type=int, default=0, metavar="S", help="of the images' order in the shards (0)"
-    )
-    source.add_argument("--no-shuffle", action="store_true", help="keep the order in which they are found")
+    source.add_argument("--shuffle-seed", type=int, default=0, metavar="S", help="seed of the images' order (0)")
+    source.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
 
 
 def _transcoding(source: argparse.ArgumentParser) -> None:
-    source.add_argument("--resize", type=positive, metavar="PIXELS", help="shrink the shorter side to this")
-    source.add_argument("--format", choices=FORMATS, help="encode as this (the image's own)")
+    source.add_argument("--resize", type=positive, metavar="PIXELS", help="shrink the shorter side to so many")
+    source.add_argument("--format", choices=FORMATS, help="format of the images (their own)")
     source.add_argument(
-        "--quality", type=int, choices=range(1, 101), metavar="Q", help=f"of JPEG and WebP, 1 to 100 ({QUALITY})"
+        "--quality",
+        type=int,
+        choices=range(1, 101),
+        metavar="Q",
+        help=f"quality of JPEG and WebP, 1 to 100 ({QUALITY})",
     )
 
 

@@ -1,4 +1,4 @@
-"""What the commands share: one way to say errors, one to describe a data set."""
+"""What all commands share: the form of errors, and of descriptions of a data set."""
 
 import argparse
 from typing import Any, NoReturn
@@ -8,11 +8,11 @@ from data.shards.index import Index
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no public name for it
 Outcome = tuple[dict[str, Any], int]
-"""What a command gives back: the facts that `--json` prints, and the exit code."""
+"""The result of a command: the facts that `--json` prints, and the exit code."""
 
 
 class Parser(argparse.ArgumentParser):
-    """Errors as everywhere in this project: one line on stderr, exit code 2."""
+    """A parser with the project's form of errors: one line on stderr, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (--help explains)\n")

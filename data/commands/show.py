@@ -19,23 +19,25 @@ SHEET_NAME = "sheet.jpg"
 LARGEST = 5
 
 HELP = """\
-Print what a data set holds, and draw a sheet of real samples with their labels, evenly spread over all shards. Samples
-that cannot be used appear in red, with the cause. Names of the classes are read from classes.txt beside the index, one
-name a line, if that file exists.
+Print what a data set holds, and draw a sheet of samples with their labels, evenly spread over all shards. Samples that
+cannot be used are red, with the cause. The names of the classes are the lines of classes.txt beside the index, if that
+file exists.
 """
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Put the command on the command line."""
+    """Add the command to the command line."""
     show = commands.add_parser(
         "show",
-        help="print what a data set holds, draw some of it",
+        help="print what a data set holds, and draw samples",
         description=HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    show.add_argument("url", metavar="URL", help="its folder or its index.json")
+    show.add_argument("url", metavar="URL", help="the data set's folder or its index.json")
     sheet = show.add_mutually_exclusive_group()
-    sheet.add_argument("--sheet", metavar="FILE", default=SHEET_NAME, help=f"a .jpg or .png to write ({SHEET_NAME})")
+    sheet.add_argument(
+        "--sheet", metavar="FILE", default=SHEET_NAME, help=f"the picture, a .jpg or .png ({SHEET_NAME})"
+    )
     sheet.add_argument("--no-sheet", action="store_true", help="write no picture")
     show.set_defaults(run=run_show)
     return show
@@ -57,16 +59,16 @@ def run_show(options: argparse.Namespace) -> Outcome:
     print(f"  fields   {', '.join(index.extensions)}")
     print(f"  source   {index.source or 'another tool'}")
     print(f"  digest   {index.digest}")
-    told = facts(index) | {"label_counts": {str(label): count for label, count in sorted(index.label_counts.items())}}
+    record = facts(index) | {"label_counts": {str(label): count for label, count in sorted(index.label_counts.items())}}
     if not options.no_sheet:
         write_picture(options.sheet, contact_sheet([_tile(one, names) for one in found], COLUMNS))
         print(f"  sheet    {len(found)} samples in {options.sheet}")
-        told["sheet"] = options.sheet
-    return told, 0
+        record["sheet"] = options.sheet
+    return record, 0
 
 
 def _class_lines(index: Index, names: Sequence[str]) -> list[str]:
-    """How the images spread over the classes, where the index knows."""
+    """The distribution of the images over the classes, if the index has it."""
     if not index.label_counts:
         return []
     counts = np.array([index.label_counts.get(label, 0) for label in range(index.num_classes)])
@@ -79,10 +81,10 @@ def _class_lines(index: Index, names: Sequence[str]) -> list[str]:
 
 
 def _class_names(index: Index) -> list[str]:
-    """The lines of classes.txt beside the index; none where there is no such file.
+    """The lines of classes.txt beside the index; empty if there is no such file.
 
     Raises:
-        DataError: it cannot be read.
+        DataError: the file cannot be read.
     """
     url = storage.join(storage.parent(index.url), "classes.txt")
     try:
@@ -97,7 +99,7 @@ def _class_name(label: int, names: Sequence[str]) -> str:
 
 
 def _image_sizes(found: Sequence[Found]) -> str:
-    """The commonest sizes first."""
+    """The sizes of the images, the most frequent first."""
     sizes = Counter(f"{one.size[1]}x{one.size[0]}" if one.size else one.cause for one in found)
     common = ", ".join(f"{count} of {size}" for size, count in sizes.most_common(3))
     return f"{common}{' ...' if len(sizes) > 3 else ''} ({len(found)} samples; width x height)"

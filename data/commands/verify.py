@@ -14,14 +14,14 @@ from data.shards.index import open_index
 
 HELP = """\
 Read every shard and compare it with the index: length, SHA-256, tar structure, number of samples, byte offsets, keys,
-image and label fields, labels within the classes. Also look for tars that the index does not list.
+image and label fields, labels within the classes. Also search for tars that are not in the index.
 
-Prints one line `shard: what` for each fault. The exit code is 0 without faults and 1 with any.
+Each fault is printed as a line `SHARD: FAULT`. The exit code is 0 without faults and 1 with any.
 """
 
 
 def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParser:
-    """Put the command on the command line."""
+    """Add the command to the command line."""
     command = commands.add_parser(
         "verify",
         help="check every shard against the index",
@@ -29,8 +29,10 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("url", metavar="URL", help="the data set's folder or its index.json")
-    command.add_argument("--decode", action="store_true", help="decode every image, too")
-    command.add_argument("--workers", type=int, default=usable_cpus(), metavar="N", help="processes (one a core)")
+    command.add_argument("--decode", action="store_true", help="also decode every image")
+    command.add_argument(
+        "--workers", type=int, default=usable_cpus(), metavar="N", help="number of processes (one a core)"
+    )
     command.set_defaults(run=lambda options: run_verify(command, options))
     return command
 
@@ -46,7 +48,7 @@ def run_verify(command: argparse.ArgumentParser, options: argparse.Namespace) ->
 
     def report(these: list[Fault]) -> None:
         for fault in these:
-            tqdm.write(str(fault), file=sys.stdout)  # above the bar, where there is one
+            tqdm.write(str(fault), file=sys.stdout)  # above the bar, if there is one
         faults.extend(these)
 
     with Progress("verify", "bytes", index.num_bytes) as progress:
@@ -59,8 +61,8 @@ def run_verify(command: argparse.ArgumentParser, options: argparse.Namespace) ->
             progress.advance(shard.bytes)
         report(faults_of_the_whole(index, hashes, label_counts))
     faulty = len({fault.shard for fault in faults})
-    told = f"{_counted(len(faults), 'fault')} in {_counted(faulty, 'file')}" if faults else "no faults"
-    print(f"{told}: {summary(index)}")
+    result = f"{_counted(len(faults), 'fault')} in {_counted(faulty, 'file')}" if faults else "no faults"
+    print(f"{result}: {summary(index)}")
     found_facts = {
         "samples_read": samples,
         "bytes_read": read,

@@ -1,13 +1,13 @@
-"""Perceptual hashes: images that look the same get hashes that differ in few bits.
+"""Perceptual hashes: the hashes of images that look the same differ in few bits.
 
-ImageHash's `phash` (pHash's DCT hash): the grey image is scaled to 32 x 32 pixels, and each of the 8 x 8 lowest
-frequencies of its cosine transform becomes one bit, whether it lies above their median. Sizes, compression and
-brightness hardly change it. A mirror image or a crop gives another hash, so these are hashed, too: a picture has
-several *views*, the whole and five crops.
+ImageHash's `phash` (pHash's DCT hash) scales the grey image to 32 x 32 pixels. Each of the 8 x 8 lowest frequencies of
+its cosine transform becomes one bit: whether it is above their median. Size, compression and brightness hardly change
+it. A mirror image or a crop has another hash, so these are hashed, too: a picture has several *views*, the whole and
+five crops.
 
-`HashTable` finds all pairs of hashes at most `RADIUS_LIMIT` bits apart without comparing every pair: of the four 16-bit
-quarters of two such hashes, one differs in at most two bits (Norouzi, Punjani & Fleet, "Fast Search in Hamming Space
-with Multi-Index Hashing", CVPR 2012).
+`HashTable` finds all pairs of hashes that differ in at most `RADIUS_LIMIT` bits without comparing every pair. Each hash
+has four quarters of 16 bits; in such a pair, at least one quarter differs in at most two bits (Norouzi, Punjani &
+Fleet, "Fast Search in Hamming Space with Multi-Index Hashing", CVPR 2012).
 """
 
 from itertools import combinations
@@ -20,26 +20,24 @@ from data.images.decode import decode, read_header, reduction
 
 SHORT_SIZE, LONG_SIZE = 8, 16  # bits a side
 BITS, LONG_BITS = SHORT_SIZE**2, LONG_SIZE**2
-DECODED_SIDE = (
-    64  # a JPEG is decoded at the smallest scale that keeps this many pixels, four to a frequency of interest
-)
-BLANK_DEVIATION = 3.0  # grey levels of 0..255: a picture flatter than this shows nothing that a hash could hold
+DECODED_SIDE = 64  # a JPEG is decoded at the smallest scale that keeps so many pixels: four a frequency
+BLANK_DEVIATION = 3.0  # grey levels of 0..255: a picture with less deviation has no content to hash
 
 VIEWS = ((0.0, 0.0, 0.0), (0.1, 0.5, 0.5), *((0.05, y, x) for y in (0.0, 1.0) for x in (0.0, 1.0)))
-"""(share of each side cut off, where the rest lies: 0 top or left, 1 bottom or right); the first is the whole."""
+"""(share that is cut off each side; place of the rest in y and x, from 0, top or left, to 1). The first is the whole."""
 
 QUARTER_BITS = 16
 QUARTERS = BITS // QUARTER_BITS
 QUARTER_RADIUS = 2
-CANDIDATES = 1 << 22  # pairs compared at one time
+CANDIDATES = 1 << 22  # most pairs that are compared at a time
 RADIUS_LIMIT = QUARTERS * (QUARTER_RADIUS + 1) - 1
 
 
 def grey_picture(encoded: bytes) -> Image.Image | None:
-    """The image in grey, at a reduced scale where that is enough; None for a blank one.
+    """The image in grey, at a reduced scale if that suffices; None for a blank one.
 
     Raises:
-        BadSample: it cannot be decoded.
+        BadSample: the image cannot be decoded.
     """
     header = read_header(encoded)
     scale = reduction(header.size, (DECODED_SIDE, DECODED_SIDE)) if header.format == "jpeg" else 1
@@ -56,7 +54,7 @@ def view(picture: Image.Image, number: int) -> Image.Image:
 
 
 def mirrored(picture: Image.Image) -> Image.Image:
-    """Left and right exchanged."""
+    """The picture with left and right exchanged."""
     return picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
 
 
@@ -66,7 +64,7 @@ def hash_bits(picture: Image.Image) -> int:
 
 
 class HashTable:
-    """Finds all hashes near a given one, exactly.
+    """Finds all hashes near a given one: an exact search.
 
     Args:
         hashes: uint64 (n,).
@@ -75,7 +73,7 @@ class HashTable:
     def __init__(self, hashes: np.ndarray) -> None:
         self._hashes = hashes
         self._order = []  # per quarter: the hashes' numbers, sorted by the quarter's value
-        self._starts = []  # per quarter: where each of the 2^16 values begins in that order, then the end
+        self._starts = []  # per quarter: where each of the 2^16 values begins in that order; last the end
         for quarter in range(QUARTERS):
             values = _quarter(hashes, quarter)
             self._order.append(np.argsort(values, kind="stable"))
@@ -98,7 +96,7 @@ class HashTable:
         return pairs[0], pairs[1]
 
     def distance(self, queries: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-        """Bits by which each query, uint64 (m,), differs from the hash of that number, int64 (m,): int64 (m,)."""
+        """Bits in which each query, uint64 (m,), differs from the hash with its number, int64 (m,): int64 (m,)."""
         return np.bitwise_count(queries ^ self._hashes[numbers]).astype(np.int64)
 
     def _near_in(self, quarter: int, queries: np.ndarray, radius: int) -> np.ndarray:
@@ -106,7 +104,7 @@ class HashTable:
         values = _quarter(queries, quarter)[:, None] ^ _WITHIN_RADIUS  # (m, 137)
         begin, end = self._starts[quarter][values], self._starts[quarter][values + 1]
         counts = (end - begin).ravel()
-        if counts.sum() > CANDIDATES and len(queries) > 1:  # hashes crowd where images look alike: bound the memory
+        if counts.sum() > CANDIDATES and len(queries) > 1:  # similar images have similar hashes: bound the memory
             half = len(queries) // 2
             first, second = (self._near_in(quarter, part, radius) for part in (queries[:half], queries[half:]))
             return np.concatenate([first, second + np.array([[half], [0]])], axis=1)
@@ -118,7 +116,7 @@ class HashTable:
 
 
 def _quarter(hashes: np.ndarray, quarter: int) -> np.ndarray:
-    """The 16 bits of that quarter: int64 (n,)."""
+    """The 16 bits of a quarter: int64 (n,)."""
     return (hashes >> np.uint64(quarter * QUARTER_BITS) & np.uint64((1 << QUARTER_BITS) - 1)).astype(np.int64)
 
 
@@ -130,4 +128,4 @@ _WITHIN_RADIUS = np.array(
     ],
     np.int64,
 )
-"""What 16-bit values at most two bits apart can differ by: int64 (137,)."""
+"""All differences of 16-bit values in at most two bits: int64 (137,)."""

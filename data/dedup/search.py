@@ -1,10 +1,11 @@
-"""Near-duplicates of downstream test images among the images to pre-train on.
+"""Near-duplicates of downstream test images among the images for pre-training.
 
-Every test image is hashed in all its views (phash.py), upright and mirrored. Then the training shards stream through
-once, each in one process: a training image is decoded at reduced scale and hashed. Whole, it is looked up among all
-views of the test images (it may be a crop of one); its crops are looked up among the whole test images (one may be a
-crop of it). Views at most `DISTANCE` of 64 bits apart make a candidate, which is a duplicate if the pictures' details
-agree by at least `LIKENESS` (likeness.py). benchmarks/dedup.py measures what these limits find, and what they mistake.
+Every test image is hashed in all its views (phash.py), upright and mirrored. Then every training shard is read once, by
+one process: each image is decoded at reduced scale and hashed. The whole image is compared with all views of the test
+images, since it may be a crop of one; its crops are compared with the whole test images, since one may be a crop of it.
+Two views that differ in at most `DISTANCE` of 64 bits make a candidate. It is a duplicate if the likeness of the
+pictures' details is at least `LIKENESS` (likeness.py). benchmarks/dedup.py measures how much these limits find, and how
+often they are wrong.
 """
 
 from collections import Counter
@@ -32,7 +33,7 @@ from data.shards.index import Index
 
 DISTANCE = 10
 LIKENESS = 0.6
-CONFIRMED = 16  # candidates of one image in one test set that are confirmed at most, the nearest first
+CONFIRMED = 16  # most candidates of one image in one test set that are checked, the nearest first
 METHOD = {
     "hash": f"imagehash {imagehash.__version__} phash",
     "bits": phash.BITS,
@@ -42,12 +43,12 @@ METHOD = {
     "mirrored": True,
 }
 SCAN_BYTES = 8 << 20
-ARRAYS = ("source", "hashes", "thumbnails")  # of the test images, that the search needs
-BATCH = 512  # training images looked up at one time
+ARRAYS = ("source", "hashes", "thumbnails")  # the arrays of `TestImages` that the search uses
+BATCH = 512  # training images that are looked up at a time
 
 
 class ShardTask(NamedTuple):
-    """One shard to read: where, its name in its index, and how many samples it should have."""
+    """One shard to read: its URL, its name in its index, and its number of samples there."""
 
     url: str
     name: str
@@ -56,10 +57,10 @@ class ShardTask(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TestImages:
-    """All test images, hashed.
+    """The hashes of all test images.
 
     Attributes:
-        source: int64 (n,), the number of each one's test set.
+        source: int64 (n,), the number of each image's test set.
         sample: int64 (n,), its sample id there.
         hashes: uint64 (n, 2 * views): of the upright views, then of the mirrored ones.
         thumbnails: uint8 (n, 64, 64).
@@ -73,11 +74,11 @@ class TestImages:
 
 @dataclass
 class TestSet:
-    """What hashing one test set gave.
+    """The result of hashing one test set.
 
     Attributes:
-        names: (key, shard) of its samples by id, of those that were hashed.
-        blank, bad: images that show nothing, and images that cannot be read: neither is compared.
+        names: (key, shard) of the hashed samples, by id.
+        blank, bad: numbers of uniform images and of unreadable ones. Neither are compared.
     """
 
     names: dict[int, tuple[str, str]] = field(default_factory=dict)
@@ -86,7 +87,7 @@ class TestSet:
 
 
 class Match(NamedTuple):
-    """A training image (position in its shard, key) and the test image (number) that it nearly repeats."""
+    """A training image (position in its shard, key) and the number of the test image that it nearly repeats."""
 
     position: int
     key: str
@@ -97,11 +98,11 @@ class Match(NamedTuple):
 
 @dataclass
 class Compared:
-    """What comparing one training shard gave.
+    """The result of comparing one training shard.
 
     Attributes:
-        matches: by position, at most one for each test set: the nearest that is confirmed.
-        blank, bad: images that were not compared.
+        matches: by position; for each test set at most one, the nearest that is confirmed.
+        blank, bad: numbers of images that were not compared.
         fault: why the shard could not be read to its end, or "".
     """
 
@@ -138,7 +139,7 @@ def hash_test_sets(indexes: Sequence[Index], workers: int = 1) -> tuple[TestImag
 
 
 def compare(index: Index, images: TestImages, workers: int = 1) -> Iterator[Compared]:
-    """Stream the training shards past the test images: what was found in each shard, in the index's order."""
+    """Compare the training shards with the test images: a result for each shard, in the index's order."""
     with TemporaryDirectory() as folder:  # the processes map these files: one copy of the hashes in memory for all
         for name in ARRAYS:
             np.save(Path(folder, f"{name}.npy"), getattr(images, name))
@@ -148,7 +149,7 @@ def compare(index: Index, images: TestImages, workers: int = 1) -> Iterator[Comp
 def excluded(
     index: Index, number: int, compared: Compared, images: TestImages, sets: Sequence[TestSet]
 ) -> list[Excluded]:
-    """The findings of training shard `number`, by name."""
+    """The duplicates in training shard `number`, with names."""
     found = []
     for match in compared.matches:
         source, test_id = int(images.source[match.test]), int(images.sample[match.test])
@@ -195,7 +196,7 @@ def _hash_shard(task: ShardTask) -> _HashedShard:
 
 
 def _pictures(task: ShardTask, count: Compared) -> Iterator[tuple[int, str, Image.Image]]:
-    """(position, key, grey picture) of the images of a shard; the others, and what stops the reading, go to `count`."""
+    """(position, key, grey picture) of a shard's images. Blank and bad ones and a fault are noted in `count`."""
     position = -1
     try:
         with storage.reporting(task.url), storage.open_read(task.url, SCAN_BYTES) as file:
@@ -220,16 +221,16 @@ def _pictures(task: ShardTask, count: Compared) -> Iterator[tuple[int, str, Imag
 
 
 class _Search:
-    """The test images, ready to be looked up."""
+    """The test images, in tables for the search."""
 
     def __init__(self, source: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> None:
         self._source, self._thumbnails = source, thumbnails
         views = len(phash.VIEWS)
         self._whole = _Lookup(hashes, np.arange(2 * views))
-        self._crops = _Lookup(hashes, np.array([0, views]))  # the wholes, upright and mirrored
+        self._crops = _Lookup(hashes, np.array([0, views]))  # the whole images, upright and mirrored
 
     def matches(self, pictures: Sequence[tuple[int, str, Image.Image]]) -> Iterator[Match]:
-        """For each picture the nearest test image of each test set, where one is near enough and confirmed."""
+        """For each picture, the nearest test image of each test set that is near enough and confirmed."""
         views = range(len(phash.VIEWS))
         hashes = np.array(
             [[phash.hash_bits(phash.view(picture, view)) for view in views] for _, _, picture in pictures], np.uint64
@@ -245,21 +246,21 @@ class _Search:
             tried[place] += 1
             position, key, picture = pictures[number]
             mirror, test_view = divmod(test_view, len(phash.VIEWS))
-            alike = likeness(thumbnail(picture), view, self._thumbnails[test], test_view, mirror=bool(mirror))
-            if alike >= LIKENESS:
+            similarity = likeness(thumbnail(picture), view, self._thumbnails[test], test_view, mirror=bool(mirror))
+            if similarity >= LIKENESS:
                 tried[place] = CONFIRMED  # found
-                yield Match(position, key, test, distance, alike)
+                yield Match(position, key, test, distance, similarity)
 
 
 class _Lookup:
-    """Some views of all test images in a table."""
+    """A table of some views of all test images."""
 
     def __init__(self, hashes: np.ndarray, views: np.ndarray) -> None:
         self._views = views
         self._table = phash.HashTable(hashes[:, views].ravel())
 
     def near(self, hashes: np.ndarray, first: int) -> np.ndarray:
-        """What is near `hashes`, uint64 (pictures, k), of the pictures' views first .. first+k-1.
+        """The entries near `hashes`, uint64 (pictures, k), of the pictures' views first .. first+k-1.
 
         Returns:
             int64 (pairs, 5): picture, its view, test image, its view (mirrored ones after all upright ones), distance.

@@ -140,7 +140,7 @@ def reduced_window(geometry: Geometry, scale: int) -> tuple[tuple[int, int], tup
 
 
 def draw(window: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
-    """Scale `window`, uint8 (height, width, 3), to the canvas, and cut `out` from it, mirrored if `geometry` says so."""
+    """Scale `window`, uint8 (height, width, 3), to the canvas; cut `out` from it, mirrored if `geometry` says so."""
     (rows, columns), (top, left) = geometry.canvas, geometry.cut_start
     window = averaged(window, (rows, columns))
     if out.shape[:2] == (rows, columns):
@@ -156,8 +156,8 @@ def averaged(window: np.ndarray, target: tuple[int, int]) -> np.ndarray:
     """Average each side down by the least power of two f that leaves it at most twice `target` (height, width).
 
     The rest of a side, less than f pixels, is cut off half at each end: each edge moves by at most half a pixel of
-    the result. Bilinear scaling to exactly half is the average of two pixels, and in OpenCV three to eight times as fast as
-    INTER_AREA.
+    the result. Bilinear scaling to exactly half is the average of two pixels, and in OpenCV three to eight times as
+    fast as INTER_AREA.
     """
     height, width = window.shape[:2]
     down, across = _halvings(height, target[0]), _halvings(width, target[1])

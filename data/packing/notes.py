@@ -1,7 +1,7 @@
-"""What is left behind while shards are being made, so that a killed run goes on where it stood.
+"""Notes on a packing that is not finished, from which a killed run continues.
 
-DEST/packing/plan.json says which source and which options; DEST/packing/NNNNNN.json is written after the tar of that
-number and says what is in it. A tar without such a file is not finished, whatever its length.
+DEST/packing/plan.json holds the source and the options. DEST/packing/NNNNNN.json is written after the tar of that
+number and describes its contents. A tar without such a note is not finished, even if its length is right.
 """
 
 import json
@@ -26,7 +26,7 @@ SKIPPED = "skipped.jsonl"
 
 @dataclass
 class Entry:
-    """A finished shard: its place in the order, its index entry, what it holds, what was left out of it."""
+    """A finished shard: its number, its index entry, its contents, and the items that were left out."""
 
     number: int
     shard: Shard
@@ -40,7 +40,7 @@ def tar_name(number: int) -> str:
 
 
 def complete(folder: str, source: str) -> Index | None:
-    """The index of what is in `folder`, if that was packed from `source` and all of it is there; None if it is not.
+    """The index in `folder`, if it was packed from `source` and all its shards exist; else None.
 
     Raises:
         DataError: another data set is there.
@@ -56,7 +56,7 @@ def complete(folder: str, source: str) -> Index | None:
     lengths = ahead(storage.size, [index.shard_url(number) for number in range(len(index.shards))])
     if any(length != shard.bytes for length, shard in zip(lengths, index.shards, strict=True)):
         return None
-    if storage.exists(storage.join(folder, PLAN)):  # killed between the index and the end
+    if storage.exists(storage.join(folder, PLAN)):  # the run was killed after it had written the index
         clear(folder)
     return index
 
@@ -65,20 +65,20 @@ def resume(folder: str, plan: dict[str, Any]) -> Iterator[Entry]:
     """The shards in `folder` that an interrupted run of the same plan finished.
 
     Raises:
-        DataError: another run's shards are there, or somebody else's.
+        DataError: shards of another run or of another tool are there.
     """
     try:
         held = json.loads(storage.read(storage.join(folder, PLAN)))
     except FileNotFoundError:
         if storage.exists(storage.join(folder, INDEX_NAME)) or not storage.matching(folder, "*.tar"):
-            return  # ours, with a shard missing; or nothing
+            return  # an indexed set of ours with a missing shard, or nothing
         raise DataError(
             f"{folder}: holds .tar files that this program did not pack; choose another folder, "
             f"or index them with `python -m data pack --index-only {folder}`"
         ) from None
     if differing := [name for name in plan if name != "source" and held.get(name) != plan[name]]:
         raise DataError(
-            f"{folder}: an interrupted packing with another {', '.join(differing)} is there: complete it with its own "
+            f"{folder}: holds an interrupted packing with another {', '.join(differing)}: complete it with its own "
             "source and options, choose another folder, or replace it with --force"
         )
     names = storage.matching(storage.join(folder, FOLDER), "[0-9]*.json")
@@ -89,7 +89,7 @@ def resume(folder: str, plan: dict[str, Any]) -> Iterator[Entry]:
 
 
 def start(folder: str, plan: dict[str, Any]) -> None:
-    """Leave the plan in `folder` and clear it of all else."""
+    """Write the plan into `folder`, and remove everything else that packing writes."""
     clear(folder)
     storage.write_atomic(storage.join(folder, PLAN), json.dumps(plan, indent=1).encode())
     for name in (INDEX_NAME, CLASSES, SKIPPED, *storage.matching(folder, "*.tar")):
@@ -97,7 +97,7 @@ def start(folder: str, plan: dict[str, Any]) -> None:
 
 
 def finish(folder: str, entry: Entry) -> None:
-    """Note that a shard, whose tar is there, is finished."""
+    """Write the note of a shard whose tar is finished."""
     storage.write_atomic(storage.join(folder, f"{FOLDER}/{entry.number:06d}.json"), _to_json(entry))
 
 

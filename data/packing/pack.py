@@ -1,9 +1,9 @@
-"""Images to indexed WebDataset shards: in parallel, and after a kill from where it stood.
+"""Images to indexed WebDataset shards, in parallel. A killed run continues with the shards that are missing.
 
-What is in a shard is settled before anything is written. The N items of a source, permuted by a seed unless they are
-mixed already, are cut into M = ceil(N / n) runs, of which run s is N s // M .. N (s + 1) // M - 1: their lengths differ
-by one at most. So shards can be made in any order, by any number of processes, more than once, and their bytes are
-always the same.
+The contents of every shard are fixed before anything is written. The N items of a source are permuted by a seed, unless
+they are already mixed, and cut into M = ceil(N / n) runs: run s is N s // M .. N (s + 1) // M - 1, so their lengths
+differ by at most one. So shards can be made in any order, by any number of processes and several times, and their bytes
+are always the same.
 """
 
 import hashlib
@@ -32,9 +32,9 @@ from data.shards.writer import ShardWriter
 from data.splitmix import Purpose, key, permutation
 
 SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
-FEWEST_SHARDS = 16  # so that small sets are packed in parallel too,
-SMALLEST_SHARD = 256  # samples, but not cut into crumbs
-VERSION = 1  # of what is written for the same source and options
+FEWEST_SHARDS = 16  # of a small set, so that it is packed in parallel, too
+SMALLEST_SHARD = 256  # samples of a small set's shards: fewer shards come before smaller ones
+VERSION = 1  # of the shards that the same source and options give
 
 
 @dataclass(frozen=True)
@@ -42,11 +42,11 @@ class Options:
     """How to pack.
 
     Attributes:
-        shuffle_seed: permutes the items; None keeps the source's order, as mixed sources do in any case.
-        samples_per_shard: at most; 0 takes what makes shards of about 200 MB before transcoding, and at least 16
-            shards of sets that have the samples for it.
+        shuffle_seed: of the permutation of the items. None keeps the source's order; mixed sources always keep it.
+        samples_per_shard: most samples of a shard. 0: shards of about 200 MB before transcoding, and at least 16 of
+            them if the set has enough samples.
         full_shards: fill all shards but the last, instead of balancing them.
-        transcode: what to do with each image; None leaves its bytes alone.
+        transcode: the change of each image; None keeps its bytes.
     """
 
     shuffle_seed: int | None = 0
@@ -60,7 +60,7 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True)
 class Packed:
-    """What is at the destination now. `wrote`: whether this call wrote it. `skipped`: how many for each reason."""
+    """The set at the destination. `wrote`: this call wrote it. `skipped`: number of items left out, by reason."""
 
     index: Index
     wrote: bool
@@ -78,15 +78,15 @@ def pack(
 ) -> Packed:
     """Write the items of `source` as shards 000000.tar, 000001.tar ... with an index, to any fsspec URL.
 
-    Items that cannot be samples are left out, counted by reason and listed in skipped.jsonl; class names go to
-    classes.txt. A folder that holds all of it is left alone, one that was interrupted is completed.
+    Items that cannot be samples are left out, counted by reason and listed in skipped.jsonl. Class names go to
+    classes.txt. A complete folder is not touched; an interrupted packing is completed.
 
     Args:
-        runner: makes the shards (see data.ray_session.session); this process by default.
-        force: replace what is there, whatever it is.
+        runner: runs the calls that make the shards (data.ray_session.session); by default this process does.
+        force: replace any content of the folder.
 
     Raises:
-        DataError: the folder holds something else, an item cannot be read, or nothing is left to pack.
+        DataError: the folder holds another set, an item cannot be read, or nothing is left to pack.
     """
     folder = storage.absolute(folder)
     if not len(source):
@@ -130,7 +130,7 @@ def pack(
 
 
 def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, transcode: Transcode | None) -> Entry:
-    """Write one shard, then the note that it is finished. Runs in whichever process has it to do.
+    """Write one shard and then its note. It runs in any process.
 
     Raises:
         DataError: an item cannot be read, or the shard cannot be written.
@@ -152,7 +152,7 @@ def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, tra
 
 
 def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None) -> Item | Skipped:
-    """The item as it goes into the shard, or why it does not."""
+    """The item as it goes into the shard, or the reason why it is left out."""
     if isinstance(one, Skipped):
         return one
     if tar.split_name(f"{one.key}.jpg") != (one.key, "jpg"):
@@ -173,7 +173,7 @@ def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None
 
 
 def _plan(source: Source, options: Options) -> dict[str, Any]:
-    """Everything that decides the bytes of the shards, and the name that the index remembers it by."""
+    """Everything that decides the bytes of the shards, and the name of it that the index keeps."""
     per_shard = options.samples_per_shard or _default_samples(source)
     plan = {
         "version": VERSION,
@@ -195,7 +195,7 @@ def _default_samples(source: Source) -> int:
 
 
 def _edges(plan: dict[str, Any]) -> np.ndarray:
-    """Where in the order the shards begin, then its length: int64 (shards + 1,)."""
+    """The position in the order at which each shard begins, and last the order's length: int64 (shards + 1,)."""
     numbers = np.arange(plan["shards"] + 1, dtype=np.int64)
     if plan["full_shards"]:
         return np.minimum(numbers * plan["full_shards"], plan["items"])
@@ -215,7 +215,7 @@ def _conclude(
     contents: Contents,
     left_out: Sequence[Skipped],
 ) -> Index:
-    """Write what describes the whole, the index last, and remove the notes of the work."""
+    """Write the lists and last the index; remove empty shards and the notes."""
     kept = [shards[number] for number in sorted(shards) if shards[number].samples]
     if not kept:
         notes.clear(folder)

@@ -1,4 +1,4 @@
-"""An index for WebDataset shards that exist: `python -m data pack --index-only`."""
+"""An index for existing WebDataset shards: `python -m data pack --index-only`."""
 
 import hashlib
 import io
@@ -29,17 +29,17 @@ def index_shards(
     num_classes: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Index, Contents]:
-    """Scan WebDataset tars that exist and write `index.json` in their (common) folder.
+    """Scan existing WebDataset tars and write `index.json` in their common folder.
 
     Args:
         url: a folder (all *.tar in it), a tar, or a pattern with braces or stars: train-{0000..0099}.tar. The order of
-            the shards, and so the sample ids, is that of the braces, else of the names.
-        workers: tars scanned at one time; more than one on Ray.
-        num_classes: how many classes there are: samples with labels beyond will be masked. 0: the largest label + 1.
+            the shards, and so the sample ids, is that of the braces, or else of the names.
+        workers: number of tars that are scanned at a time; more than one are scanned on Ray.
+        num_classes: number of classes: samples with larger labels will be masked. 0: the largest label + 1.
         progress: called with (shards done, shards in all).
 
     Raises:
-        DataError: no tars, no images in them, or one that cannot be read.
+        DataError: there are no tars, there are no images in them, or a tar cannot be read.
     """
     with storage.reporting(url):
         folder, names = find_shards(url)
@@ -64,7 +64,7 @@ def index_shards(
 
 
 def find_shards(url: str) -> tuple[str, list[str]]:
-    """The folder that all the shards of `url` lie under, and their names in it, in order.
+    """The common folder of all shards of `url`, and their names in it, in order.
 
     Raises:
         DataError: there are none, or they have no folder in common.
@@ -95,15 +95,14 @@ def find_shards(url: str) -> tuple[str, list[str]]:
 
 
 def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
-    """Read one tar from end to end: its index entry, and what its samples hold.
+    """Read one tar from start to end: its index entry, and the counts over its samples.
 
-    A tar that is cut short counts its complete samples, and as one more the sample in whose middle it ends: that one's
-    id exists and its slot will be masked, so that the shards after it keep their ids. A piece of a header names no
-    sample and counts as nothing.
+    In a tar that is cut short, its complete samples count, and so does the one in whose middle it ends: that sample has
+    an id and its slot will be masked, so that the ids after it are right. A part of a header does not count.
 
     Raises:
         DataError: it is not a plain tar, or it cannot be read.
-        FileNotFoundError: there is none.
+        FileNotFoundError: there is no such file.
     """
     url = storage.join(folder, name)
     contents, offsets, count = Contents(), [], 0
@@ -157,8 +156,10 @@ class _Members:
 
 
 def _key_of_first(content: bytes) -> str | None:
-    """Sample key of the member whose header, with the records that precede it, `content` begins with; None if it is not
-    whole or no sample's."""
+    """The sample key of the member at the start of `content`, which begins with its header and the records before it.
+
+    None if the header is not whole, or if the member belongs to no sample.
+    """
     try:
         with tarfile.open(fileobj=io.BytesIO(content), mode="r:") as archive:
             member = next(iter(archive), None)
@@ -169,7 +170,7 @@ def _key_of_first(content: bytes) -> str | None:
 
 
 class Hashed:
-    """A file that is read once, its length and SHA-256 kept along the way, and whether its end was reached."""
+    """A file that is read once. It keeps the length and SHA-256 of what was read, and whether the end was reached."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file

@@ -1,7 +1,7 @@
-"""What can be packed: items that are listed once, in one place, and read by position, in whichever process packs them.
+"""What a source of images is: items that are listed once, in one process, and read by position in any process.
 
-A data set of millions of images is too big to pass through one process. So a source only knows where its items lie; it
-hands out small picklable readers for the positions that make up one shard.
+A data set of millions of images is too large to pass through one process. So a source only knows where its items are;
+for the positions of one shard it returns a small picklable function that reads them.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 from data import storage
 from data.errors import BadSample, Cause, DataError
 
-READ_THREADS = 16  # requests under way at one time: an object store answers each in tens of milliseconds
+READ_THREADS = 16  # requests at a time: an object store answers each in tens of milliseconds
 UNSEEN = (
     "missing for the process that packs it, although it was there when the images were listed; "
     "if several machines pack, all must see the same storage"
@@ -36,29 +36,29 @@ class Item(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """One thing that does not become a sample: what it is called where it comes from, and why not."""
+    """An item that does not become a sample: its name in the source, and the reason."""
 
     key: str
     reason: str
 
 
 Reading = Callable[[], Iterator[Item | Skipped]]
-"""Reads some items, in order. Picklable: it is called in the process that packs them."""
+"""Reads some items, in order. Picklable: the process that packs them calls it."""
 
 
 class Source(ABC):
-    """Images from somewhere.
+    """A listing of images.
 
     Attributes:
-        name: what the index calls it, such as "imagenet/train".
-        fingerprint: of the listing: two packings of the same source with the same fingerprint give the same shards. ""
-            where the name says it all.
-        mean_bytes: of an item, about: with it the default size of a shard is chosen.
-        num_classes: 0 where only the labels can tell (then one more than the largest).
+        name: the source's name in the index, such as "imagenet/train".
+        fingerprint: of the listing. Packings of one source with equal fingerprints have equal shards. "" if the name
+            is sufficient.
+        mean_bytes: approximate size of an item, from which the default size of a shard follows.
+        num_classes: 0 if it is known only from the labels: then it is one more than the largest.
         multi_label: whether an image may have any number of labels.
-        class_names: by class number; empty where there are none.
-        mixed: whether neighbours have nothing in common already, so that their order can stay.
-        skipped: what the listing left out.
+        class_names: by class number; empty if there are no names.
+        mixed: whether the items are already in random order, so that they are not permuted.
+        skipped: items that the listing left out.
     """
 
     name: str
@@ -72,15 +72,15 @@ class Source(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """How many items there are to read."""
+        """Number of items."""
 
     @abstractmethod
     def reading(self, positions: np.ndarray) -> Reading:
-        """What reads the items at `positions`, int64 in 0 .. len-1, one after another."""
+        """A function that reads the items at `positions`, int64 in 0 .. len-1, one after another."""
 
 
 def fingerprint(parts: Iterable[object]) -> str:
-    """SHA-256 over the lines that describe a listing, in hexadecimal."""
+    """SHA-256 of the lines that describe a listing, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part}\n".encode("utf-8", "surrogateescape"))
@@ -88,7 +88,7 @@ def fingerprint(parts: Iterable[object]) -> str:
 
 
 def ahead(function: Callable[[Given], Result], given: Sequence[Given]) -> Iterator[Result]:
-    """function(x) for each x, in order, `READ_THREADS` under way at one time."""
+    """function(x) for each x, in order, with `READ_THREADS` calls at a time."""
     with ThreadPoolExecutor(READ_THREADS) as pool:
         waiting: deque[Future[Result]] = deque()
         try:
@@ -117,10 +117,10 @@ def read_file(url: str, begin: int | None = None, end: int | None = None) -> byt
 
 
 def image_field(content: bytes) -> tuple[str, bytes]:
-    """(extension, bytes) of an encoded image, by what it holds and not by how its file is called.
+    """(extension, bytes) of an encoded image. The content decides, not the file's name.
 
-    JPEG (of any colour space), PNG and WebP stay as they are, undecoded. What else OpenCV reads (BMP, GIF, TIFF, PNM
-    ...) becomes PNG, which loses nothing but further frames, alpha and what exceeds 8 bits.
+    JPEG (of any colour space), PNG and WebP keep their bytes. Other formats that OpenCV reads (BMP, GIF, TIFF, PNM ...)
+    become PNG, without further frames, alpha and bits beyond 8.
 
     Raises:
         BadSample: no bytes, or no image.
@@ -144,7 +144,7 @@ def image_field(content: bytes) -> tuple[str, bytes]:
 
 
 def label_field(numbers: Sequence[int], multi_label: bool) -> dict[str, bytes]:
-    """`.cls` with one number, or for multi-label sets `.json` with the list "labels"."""
+    """The label field: `.cls` with one number, or for multi-label sets `.json` with the list "labels"."""
     if multi_label:
         return {"json": json.dumps({"labels": list(numbers)}).encode()}
     (number,) = numbers

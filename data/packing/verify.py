@@ -1,8 +1,8 @@
-"""Whether the shards are what the index says: every byte, every entry, every label; on demand every pixel.
+"""Checks of the shards against their index: every byte, every entry, every label, and on demand every pixel.
 
-A shard is read once, from start to end. SHA-256 answers whether any bit differs from what was indexed; the rest says
-what is wrong, and finds what was wrong already when the index was made: keys that come twice, samples without an image,
-labels that cannot be read or lie outside the classes. So the faults of a sample are told even where the checksum holds.
+A shard is read once, from start to end. SHA-256 shows whether any bit differs from the indexed shard. The other checks
+say what is wrong. They also find faults that were there when the index was made: keys that come twice, samples without
+an image, labels that cannot be read or are outside the classes. So they run even if the checksum is right.
 """
 
 import posixpath
@@ -21,12 +21,12 @@ from data.shards import tar
 from data.shards.fields import image_bytes, labels
 from data.shards.index import Index, Shard
 
-NAMED_SAMPLES = 10  # of each kind of fault in a shard; the rest are counted
+NAMED_SAMPLES = 10  # of each kind of fault in a shard are named; the rest are counted
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that is wrong: with which shard (or the index file, by name), and what."""
+    """A fault: the name of the shard or of the index file, and a description."""
 
     shard: str
     what: str
@@ -37,13 +37,13 @@ class Fault:
 
 @dataclass
 class Checked:
-    """What the check of one shard found.
+    """The result of checking one shard.
 
     Attributes:
-        faults: what is wrong, in words.
-        samples, bytes: how many could be read.
-        sha256: of the bytes read, or "" when there were none to read.
-        label_counts: images that carry each label, labels inside the classes only.
+        faults: descriptions of what is wrong.
+        samples, bytes: numbers of those that could be read.
+        sha256: of the bytes, or "" if the shard could not be read.
+        label_counts: images of each label inside the classes.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -68,11 +68,11 @@ class _Rules:
 
 
 def verify(index: Index, *, decode: bool = False, workers: int = 1) -> Iterator[tuple[str, Checked]]:
-    """Check every shard of `index`: (its name, what was found), in the index's order, as the checks end.
+    """Check every shard of `index`: (its name, the result), in the index's order.
 
     Args:
-        decode: decode every image, too.
-        workers: processes.
+        decode: also decode every image.
+        workers: number of processes.
     """
     tasks = [_Task(index.shard_url(number), shard, index.stride) for number, shard in enumerate(index.shards)]
     rules = _Rules(index.num_classes, index.multi_label, decode)
@@ -81,12 +81,12 @@ def verify(index: Index, *, decode: bool = False, workers: int = 1) -> Iterator[
 
 
 def faults_of_the_whole(index: Index, found: Mapping[str, str], label_counts: Counter[int]) -> list[Fault]:
-    """What no shard shows alone: shards listed twice, tars that the index does not know, contents that changed places,
-    label counts that do not add up. Tars are looked for where the file system can list (https cannot).
+    """Faults that no shard shows alone: shards that are listed twice, tars that are not in the index, shards with each
+    other's contents, wrong label counts. Unlisted tars are searched only if the file system can list: https cannot.
 
     Args:
-        found: the checksum that `verify` found, by shard name.
-        label_counts: the sum of what it found.
+        found: the checksums that `verify` found, by shard name.
+        label_counts: the sum of those that `verify` found.
     """
     return [
         *_listed_twice(index),
@@ -114,7 +114,7 @@ def _swapped(index: Index, found: Mapping[str, str]) -> Iterator[Fault]:
 
 
 def _unlisted(index: Index) -> list[str]:
-    """Names of the tars that lie in the folders of the index and of its shards, and that the index does not list."""
+    """Names of the tars in the folders of the index and of its shards that the index does not list."""
     home = storage.parent(index.url)
     listed = {index.shard_url(number) for number in range(len(index.shards))}
     folders = {home, *(storage.parent(url) for url in listed)}
@@ -129,7 +129,7 @@ def _unlisted(index: Index) -> list[str]:
 
 def _wrong_counts(index: Index, found: Counter[int]) -> Iterator[Fault]:
     if not index.label_counts:
-        return  # an index that does not count
+        return  # this index has no counts
     wrong = [
         f"class {label}: {index.label_counts.get(label, 0)} images in the index, {found[label]} in the shards"
         for label in range(index.num_classes)
@@ -162,9 +162,9 @@ def _read_shard(file: IO[bytes], rules: _Rules, task: _Task, checked: Checked) -
                 offsets.append(sample.offset)
             checked.samples += 1
             samples.check(sample)
-    except (DataError, ValueError) as error:  # ValueError: a header whose numbers are none
+    except (DataError, ValueError) as error:  # ValueError: a header whose numbers cannot be parsed
         unreadable = f"not a readable tar after {checked.samples} samples: {error}"
-    while hashed.read(SCAN_BYTES):  # to the end, whatever the tar is
+    while hashed.read(SCAN_BYTES):  # to the end of the file, for the checksum
         pass
     checked.bytes, checked.sha256 = hashed.length, hashed.sha256.hexdigest()
     shard = task.shard
@@ -179,12 +179,12 @@ def _read_shard(file: IO[bytes], rules: _Rules, task: _Task, checked: Checked) -
     for number, (found, indexed) in enumerate(zip(offsets, shard.offsets.tolist(), strict=False)):
         if found != indexed:
             checked.faults.append(f"sample {number * task.stride} begins at byte {found}, the index says {indexed}")
-            break  # all that follow are shifted, too
+            break  # all following offsets are shifted, too
     checked.faults += samples.faults()
 
 
 class _Samples:
-    """Looks at one sample after another, and keeps what is wrong by its kind."""
+    """Checks one sample after another, and collects the faults by kind."""
 
     def __init__(self, rules: _Rules, checked: Checked) -> None:
         self._rules, self._checked = rules, checked
@@ -192,7 +192,7 @@ class _Samples:
         self._wrong: dict[str, list[str]] = {}
 
     def watch(self, found: Iterator[tar.Member]) -> Iterator[tar.Member]:
-        """Pass the members on, and notice fields that come twice in one sample: only the first would be read."""
+        """Pass the members on, and note fields that come twice in one sample: only the first would be read."""
         current, extensions = "", set[str]()
         for member in found:
             if member.is_file and (split := tar.split_name(member.name)):
@@ -238,6 +238,6 @@ class _Samples:
 
 
 def _some(lines: list[str], what: str) -> list[str]:
-    """The first few lines, and one that counts the rest."""
+    """The first lines, and one line that counts the rest."""
     rest = len(lines) - NAMED_SAMPLES
     return lines if rest <= 0 else [*lines[:NAMED_SAMPLES], f"and {rest:,} more {what}"]

@@ -1,5 +1,5 @@
-"""Tars of one class each, as ImageNet comes: alone in a folder, or inside one great tar. They are never unpacked: their
-headers are read once, and then each image by its place in the file.
+"""Tars of one class each, as ImageNet has them: in a folder, or inside one large tar. They are never unpacked: their
+headers are read once, and then each image by its offset in the file.
 """
 
 import tarfile
@@ -15,11 +15,11 @@ from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, read_file
 
-HEADER_CHUNK = 1 << 20  # read from an object store at one time while looking for headers
+HEADER_CHUNK = 1 << 20  # bytes of a request while headers are read from an object store
 
 
 class Archive(NamedTuple):
-    """One tar: where it is, from which byte on, and its name without the extension (a class, for class tars)."""
+    """A tar: its file, its first byte there, and its name without the extension, which is the class of a class tar."""
 
     url: str
     begin: int
@@ -27,7 +27,7 @@ class Archive(NamedTuple):
 
 
 class Members(NamedTuple):
-    """The files in a tar: their names, and where their contents lie in the file at `url` (int64 (n,) each)."""
+    """The files in a tar: their names, and int64 (n,) offsets and sizes of their contents in the file at `url`."""
 
     url: str
     names: Sequence[str]
@@ -36,12 +36,12 @@ class Members(NamedTuple):
 
 
 class TarImages(Source):
-    """Images that lie inside tars, one label each.
+    """Images inside tars, with one label each.
 
     Args:
         urls: the files.
-        images: a row for each image: `name`; `file`, its number in `urls`; `offset` and `size` there; `label`. Arrow
-            keeps the 14 million of ImageNet-21k in 0.7 GB.
+        images: a row for each image: `name`; `file`, its number in `urls`; `offset` and `size` there; `label`. In
+            Arrow the 14 million of ImageNet-21k take 0.7 GB.
         class_names: by class number.
     """
 
@@ -88,7 +88,7 @@ def tars_in(url: str) -> list[Archive]:
     """The tars in a folder, or in a tar of tars, by name.
 
     Raises:
-        DataError: none there.
+        DataError: there are none.
     """
     url = storage.absolute(url)
     if url.endswith((".gz", ".tgz")):
@@ -108,10 +108,10 @@ def tars_in(url: str) -> list[Archive]:
 
 
 def list_members(archive: Archive) -> Members:
-    """The regular files of a tar, in its order. Reads the headers and seeks over the rest.
+    """The regular files of a tar, in its order. Only the headers are read.
 
     Raises:
-        DataError: not a whole tar.
+        DataError: it is not a whole tar.
     """
     names, places = [], []
     try:
@@ -137,7 +137,7 @@ def class_tars(name: str, url: str) -> TarImages:
     """Every image of the class tars at `url`, classes numbered by the sorted names of the tars.
 
     Raises:
-        DataError: no tars there, or one that cannot be read.
+        DataError: there are no tars, or one cannot be read.
     """
     archives = tars_in(url)
     members = list(ahead(list_members, archives))
@@ -146,7 +146,7 @@ def class_tars(name: str, url: str) -> TarImages:
 
 
 def _lines(images: pa.Table) -> Iterator[str]:
-    """What the listing says of the images, thousands at a time."""
+    """The rows of the listing as text, thousands at a time."""
     for batch in images.select(["name", "offset", "size", "label"]).to_batches(max_chunksize=1 << 16):
         yield repr([column.to_pylist() for column in batch.columns])
 

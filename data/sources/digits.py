@@ -1,4 +1,4 @@
-"""The 1,797 handwritten digits that come with scikit-learn: real images for a real first run, without a download.
+"""The 1,797 handwritten digits of scikit-learn: real images for a first run, without a download.
 
 8x8 grey images of 32x32 bitmaps' pixel counts, 0..16 (Alpaydin & Kaynak, "Optical Recognition of Handwritten
 Digits", UCI Machine Learning Repository, 1998; the data set's test part).
@@ -15,7 +15,7 @@ from data.packing.pack import Options, pack
 from data.packing.source import Item, Reading, Source
 
 LEVELS = 16  # the brightest value
-SAMPLES_PER_SHARD = 400  # makes four training shards, so that even this small set has an order to shuffle
+SAMPLES_PER_SHARD = 400  # makes four training shards, so that this small set has shards to shuffle
 HELD_OUT = 5  # every fifth image of each class, in the data set's order, is held out
 SPLITS = ("train", "test")
 OPTIONS = Options(shuffle_seed=None, samples_per_shard=SAMPLES_PER_SHARD, full_shards=True)
@@ -29,7 +29,7 @@ class Digits(Source):
     num_classes = 10
 
     def __init__(self, split: str) -> None:
-        from sklearn.datasets import load_digits  # a second's import that nothing else here needs
+        from sklearn.datasets import load_digits  # takes a second; the other sources do not need it
 
         self.name = f"digits/{split}"
         data = load_digits()
@@ -46,14 +46,15 @@ class Digits(Source):
 
 
 def pack_digits(dest: str, force: bool = False) -> bool:
-    """Pack the images into DEST/train and DEST/test, each with its index. Keys are places in scikit-learn's arrays; the
-    same bytes every time.
+    """Pack the images into DEST/train and DEST/test, each with its index. The bytes are always the same.
+
+    Keys are places in scikit-learn's arrays.
 
     Returns:
-        Whether anything was written: what is there and complete is left alone, unless `force` is set.
+        Whether anything was written: a complete set is not touched, unless `force` is set.
 
     Raises:
-        DataError: a destination holds something else.
+        DataError: a destination holds another set.
     """
     packed = [pack(storage.join(dest, split), Digits(split), OPTIONS, force=force) for split in SPLITS]
     return any(one.wrote for one in packed)

@@ -1,4 +1,4 @@
-"""A folder of image files: one folder a class, or a table that says which image carries which labels."""
+"""A folder of image files, with one folder for each class or with a table of labels."""
 
 import posixpath
 from collections import Counter
@@ -12,8 +12,19 @@ from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.sources.table import check_columns, read_table, words
 
-EXTENSIONS = {"jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"}  # by which an image is known
-NO_IMAGE_NAME = "not called an image"
+EXTENSIONS = {
+    "jpg",
+    "jpeg",
+    "png",
+    "webp",
+    "bmp",
+    "gif",
+    "tif",
+    "tiff",
+    "ppm",
+    "pgm",
+}  # of the files that are taken as images
+NO_IMAGE_NAME = "no image extension"
 NO_CLASS_FOLDER = "in no class folder"
 NO_ROW = "no row in the label table"
 NO_FILE = "in the label table, no such file"
@@ -22,15 +33,15 @@ NO_FILE = "in the label table, no such file"
 class Folder(Source):
     """Images under a local folder or fsspec URL, at any depth.
 
-    Without a table the classes are the folders right under it, in sorted order, as torchvision's ImageFolder has it.
-    With one (CSV or Parquet), each row has a `path` relative to the folder and a `label`, or `labels` with spaces
-    between them for a multi-label set. Labels are class numbers, or names, which are numbered in sorted order.
+    Without a table the classes are the folders directly in it, in sorted order, as in torchvision's ImageFolder. With a
+    table (CSV or Parquet), each row has a `path` relative to the folder and a `label`, or in a multi-label set `labels`
+    with spaces between them. Labels are class numbers, or names, which are numbered in sorted order.
 
-    Keys are the images' paths without their extension; dots in the file name become `_`, because WebDataset ends a key
-    at the first one, and names that would then be equal get `~2`, `~3` ...
+    Keys are the images' paths without their extension. Dots in the file name become `_`, since WebDataset ends a key at
+    the first dot. Keys that would be equal get `~2`, `~3` ...
 
     Raises:
-        DataError: no such folder, or a table that cannot be read.
+        DataError: there is no such folder, or the table cannot be read.
     """
 
     def __init__(self, url: str, table: str | None = None) -> None:
@@ -93,7 +104,7 @@ class Folder(Source):
 
 
 def unique_keys(paths: Sequence[str]) -> list[str]:
-    """A WebDataset key for each path: different for different paths."""
+    """A WebDataset key for each path. Different paths have different keys."""
     stems = [path.rpartition(".")[0] for path in paths]
     keys = [posixpath.join(posixpath.dirname(stem), posixpath.basename(stem).replace(".", "_")) for stem in stems]
     taken, unique = set(keys), []
@@ -109,7 +120,7 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
 
 
 def _listing(url: str) -> tuple[dict[str, int], list[Skipped]]:
-    """Bytes of every image file by its path under `url`, and what else lies there."""
+    """Size of every image file by its path under `url`, and the other files there."""
     with storage.reporting(url):
         fs, root = storage.resolve(url)
         if not fs.exists(root):

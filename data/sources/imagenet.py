@@ -1,11 +1,11 @@
 """ImageNet from its official archives.
 
 ILSVRC2012 (1,281,167 training and 50,000 validation images, 1,000 classes): `ILSVRC2012_img_train.tar` holds one tar a
-class; `ILSVRC2012_img_val.tar` holds the images alone, and the devkit says their classes in its own numbering, 1 to
-1,000. Here, as in TensorFlow Datasets and torchvision, a class is the place of its WordNet id among the sorted ones.
-The data set's known oddities (a PNG and 22 CMYK JPEGs that are called .JPEG) are packed by what they are.
+class; `ILSVRC2012_img_val.tar` holds the images alone, and the devkit has their classes in a numbering of its own, 1 to
+1,000. Here, as in TensorFlow Datasets and torchvision, a class's number is the place of its WordNet id in sorted order.
+The file names of a PNG and 22 CMYK JPEGs end in .JPEG: they are packed by their content.
 
-ImageNet-21k (14.2M images, 21,841 or 21,843 classes by release): one tar a class, in a folder or in one great tar.
+ImageNet-21k (14.2M images, 21,841 or 21,843 classes by release): one tar a class, in a folder or in one large tar.
 """
 
 import io
@@ -28,7 +28,7 @@ def imagenet(folder: str, split: str) -> TarImages:
     """The split "train" or "val" of ILSVRC2012, from the archives in `folder`.
 
     Raises:
-        DataError: an archive is missing or not what it should be.
+        DataError: an archive is missing, or is another file.
     """
     if split == "train":
         return class_tars("imagenet/train", storage.join(folder, TRAIN_TAR))
@@ -44,10 +44,10 @@ def imagenet(folder: str, split: str) -> TarImages:
 
 
 def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
-    """(WordNet ids, sorted; class of validation image i + 1 as its place among them, int64 (n,)).
+    """(WordNet ids, sorted; for validation image i + 1 the place of its class among them, int64 (n,)).
 
     Raises:
-        DataError: not the devkit.
+        DataError: it is not the devkit.
     """
     from scipy.io import loadmat
 
@@ -64,7 +64,7 @@ def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
         ground_truth = files["ILSVRC2012_validation_ground_truth.txt"]
     except (tarfile.TarError, OSError, EOFError, KeyError) as error:
         raise DataError(f"{url}: not ILSVRC2012's devkit for tasks 1 and 2 ({error})") from error
-    leaves = meta["synsets"][meta["synsets"]["num_children"] == 0]  # the rest are groups of them
+    leaves = meta["synsets"][meta["synsets"]["num_children"] == 0]  # the others are groups of classes
     wnids = {int(number): str(wnid) for number, wnid in zip(leaves["ILSVRC2012_ID"], leaves["WNID"], strict=True)}
     classes = sorted(wnids.values())
     places = {number: classes.index(wnid) for number, wnid in wnids.items()}
@@ -72,12 +72,13 @@ def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
 
 
 def imagenet21k(url: str, holdout: int) -> dict[str, TarImages]:
-    """{"train": ..., "val": ...} from the class tars at `url`; `holdout` images, drawn from all of them, make up val.
+    """{"train": ..., "val": ...} from the class tars at `url`. The release has no validation set.
 
-    The release has no validation set. 0 leaves it out.
+    Args:
+        holdout: number of images of val, drawn from all images. 0: there is no val.
 
     Raises:
-        DataError: no tars there, or fewer images than are to be held out.
+        DataError: there are no tars, or not more than `holdout` images.
     """
     everything = class_tars("imagenet21k/train", url)
     if not holdout:

@@ -1,13 +1,13 @@
-"""What img2dataset downloaded, with labels: COYO-Labeled-300M and its like.
+"""Images that img2dataset downloaded, with labels: COYO-Labeled-300M and similar sets.
 
-img2dataset leaves NNNNN.tar (`.jpg`, `.json`, perhaps `.txt`), NNNNN.parquet (a row for every image it tried) and
-NNNNN_stats.json. The labels are columns that it was told to keep (`--save_additional_columns`) and that are thus in
-each `.json`, or they are in a table of their own, which is joined on a column that both have.
+img2dataset writes NNNNN.tar (`.jpg`, `.json`, perhaps `.txt`), NNNNN.parquet (a row for every image it tried) and
+NNNNN_stats.json. The labels are in each `.json`, if img2dataset kept their columns (`--save_additional_columns`), or in
+a table of their own, which is joined on a common column.
 
-Tars are read from start to end, and the images keep their order: what was downloaded from a list of URLs is mixed
-already, and 300 million random reads would take days. The table is not held in memory, only its key column: 16 bytes a
-row, 4.8 GB for 300 million. Its labels are read by the process that packs them, by row groups: fast where the table is
-in about the order in which img2dataset read it.
+Tars are read from start to end, and the images keep their order: a list of URLs is already mixed, and 300 million
+random reads would take days. Only the table's key column is in memory: 16 bytes a row, 4.8 GB for 300 million. The
+process that packs a shard reads its labels by row groups: fast if the table has about the order in which img2dataset
+read it.
 """
 
 import json
@@ -30,7 +30,7 @@ NO_ROW = "no row in the label table"
 
 
 class Span(NamedTuple):
-    """Samples first .. last-1 of a tar that holds `total`."""
+    """Samples first .. last-1 of a tar with `total` samples."""
 
     url: str
     first: int
@@ -39,7 +39,7 @@ class Span(NamedTuple):
 
 
 class Columns(NamedTuple):
-    """Where the labels are: names of columns, or of keys in each sample's `.json`. `key` joins with a table."""
+    """Names of the columns of the labels, or of the keys in each sample's `.json`. `key` is joined with a table."""
 
     key: str = "id"
     labels: str = "labels"
@@ -50,15 +50,15 @@ COLUMNS = Columns()  # COYO-Labeled-300M's
 
 
 class Img2dataset(Source):
-    """The images under `url`, with their labels and, where there are any, the labels' probabilities.
+    """The images under `url` with their labels, and the labels' probabilities if there are any.
 
     Args:
-        table: URL of the label table (a CSV, a Parquet file, or a folder of Parquet files); None where each sample's
-            `.json` has the labels.
-        num_classes: 0 takes the largest label + 1.
+        table: URL of the label table: a CSV, a Parquet file, or a folder of Parquet files. None: each sample's `.json`
+            has the labels.
+        num_classes: 0 means the largest label + 1.
 
     Raises:
-        DataError: no tars there, one that img2dataset did not finish, or a table that cannot be read.
+        DataError: there are no tars, img2dataset did not finish one, or the table cannot be read.
     """
 
     mixed = True
@@ -103,7 +103,7 @@ class Img2dataset(Source):
 
 
 def _count(url: str) -> int:
-    """Samples in a tar: what img2dataset counted, or what its headers say."""
+    """Number of samples in a tar, as img2dataset counted them."""
     stats = f"{url.removesuffix('.tar')}_stats.json"
     try:
         with storage.reporting(stats):
@@ -115,7 +115,7 @@ def _count(url: str) -> int:
 
 
 def _sidecar(url: str, key: str) -> tuple[list[str], Sequence[Any]]:
-    """(sample keys, values of the column `key`) of the images that came, from the Parquet file beside a tar."""
+    """(sample keys, values of the column `key`) of the images that arrived, from the Parquet file beside a tar."""
     beside = f"{url.removesuffix('.tar')}.parquet"
     table = read_table(beside)
     check_columns(beside, table.schema, "key", key)
@@ -161,14 +161,14 @@ def _samples(span: Span) -> Iterator[tar.TarSample]:
     """The samples of a span.
 
     Raises:
-        DataError: the tar holds another number than was counted.
+        DataError: the tar holds another number than img2dataset counted.
     """
     seen = 0
     try:
         with storage.reporting(span.url), storage.open_read(span.url, CHUNK) as file:
             for sample in tar.samples(tar.read_members(file, CHUNK)):
                 if not any(extension in sample.fields for extension in IMAGE_EXTENSIONS):
-                    continue  # img2dataset writes none such
+                    continue  # not a sample of img2dataset
                 if span.first <= seen < span.last:
                     yield sample
                 seen += 1

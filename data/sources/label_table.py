@@ -1,4 +1,4 @@
-"""A label table of hundreds of millions of rows, looked up by key without being held in memory."""
+"""A label table of hundreds of millions of rows: rows are found by key, and only the keys are in memory."""
 
 import hashlib
 from collections.abc import Callable, Sequence
@@ -15,11 +15,11 @@ from data.packing.source import fingerprint
 from data.sources.table import check_columns, read_table, words
 
 Found = tuple[Sequence[object], Sequence[object]]
-"""Labels and their probabilities (none where the table has no such column)."""
+"""Labels and their probabilities, which are empty if the table has no such column."""
 
 
 class LabelTable:
-    """Rows by key: integers, or text, which is kept as 64 bits of its hash. Of rows with the same key the first counts.
+    """Rows by key: integers, or 64 bits of the hash of a text. Of rows with the same key the first one counts.
 
     Args:
         url: a CSV, a Parquet file, or a folder of Parquet files.
@@ -54,7 +54,7 @@ class LabelTable:
         self.fingerprint = fingerprint([key, self._wanted, len(joined), hashlib.sha256(joined.tobytes()).hexdigest()])
 
     def rows(self, keys: Sequence[Any]) -> np.ndarray:
-        """The row of each key, -1 where there is none: int64 (n,)."""
+        """The row of each key, -1 if there is none: int64 (n,)."""
         wanted = _numbers(pa.array(keys))
         if not len(self._keys):
             return np.full(len(wanted), -1)
@@ -62,7 +62,7 @@ class LabelTable:
         return np.where(self._keys[places] == wanted, self._order[places], -1)
 
     def reading(self, rows: Sequence[int]) -> Callable[[], dict[int, Found]]:
-        """What reads the labels of these rows (ascending), by row. Picklable and small."""
+        """A function that reads the labels of these rows (ascending), by row. Picklable and small."""
         if self._memory is not None:
             return partial(dict, zip(rows, _found(self._memory.take(list(rows)), self._wanted), strict=True))
         chosen = np.array(rows, np.int64)
@@ -99,8 +99,10 @@ def _parquet_files(url: str) -> list[str]:
 
 
 def _opened(url: str) -> pa.parquet.ParquetFile:
-    """Raises:
-    DataError: there is none, or it is no Parquet file.
+    """Open a Parquet file.
+
+    Raises:
+        DataError: there is no such file, or it is no Parquet file.
     """
     try:
         with storage.reporting(url):
@@ -111,7 +113,7 @@ def _opened(url: str) -> pa.parquet.ParquetFile:
 
 
 def _numbers(column: Any) -> np.ndarray:
-    """Keys as int64 (n,); text that spells an integer is that integer."""
+    """Keys as int64 (n,). Text of an integer is that integer."""
     if pa.types.is_integer(column.type):
         return np.asarray(column.to_numpy(), np.int64)
     return np.array([_number(str(value)) for value in column.to_pylist()], np.int64)

@@ -48,13 +48,13 @@ class Look(NamedTuple):
 
 
 def look(number: int) -> Look:
-    """What class `number`, 0 .. 999, looks like."""
+    """The look of class `number`, 0 .. 999."""
     tens, hundreds = number // 10, number // 100
     return Look(number % 10, (number + tens) % 10, (number + tens + hundreds) % 10)
 
 
 def class_names(classes: int) -> list[str]:
-    """Such as "striped orange square", by class number."""
+    """Names such as "striped orange square", by class number."""
     looks = [look(number) for number in range(classes)]
     colours = list(COLOURS)
     return [f"{TEXTURES[one.texture]} {colours[one.colour]} {FORMS[one.form]}" for one in looks]
@@ -86,7 +86,7 @@ def shape_image(
 
 
 def _overlapping(canvas: np.ndarray, draws: Draws, classes: int) -> set[int]:
-    """One to five objects over each other; the classes of those that stay visible, at least the last one's."""
+    """Draw one to five objects. Returns the classes of those that are visible; the last one always is."""
     covers, numbers = [], []
     for _ in range(1 + draws.integer(5)):
         numbers.append(draws.integer(classes))
@@ -101,7 +101,7 @@ def _overlapping(canvas: np.ndarray, draws: Draws, classes: int) -> set[int]:
 
 
 def _ground(draws: Draws, size: int) -> np.ndarray:
-    """A dull ground, float32 (size, size, 3): two greyish tones and a coarse noise between them."""
+    """A dull background, float32 (size, size, 3): coarse noise between two greyish tones."""
     cells = 2 + draws.integer(7)
     noise = stream(draws.integer(1 << 63), -(-cells * cells // 8)).view(np.uint8)[: cells * cells]
     tones = []
@@ -114,8 +114,11 @@ def _ground(draws: Draws, size: int) -> np.ndarray:
 
 
 def _draw(canvas: np.ndarray, draws: Draws, what: Look, radius: float, margin: float) -> np.ndarray:
-    """Put one object on the canvas, its centre at least `margin` of the side from the edges. Returns how far it covers
-    each pixel: uint8 (size, size)."""
+    """Draw one object, with its centre at least `margin` of the side from the edges.
+
+    Returns:
+        uint8 (size, size), how far the object covers each pixel.
+    """
     size = len(canvas)
     radius *= size
     x, y = (draws.uniform(margin, 1 - margin) * size for _ in range(2))
@@ -172,7 +175,7 @@ def _texture(number: int, u: np.ndarray, v: np.ndarray, draws: Draws) -> np.ndar
 
 @cache
 def _outlines() -> list[list[np.ndarray]]:
-    """The forms, in the order of `FORMS`: closed curves, float64 (n, 2), in the unit circle; a second one is a hole."""
+    """The forms in the order of `FORMS`: closed curves, float64 (n, 2), in the unit circle. A second one is a hole."""
     turn = np.linspace(0, 2 * np.pi, 40, endpoint=False)
     circle = np.stack([np.cos(turn), np.sin(turn)], axis=1)
     spikes = np.linspace(0, 2 * np.pi, 10, endpoint=False)

@@ -20,14 +20,14 @@ from data.ray_session import Runner, in_process
 from data.sources.shape_drawing import SPLITS, VERSION, class_names, shape_image
 
 JPEG_QUALITY = 90
-MEASURED = 64  # images whose mean size in bytes stands for all
+MEASURED = 64  # images over whose size in bytes the mean is taken
 
 
 class Shapes(Source):
     """`samples` images of one split, as JPEG of quality 90; labels `.cls`, or `.json` lists in a multi-label set.
 
     Raises:
-        DataError: impossible numbers.
+        DataError: numbers out of range.
     """
 
     mixed = True
@@ -79,11 +79,11 @@ def pack_shapes(
     force: bool = False,
     show_progress: bool = False,
 ) -> dict[str, Packed]:
-    """Pack DEST/train and DEST/test; in this process unless a runner is given. The same bytes every time; what is there
-    and complete is left alone.
+    """Pack DEST/train and DEST/test, by default in this process. The bytes are always the same. A complete set is not
+    touched, unless `force` is set.
 
     Raises:
-        DataError: a destination holds something else, or impossible numbers.
+        DataError: a destination holds another set, or numbers are out of range.
     """
     packed = {}
     for split, count in zip(SPLITS, (samples, test_samples), strict=True):

@@ -1,4 +1,4 @@
-"""Tables that come beside images, as CSV or Parquet."""
+"""Tables of labels, as CSV or Parquet."""
 
 import re
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def read_table(url: str) -> pa.Table:
 
 
 def words(value: object) -> Sequence[object]:
-    """The values in one cell: a list as it is; text split at spaces and commas, with or without brackets; else one."""
+    """The values in a cell: those of a list, or of text with spaces or commas between them; brackets are ignored."""
     if value is None:
         return []
     if isinstance(value, list):
@@ -40,8 +40,10 @@ def words(value: object) -> Sequence[object]:
 
 
 def check_columns(url: str, table: pa.Schema, *columns: str) -> None:
-    """Raises:
-    DataError: `table`, which came from `url`, lacks one of these columns.
+    """Check that `table`, which was read from `url`, has these columns.
+
+    Raises:
+        DataError: a column is missing.
     """
     for column in columns:
         if column not in table.names:

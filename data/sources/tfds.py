@@ -1,7 +1,7 @@
-"""Data sets that TensorFlow Datasets has prepared, CIFAR and the 19 tasks of VTAB among them.
+"""Data sets that TensorFlow Datasets has prepared, such as CIFAR and the 19 tasks of VTAB.
 
-The package (requirements-tfds.txt) works without TensorFlow where a set was prepared in a format with random access:
-`array_record`. Encoded images pass through as they are stored.
+The package (requirements-tfds.txt) works without TensorFlow if a set was prepared in a format with random access:
+`array_record`. Encoded images are packed as they are stored.
 """
 
 from collections.abc import Iterator
@@ -19,14 +19,14 @@ class Tfds(Source):
     """One split of a prepared data set. Keys are places in it.
 
     Args:
-        folder: where its dataset_info.json is, such as ~/tensorflow_datasets/cifar100/3.0.2.
-        split: "train", "test", or what TFDS understands, such as "train[:800]" for VTAB-1k's training part.
-        image, label: names of the features; None takes what the data set says for supervised learning, else "image"
-            and "label". A label that is a list makes a multi-label set.
-        task: one of `data.sources.vtab.TASKS`, which has a label of its own.
+        folder: the folder of its dataset_info.json, such as ~/tensorflow_datasets/cifar100/3.0.2.
+        split: "train", "test", or any split in the syntax of TFDS, such as "train[:800]" for VTAB-1k's training part.
+        image, label: names of the features. None: those that the data set names for supervised learning, or else
+            "image" and "label". A label that is a list makes a multi-label set.
+        task: one of `data.sources.vtab.TASKS`, with a derived label.
 
     Raises:
-        DataError: the package is missing, nothing is prepared there, or it has no such split or feature.
+        DataError: the package is missing, there is no prepared set, or it has no such split or feature.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class Tfds(Source):
 
 
 def prepared_splits(folder: str) -> list[str]:
-    """The splits that are prepared there."""
+    """The splits of the set that is prepared in `folder`."""
     return list(_builder(folder).info.splits)
 
 

@@ -1,4 +1,4 @@
-"""The VTAB tasks whose labels no data set states: derived from other features, as the benchmark's authors do.
+"""The VTAB tasks whose labels are no feature of a data set, but derived from others, as by the benchmark's authors.
 
 VTAB is Zhai et al., "A Large-scale Study of Representation Learning with the Visual Task Adaptation Benchmark"
 (2019); the thresholds are those of its code, google-research/task_adaptation. The other tasks' labels are features.
@@ -16,7 +16,7 @@ Row = Mapping[str, Any]
 
 
 class Task(NamedTuple):
-    """One task: TFDS's name of the data set, how many classes, the label of a row, what to make of the stored image."""
+    """One task: TFDS's name of the data set, number of classes, label of a row, change of the stored image."""
 
     dataset: str
     num_classes: int
@@ -25,7 +25,7 @@ class Task(NamedTuple):
 
 
 def _interval(value: float, bounds: tuple[float, ...]) -> int:
-    """The last bound that is below the value, by its place."""
+    """Number of the last bound that is below the value."""
     return int(np.flatnonzero(np.array(bounds) < value)[-1])
 
 
@@ -40,7 +40,9 @@ def _clevr_distance(row: Row) -> int:
 
 def _kitti_distance(row: Row) -> int:
     depth, kind = np.asarray(row["objects"]["location"]).reshape(-1, 3)[:, 2], np.asarray(row["objects"]["type"])
-    nearest = min([*depth[kind < 3], 1000.0])  # cars, vans and trucks, in metres; a class of its own for none
+    nearest = min(
+        [*depth[kind < 3], 1000.0]
+    )  # cars, vans and trucks, in metres; images without one have a class of their own
     return _interval(nearest, (-100.0, 8.0, 20.0, 999.0))
 
 

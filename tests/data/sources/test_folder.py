@@ -61,7 +61,7 @@ def test_class_folders(images, tmp_path):
         "dog/new": 1,
     }
     assert packed.skipped == {
-        "not called an image": 1,
+        "no image extension": 1,
         "in no class folder": 1,
         "empty image": 1,
         "undecodable image": 1,
@@ -115,7 +115,7 @@ def test_table_of_several_labels(images, tmp_path, file_format):
     assert packed.skipped == {
         "no row in the label table": 8,
         "in the label table, no such file": 1,
-        "not called an image": 1,
+        "no image extension": 1,
     }
     assert (packed.index.num_classes, packed.index.multi_label) == (2, True)
     assert (tmp_path / "out" / "classes.txt").read_text() == "old\nwet\n"
