@@ -1,4 +1,4 @@
-"""WebDataset shards of random bytes, written by the standard library, with an index that is counted out of them."""
+"""WebDataset shards of random bytes, written by the standard library, with their index."""
 
 import hashlib
 import io
@@ -19,9 +19,9 @@ Fields = dict[str, bytes]
 def write_set(
     url: str, counts: Sequence[int], sizes: tuple[int, int] = (1000, 3000), seed: int = 0
 ) -> tuple[Index, list[Fields]]:
-    """Write a set of shards with `counts` samples to a folder: its index, and the fields of every sample by id.
+    """Write a set of shards with `counts` samples to a folder. Returns its index, and the fields of every sample by id.
 
-    `jpg` is between sizes[0] and sizes[1] random bytes, so any exchange or loss shows; `cls` is one digit.
+    `jpg` is sizes[0] to sizes[1] random bytes, so that any exchange or loss is visible; `cls` is one digit.
     """
     rng = random.Random(seed)
     shards, samples = [], []
@@ -39,7 +39,7 @@ def write_set(
 def tar_of_random_samples(
     rng: random.Random, count: int, sizes: tuple[int, int]
 ) -> tuple[bytes, np.ndarray, list[Fields]]:
-    """A tar of `count` samples, where each STRIDE-th of them begins, and what they hold."""
+    """A tar of `count` samples, the offset of each STRIDE-th sample, and the fields of all."""
     samples = [{"jpg": rng.randbytes(rng.randint(*sizes)), "cls": b"%d" % rng.randrange(10)} for _ in range(count)]
     file, offsets = io.BytesIO(), []
     with tarfile.open(fileobj=file, mode="w") as archive:
@@ -54,7 +54,7 @@ def tar_of_random_samples(
 
 
 def uniform_index(counts: list[int], stride: int, sample_bytes: int) -> Index:
-    """Shards whose samples are all `sample_bytes` long, and whose ends are 1024 bytes of zeros."""
+    """Shards of samples of `sample_bytes` bytes, with 1024 zeros at the end."""
     shards = tuple(
         Shard(f"{n}.tar", count, count * sample_bytes + 1024, "", np.arange(0, count, stride) * sample_bytes)
         for n, count in enumerate(counts)

@@ -24,7 +24,7 @@ DECODED_SIDE = 64  # a JPEG is decoded at the smallest scale that keeps so many 
 BLANK_DEVIATION = 3.0  # grey levels of 0..255: a picture with less deviation has no content to hash
 
 VIEWS = ((0.0, 0.0, 0.0), (0.1, 0.5, 0.5), *((0.05, y, x) for y in (0.0, 1.0) for x in (0.0, 1.0)))
-"""(share that is cut off each side; place of the rest in y and x, from 0, top or left, to 1). The first is the whole."""
+"""(share cut off each side; place of the rest in y and x, from 0, top or left, to 1). The first is the whole."""
 
 QUARTER_BITS = 16
 QUARTERS = BITS // QUARTER_BITS

@@ -37,7 +37,7 @@ def encode():
 
 @pytest.fixture(scope="session")
 def make_index():
-    """make_index([3, 5, ...]) -> an index of shards with these counts, of which only the counts mean anything."""
+    """make_index([3, 5, ...]) -> an index of shards with these counts. Its other numbers mean nothing."""
 
     def index_of_counts(counts: list[int]) -> Index:
         shards = tuple(Shard(f"{n:06d}.tar", count, 0, "", np.zeros(0, np.int64)) for n, count in enumerate(counts))
@@ -48,11 +48,11 @@ def make_index():
 
 @pytest.fixture(scope="session")
 def train():
-    """train(order, first, last, workers) -> the batches of steps first .. last-1, put together from all workers' slots.
+    """train(order, first, last, workers) -> the batches of steps first .. last-1, joined from all workers' slots.
 
-    Each worker does what a reader does: it fetches what it enters, keeps it till it is used, and ends with nothing
-    left. Whatever it uses it must hold, it is never told to fetch anything twice, and it never holds more than
-    `order.most_waiting` says. Returns [(ids, passes), ...], one pair of lists a step.
+    Each worker does what a reader does: it fetches the blocks that it enters and keeps their samples until they are
+    used. Checks that it has every sample that it uses, fetches none twice, never has more than `order.most_waiting`,
+    and has none at the end. Returns [(ids, passes), ...], one pair of lists a step.
     """
 
     def run_workers(order: Order, first: int, last: int, workers: int) -> list[tuple[list[int], list[int]]]:

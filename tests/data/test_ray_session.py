@@ -1,4 +1,4 @@
-"""What needs no cluster; test_pack.py runs on a real one."""
+"""The parts that need no cluster; test_pack.py runs on a real one."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from data.ray_session import cluster_is_named, session, settle_authentication
 def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path):
     """No cluster on this machine, and a home of its own."""
     for name in ("RAY_ADDRESS", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):
-        monkeypatch.setenv(name, "")  # so that what the code sets is undone
+        monkeypatch.setenv(name, "")  # so that monkeypatch undoes what the code sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(ray_session, "CURRENT_CLUSTER", tmp_path / "cluster")
@@ -56,7 +56,7 @@ def test_which_clusters_there_are(monkeypatch, tmp_path):
         address = f"127.0.0.1:{head.getsockname()[1]}"
         (tmp_path / "cluster").write_text(address)
         assert cluster_is_named()
-        monkeypatch.setenv("RAY_ADDRESS", "local")  # Ray's word for: none of them
+        monkeypatch.setenv("RAY_ADDRESS", "local")  # Ray's word for a new private cluster
         assert not cluster_is_named()
         monkeypatch.delenv("RAY_ADDRESS")
     assert not cluster_is_named(), "what a killed cluster left"

@@ -40,7 +40,7 @@ def test_key_depends_on_every_part_and_on_order():
 
 @pytest.mark.parametrize("count", [3, 5])
 def test_permutations_are_uniform(count: int):
-    """Chi-squared over all count! permutations: its 99.9999 % quantiles for 5 and 119 degrees of freedom."""
+    """Chi-squared over all count! permutations: the 99.9999 % quantiles for 5 and 119 degrees of freedom."""
     trials = 6_000
     seen: dict[tuple[int, ...], int] = {}
     for seed in range(trials):

@@ -27,7 +27,7 @@ from data.shards.writer import ShardWriter
 
 
 def colour(number: int) -> np.ndarray:
-    """An image of one colour that tells its number: uint8 (48, 64, 3)."""
+    """An image of one colour, which encodes its number: uint8 (48, 64, 3)."""
     return np.full((48, 64, 3), (number * 5 % 256, number * 11 % 256, 40 + number % 200), np.uint8)
 
 
@@ -83,7 +83,7 @@ def test_samples_of_a_small_set_are_evenly_spread(coloured):
 
 
 def test_samples_of_a_large_set_are_where_the_index_has_offsets(make_index):
-    """One short read for each; every one of as many shards is met."""
+    """One short read a sample, and one sample of each shard."""
     index = make_index([9_000, 1, 20_000, 31_000, 0, 4_000])
     ids = spread_ids(index, 48)
     starts = index.starts[np.searchsorted(index.starts, ids, side="right") - 1]
@@ -115,7 +115,7 @@ def test_tiles_stand_in_rows():
 
 @pytest.mark.parametrize("shape", [(400, 100), (100, 400), (8, 8), (3, 500), (160, 160), (100, 130)])
 def test_an_image_is_shown_whole_and_in_proportion(shape):
-    """Its colour covers about as many pixels as it should, the rest of the tile is frame."""
+    """Its colour covers the expected number of pixels, about; the rest of the tile is frame."""
     sheet = contact_sheet([Tile(np.full((*shape, 3), (10, 200, 10), np.uint8), "")], columns=1)
     tile = sheet[GAP : GAP + TILE, GAP : GAP + TILE]
     shown = (tile == (10, 200, 10)).all(axis=2)

@@ -78,7 +78,7 @@ def test_the_exit_code_reaches_the_shell(tmp_path):
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_an_interrupt_ends_it_without_a_traceback(tmp_path, workers):
-    """In the middle of shards that would take hours: files of a terabyte, without content on the disk."""
+    """During shards that would take hours: sparse files of a terabyte."""
     names = ("a.tar", "b.tar")
     for name in names:
         (tmp_path / name).write_bytes(b"")
@@ -89,12 +89,12 @@ def test_an_interrupt_ends_it_without_a_traceback(tmp_path, workers):
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         wait_until_open(tmp_path / "a.tar", process.pid)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)  # which ends when the last process that could write has ended
+        out, err = process.communicate(timeout=30)  # ends when the last process that can write has ended
     assert (process.returncode, out, err) == (130, "", "python -m data verify: interrupted\n")
 
 
 def wait_until_open(path: Path, pid: int) -> None:
-    """Until the process or a child of it has the file open."""
+    """Wait until the process or a child of it has the file open."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         family = [pid, *(child.pid for child in psutil.Process(pid).children(recursive=True))]

@@ -19,7 +19,7 @@ def test_a_picture_is_like_itself(greys):
 
 
 def test_other_pictures_are_not(greys):
-    """Whatever views are thought to be the same. (Parts of one photograph may be: they are registered.)"""
+    """For every pair of views. (Parts of one photograph may be like each other: they are aligned.)"""
     parts = [picture.crop(box) for picture in greys for box in ((0, 0, 320, 200), (320, 200, 640, 427))]
     for a, first in enumerate(parts):
         for b, second in enumerate(parts):
@@ -31,7 +31,7 @@ def test_other_pictures_are_not(greys):
 @pytest.mark.parametrize("view", range(len(phash.VIEWS)))
 @pytest.mark.parametrize("mirror", [False, True])
 def test_a_view_is_like_the_whole_from_either_side(greys, view, mirror):
-    """The crop's place is known from the view, and refined."""
+    """The view gives the crop's place, and the alignment refines it."""
     whole = thumbnail(greys[0])
     crop = phash.view(greys[0], view)
     if mirror:
@@ -41,7 +41,7 @@ def test_a_view_is_like_the_whole_from_either_side(greys, view, mirror):
         assert likeness(whole, view, thumbnail(crop), 0, mirror=False) > 0.85
 
 
-def test_a_crop_beside_the_views_is_registered(greys):
+def test_a_crop_beside_the_views_is_aligned(greys):
     """3 % cut off at the left and 8 % at the bottom; the nearest view is a corner of 5 %."""
     picture = greys[1]
     width, height = picture.size
@@ -57,8 +57,8 @@ def test_brightness_and_contrast_do_not_matter(greys, tone):
     assert likeness(thumbnail(greys[0]), 0, thumbnail(toned), 0, mirror=False) > 0.9
 
 
-def test_the_same_outline_without_the_same_details_is_not_alike():
-    """Two plain skies, each with something dark in the corner: the hash takes them for one."""
+def test_the_same_outline_with_other_details_is_no_copy():
+    """Two plain skies, each with a dark shape in the corner: their hashes are nearly the same."""
     random = np.random.default_rng(1)
     rows, columns = np.mgrid[:128, :128]
     square, disc = (rows > 95) & (columns < 32), (rows - 127) ** 2 + columns**2 < 36**2

@@ -32,7 +32,7 @@ def with_flipped_bits(hashes: np.ndarray, random: np.random.Generator, count: in
 @given(seed=st.integers(0, 2**32), radius=st.integers(0, RADIUS_LIMIT), n=st.integers(0, 40), m=st.integers(0, 40))
 @settings(max_examples=60, deadline=None)
 def test_the_table_finds_what_brute_force_finds(seed, radius, n, m):
-    """Hashes in crowds around a few centres, so that distances lie on both sides of every radius."""
+    """Hashes close to a few centres, so that there are distances on both sides of every radius."""
     random = np.random.default_rng(seed)
     centres = random.integers(0, 2**64, 3, np.uint64)
 

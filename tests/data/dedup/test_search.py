@@ -54,7 +54,7 @@ COPIES = {
 
 @pytest.fixture(scope="session")
 def tiles(photos) -> list[np.ndarray]:
-    """Pieces of two real photographs that do not overlap, the emptiest (sky) left out: 24 images."""
+    """24 pieces of two real photographs that do not overlap, without the emptiest pieces (sky)."""
     pieces = [
         np.ascontiguousarray(photo[TILE * row : TILE * (row + 1), TILE * column : TILE * (column + 1)])
         for photo in photos
@@ -66,8 +66,8 @@ def tiles(photos) -> list[np.ndarray]:
 
 @pytest.fixture(scope="session")
 def planted(tiles, tmp_path_factory) -> Path:
-    """Two test sets, of pieces 0-3 and 4-7; and a training set of pieces 8-23, among them copies of the test images:
-    the n-th kind of copy is of piece n. With them a blank image, and one that cannot be decoded."""
+    """Two test sets, of pieces 0-3 and 4-7, and a training set of pieces 8-23 with copies of the test images: the n-th
+    kind of copy is one of piece n. It also has a blank image and one that cannot be decoded."""
     folder = tmp_path_factory.mktemp("planted")
     write_set(folder / "first", {f"test{n}": jpeg(tiles[n]) for n in range(4)}, per_shard=3)
     write_set(folder / "second", {f"test{n}": jpeg(tiles[n]) for n in range(4, 8)}, per_shard=3)
@@ -156,7 +156,7 @@ def test_training_never_sees_an_excluded_sample(planted, tmp_path, capsys):
 
 
 def test_the_pairs_are_drawn(planted, tmp_path, capsys):
-    """Eight pairs, four a row: copies that differ little from their originals, side by side."""
+    """Eight pairs, four a row: copies beside their originals, from which they differ little."""
     sheet = tmp_path / "pairs.png"
     run(capsys, planted, "--out", str(tmp_path / "list.json"), "--workers", "1", "--sheet", str(sheet))
     picture = cv2.imread(str(sheet))
@@ -173,8 +173,8 @@ def test_the_pairs_are_drawn(planted, tmp_path, capsys):
         assert max(upright, turned) > 0.75
 
 
-def test_shards_that_cannot_be_read_are_told_and_the_rest_is_compared(planted, tmp_path, capsys):
-    """The ids after the gap stay right; the exit code tells that the list is not complete."""
+def test_unreadable_shards_are_reported_and_the_others_compared(planted, tmp_path, capsys):
+    """The ids after the gap are right; the exit code says that the list is not complete."""
     folder = tmp_path / "copy"
     shutil.copytree(planted, folder)
     shards = sorted((folder / "train").glob("*.tar"))
@@ -223,7 +223,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(planted, tmp_
     assert "choose another place with --out" in err
 
 
-def test_many_test_images_alike_are_one_finding_for_each_test_set(tiles, tmp_path, capsys):
+def test_many_equal_test_images_are_one_finding_for_each_test_set(tiles, tmp_path, capsys):
     """The same image five times in a test set: the training image is listed once."""
     alike = {f"a{n}": jpeg(tiles[0], quality) for n, quality in enumerate((20, 25, 90, 30, 35))}
     write_set(tmp_path / "test", alike, per_shard=2)

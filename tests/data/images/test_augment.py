@@ -33,7 +33,7 @@ def block_means(image: np.ndarray, down: int, across: int) -> np.ndarray:
 
 
 def reference(image: np.ndarray, scale: int, geometry: Geometry, image_size: int) -> tuple[np.ndarray, int]:
-    """What `geometry` says, step by step in floating point, of an image that the decoder has reduced by `scale`.
+    """`geometry` applied step by step in floating point, to an image that the decoder has reduced by `scale`.
 
     Returns:
         The pixels, float, and how often a side was halved.
@@ -61,7 +61,7 @@ def rendered(augment: Augment, encoded: bytes, image_size: int, seed=0, epoch=0,
 
 
 def close(pixels: np.ndarray, expected: np.ndarray) -> bool:
-    """OpenCV interpolates 8-bit images in fixed point: up to one level away."""
+    """OpenCV interpolates 8-bit images in fixed point: it may differ by one level."""
     return bool(np.abs(pixels - expected).max() <= 1.01)
 
 
@@ -78,7 +78,7 @@ AUGMENTS = [
 @pytest.mark.parametrize("augment", AUGMENTS, ids=lambda augment: f"{augment.crop}-{augment.flip}-{augment.resize}")
 @pytest.mark.parametrize(("file_format", "options"), [("JPEG", {}), ("PNG", {"compress_level": 1})])
 def test_every_crop_against_a_slow_reference(photos, encode, augment, file_format, options):
-    """OpenCV interpolates 8-bit images in fixed point: up to one level away, and half a level for each halving."""
+    """OpenCV interpolates 8-bit images in fixed point: it may differ by one level, and by half a level a halving."""
     scales, halved, mirrored = set(), set(), set()
     for sample_id in range(12):
         image = photos[sample_id % 2][: 427 - 60 * (sample_id % 5), : 640 - 100 * (sample_id % 4)]
@@ -141,7 +141,7 @@ def test_digits_at_their_own_size_stay_as_they_are(encode):
 
 @pytest.mark.parametrize(("resize", "shorter"), [(None, 256), (300, 300)])
 def test_center(photos, encode, resize, shorter):
-    """The shorter side to 256 (or what is said), the middle 224."""
+    """The shorter side to 256, or to `resize`, then the middle 224."""
     out = rendered(Augment("center", resize=resize), encode(photos[0], "PNG"), 224)
     width = round(640 * shorter / 427)
     canvas = scaled(photos[0], shorter, width)
@@ -150,7 +150,7 @@ def test_center(photos, encode, resize, shorter):
 
 
 def test_resize_crop_cuts_anywhere_with_equal_chance(photos, encode):
-    """The ViT paper's fine-tuning crop, small: every cut is one of the 5 x 5 of the scaled image, all equally often."""
+    """The ViT paper's fine-tuning crop, small: the 5 x 5 cuts of the scaled image are equally frequent."""
     encoded, canvas = encode(photos[0][:60, :60], "PNG"), scaled(photos[0][:60, :60], 36, 36)
     counts = np.zeros((5, 5), int)
     for sample in range(1000):
@@ -174,7 +174,7 @@ def test_inception_windows_are_legal(height, width, min_area, seed):
 
 
 def tensorflow_window(size: tuple[int, int], min_area: float, generator: random.Random) -> tuple[int, int, int, int]:
-    """GenerateRandomCrop of tensorflow/core/kernels/image/sample_distorted_bounding_box_op.cc, retold."""
+    """GenerateRandomCrop of tensorflow/core/kernels/image/sample_distorted_bounding_box_op.cc, rewritten."""
     height, width = size
     for _ in range(100):
         aspect = generator.uniform(3 / 4, 4 / 3)
@@ -237,7 +237,7 @@ def test_pure_function_of_seed_epoch_and_sample(photos, encode):
 
 
 def displacement(image: np.ndarray, other: np.ndarray) -> float:
-    """By how many rows `image` is shifted: where a parabola through the squared differences at -1, 0, +1 is lowest."""
+    """Rows that `image` is shifted: the minimum of a parabola through the squared differences at -1, 0, +1."""
     a, b = image.astype(float), other.astype(float)
     before, at, after = (np.square(x - y).mean() for x, y in ((a[:-2], b[1:-1]), (a[1:-1], b[1:-1]), (a[2:], b[1:-1])))
     return float((before - after) / (2 * (before - 2 * at + after)))
@@ -246,7 +246,7 @@ def displacement(image: np.ndarray, other: np.ndarray) -> float:
 @pytest.mark.parametrize("sample_id", range(6))
 @pytest.mark.parametrize("crop", ["inception", "center", "resize"])
 def test_jpeg_at_reduced_scale_shows_the_same_place(photos, encode, crop, sample_id):
-    """Against the full image, averaged down over the same window once its edges are moved to whole reduced pixels."""
+    """Against the full image, averaged over the same window, whose edges are moved to whole reduced pixels."""
     encoded, augment = encode(photos[0], "JPEG", quality=95), Augment(crop, min_area=0.3)
     reduced = rendered(augment, encoded, 48, sample_id=sample_id).astype(float)
     geometry = augment.geometry((427, 640), 48, Draws(key(Purpose.AUGMENT, 0, 0, sample_id)))
@@ -261,11 +261,11 @@ def test_jpeg_at_reduced_scale_shows_the_same_place(photos, encode, crop, sample
     draw(decode(encoded)[y : y + rows, x : x + columns], snapped, full)
     assert abs(displacement(reduced, full)) < 0.1
     assert abs(displacement(reduced.swapaxes(0, 1), full.swapaxes(0, 1))) < 0.1
-    assert abs(displacement(reduced[1:], full[:-1])) > 0.8  # the measure does see a pixel
+    assert abs(displacement(reduced[1:], full[:-1])) > 0.8  # the measure detects a shift of a pixel
 
 
 def test_shrinking_averages(encode):
-    """Stripes one pixel wide become even grey when scaled down, not whichever stripe a sample falls on."""
+    """Stripes one pixel wide become uniform grey when they are scaled down, not one of their two colours."""
     stripes = np.zeros((64, 96, 3), np.uint8)
     stripes[:, ::2] = 200
     out = rendered(Augment("resize"), encode(stripes, "PNG"), 16)

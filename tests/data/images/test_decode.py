@@ -1,4 +1,4 @@
-"""Decoded images against Pillow, and what is refused."""
+"""Decoded images against Pillow, and refused files."""
 
 import io
 import struct
@@ -32,7 +32,7 @@ def saved(image: Image.Image, file_format: str, **options: object) -> bytes:
 
 
 def outcome(encoded: bytes) -> np.ndarray | str:
-    """The image, or why there is none."""
+    """The image, or the cause why there is none."""
     try:
         return decode(encoded)
     except BadSample as bad:
@@ -83,7 +83,7 @@ def with_size(encoded: bytes, width: int, height: int) -> bytes:
         ("JPEG", "RGB", {"progressive": True}, 0),
         ("JPEG", "L", {}, 0),
         ("JPEG", "L", {"progressive": True}, 0),
-        ("JPEG", "CMYK", {}, 3),  # no colour profile: the two round differently
+        ("JPEG", "CMYK", {}, 3),  # no colour profile: the two libraries round differently
         ("JPEG", "CMYK", {"progressive": True}, 3),
     ],
 )
@@ -111,7 +111,7 @@ def test_cmyk_with_black_ink(photos, transform):
     [("PNG", {}), ("WEBP", {"lossless": True, "exact": True}), ("WEBP", {"quality": 90, "exact": True})],
 )
 def test_alpha_is_dropped(photos, file_format, options):
-    """The colours stay as stored, also where they are transparent."""
+    """The colours are as stored, also those of transparent pixels."""
     alpha = np.random.default_rng(0).integers(0, 256, (427, 640, 1), dtype=np.uint8)
     encoded = saved(Image.fromarray(np.concatenate([photos[0], alpha], axis=2)), file_format, **options)
     assert np.array_equal(decode(encoded), by_pil(encoded))
@@ -182,7 +182,7 @@ def test_empty():
 
 @pytest.mark.parametrize("file_format", ["BMP", "TIFF", "GIF", "JPEG2000", "PPM"])
 def test_other_formats_are_refused(photos, file_format):
-    """Though OpenCV reads them all."""
+    """Although OpenCV reads all of them."""
     encoded = saved(Image.fromarray(photos[0][:20, :20]), file_format)
     assert cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR) is not None
     with pytest.raises(BadSample) as caught:
@@ -221,7 +221,7 @@ def test_the_size_in_the_header_as_pil_reads_it(photos, encode, file_format, opt
 
 @pytest.mark.parametrize("between", [b"\xff", b"\xff\xff\xff", b"\0junk", b"\xff\0", b"\xff\xd3", b"\xff\xe5\0\x02"])
 def test_what_may_stand_between_a_jpegs_segments(photos, encode, between):
-    """OpenCV decodes all of these, so the size has to be found in all of them."""
+    """OpenCV decodes all of these, so the size must be found in all of them."""
     encoded = encode(photos[0][:40, :50], "JPEG")
     second = 4 + int.from_bytes(encoded[4:6], "big")
     padded = encoded[:second] + between + encoded[second:]
@@ -258,7 +258,7 @@ def test_too_many_pixels(photos, encode, file_format, options):
 
 @pytest.mark.parametrize(("file_format", "options"), SOME_OF_EACH)
 def test_a_size_that_is_not_the_contents(photos, encode, file_format, options):
-    """Refused, or filled: never anything else than what the header says, by which the crop is chosen."""
+    """Refused, or filled up: an image always has the size in its header, from which the crop is computed."""
     result = outcome(with_size(encode(photos[0][:40, :50], file_format, **options), 60, 60))
     assert result == Cause.UNDECODABLE if isinstance(result, str) else result.shape == (60, 60, 3)
 
@@ -282,7 +282,7 @@ def test_no_pixels(photos, encode, file_format, size):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of memory is read from /proc")
 def test_bombs_cost_no_memory(tmp_path):
-    """50 kB that are 20,000 x 20,000 pixels, decodable, and headers that claim as much as they can."""
+    """A decodable file of 50 kB with 20,000 x 20,000 pixels, and headers that claim the largest sizes."""
     rows = zlib.compress(bytes(20_000 * 2_501), 9)
     (tmp_path / "0").write_bytes(png_start(20_000, 20_000, 1, 0) + png_chunk(b"IDAT", rows) + png_chunk(b"IEND", b""))
     small = Image.new("RGB", (64, 64))

@@ -13,7 +13,7 @@ def opened(content: bytes) -> Image.Image:
 
 
 def overlaps(pixels: int, wanted: int) -> np.ndarray:
-    """How much of each of `wanted` pixels is covered by each of `pixels`: rows that add up to 1."""
+    """The share of each of `wanted` pixels that each of `pixels` covers: the rows add up to 1."""
     edges, targets = np.arange(pixels + 1), np.arange(wanted + 1) * pixels / wanted
     low, high = np.maximum(edges[:-1], targets[:-1, None]), np.minimum(edges[1:], targets[1:, None])
     return np.maximum(high - low, 0) * wanted / pixels
@@ -48,7 +48,7 @@ def test_quality_is_a_trade(photos, encode):
     encoded = encode(photos[0], "PNG")
     sizes = [len(Transcode(image_format="jpg", quality=quality)("png", encoded)[1]) for quality in (20, 60, 90)]
     assert sizes == sorted(sizes)
-    assert len(Transcode(image_format="jpg")("png", encoded)[1]) == sizes[-1]  # 90 unless told
+    assert len(Transcode(image_format="jpg")("png", encoded)[1]) == sizes[-1]  # 90 by default
 
 
 def test_long_images_keep_the_short_side(encode):

@@ -1,4 +1,4 @@
-"""Windows by TurboJPEG against the whole image by OpenCV: the same pixels to the bit, and the same verdict."""
+"""Windows by TurboJPEG against the whole image by OpenCV: the same pixels bit by bit, and the same errors."""
 
 import io
 import struct
@@ -35,7 +35,7 @@ def jpeg(image: np.ndarray, sampling: str = "4:2:0", *options: int) -> bytes:
 
 
 def in_separate_scans(image: np.ndarray, half: bool) -> bytes:
-    """A baseline JPEG with one scan a component, put together from three grey JPEGs that share their tables."""
+    """A baseline JPEG with one scan a component, made from three grey JPEGs that share their tables."""
     planes = Image.fromarray(image).convert("YCbCr").split()
     height, width = image.shape[:2]
     small = (-(-width // 2), -(-height // 2)) if half else (width, height)
@@ -124,7 +124,7 @@ def test_components_in_scans_of_their_own(half, scale):
     image = textured(75, 93)
     encoded = in_separate_scans(image, half)
     whole = decode(encoded, scale)
-    if scale == 1:  # the file is what it should be
+    if scale == 1:  # the file is of the intended kind
         assert np.array_equal(whole, np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")))
     assert read_header(encoded).divisible
     generator = np.random.default_rng(scale)
@@ -137,7 +137,7 @@ def test_components_in_scans_of_their_own(half, scale):
 
 @needs_library
 def test_what_lies_below_is_not_decoded():
-    """The reason for all this: damage in the lower half does not reach a window in the upper one."""
+    """The purpose of windows: damage in the lower half does not matter for a window in the upper half."""
     encoded = jpeg(textured(320, 320))
     damaged = bytearray(encoded)
     damaged[len(encoded) * 3 // 4 : -2] = bytes(len(encoded) - 2 - len(encoded) * 3 // 4)
@@ -164,8 +164,8 @@ def test_cmyk_is_not_divisible(photos, encode):
     assert not read_header(encode(photos[0], "JPEG", "CMYK")).divisible
 
 
-def test_progressive_images_that_lack_scans_are_smoothed_alike(monkeypatch):
-    """libjpeg smooths what only has its coarse coefficients, across blocks."""
+def test_progressive_images_without_all_scans_are_smoothed_equally(monkeypatch):
+    """If there are only coarse coefficients, libjpeg smooths across blocks."""
     encoded = jpeg(textured(150, 170) // 2, "4:2:0", cv2.IMWRITE_JPEG_PROGRESSIVE, 1)
     scans = [at for at in range(len(encoded)) if encoded[at : at + 2] == b"\xff\xda"]
     generator = np.random.default_rng(0)
@@ -177,7 +177,7 @@ def test_progressive_images_that_lack_scans_are_smoothed_alike(monkeypatch):
 @pytest.mark.parametrize("progressive", [0, 1])
 @pytest.mark.parametrize("ending", [b"", b"\xff\xd9"])
 def test_the_verdict_on_a_truncated_file_does_not_depend_on_the_window(progressive, ending, monkeypatch):
-    """Every 5 %, and once more with an end marker stuck on: such a file is complete for libjpeg, and grey below."""
+    """Cut at every 5 %, and once more with an end marker added: for libjpeg such a file is complete, and grey below."""
     encoded = jpeg(textured(120, 160), "4:2:0", cv2.IMWRITE_JPEG_PROGRESSIVE, progressive)
     generator = np.random.default_rng(0)
     for percent in range(5, 100, 5):
@@ -201,15 +201,15 @@ def test_damaged_files_look_the_same_either_way(sampling, monkeypatch):
 
 
 @needs_library
-def test_damage_above_the_window_is_objected_to():
-    """A restart marker that is not the next one: OpenCV decodes the whole, for one image whatever the window."""
+def test_damage_above_the_window_is_an_error():
+    """A wrong restart marker: OpenCV then decodes the whole image, for every window."""
     encoded = bytearray(jpeg(textured(160, 160), "4:2:0", cv2.IMWRITE_JPEG_RST_INTERVAL, 10))
     encoded[encoded.index(b"\xff\xd2") + 1] = 0xD5
     assert window_of(bytes(encoded), 1, (120, 0), (20, 160)) is None
 
 
-def test_nothing_is_left_of_the_image_before(monkeypatch):
-    """Neither its tables, which a file may lack, nor an error."""
+def test_nothing_is_left_of_the_previous_image(monkeypatch):
+    """Neither its tables, which a file may omit, nor an error."""
     encoded, generator = jpeg(textured(90, 100), "4:4:4"), np.random.default_rng(0)
     quantisation, huffman = encoded.index(b"\xff\xdb"), encoded.index(b"\xff\xc4")
     without_quantisation = encoded[:quantisation] + encoded[encoded.index(b"\xff\xc0") :]

@@ -1,4 +1,4 @@
-"""What the tests of reading share."""
+"""Helpers of the tests of reading."""
 
 from data.order import MASKED, Order
 

@@ -31,7 +31,7 @@ def test_memory_that_the_window_does_not_fit_in():
 
 
 def test_sources_of_different_sizes_count_by_their_share():
-    """A batch is half small and half large images: so is what waits, whatever the sets' lengths."""
+    """Half of a batch are small images and half are large ones. So are the waiting samples, for sets of any lengths."""
     small, large = uniform_index([4000], 64, 2048), uniform_index([100], 64, 100 * 1024)
     order = Mixture(
         [(SampleOrder(source, batch_size=8, block=50), first) for source, first in ((small, 0), (large, 4000))]

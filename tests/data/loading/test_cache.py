@@ -79,7 +79,7 @@ def test_the_shard_used_longest_ago_makes_room(tmp_path):
     for number in (0, 1, 2, 0, 3, 0, 4):
         assert store.read(cache, number) is not None
         assert taken(tmp_path) <= 3 * LENGTH
-        time.sleep(0.01)  # times of use differ on any file system
+        time.sleep(0.01)  # so that the times of use differ on any file system
     assert [cache.holds(shard) for shard in store.shards] == [True, False, False, True, True]
     assert [number for number, begin, _ in store.requests if begin == 0] == [0, 1, 2, 3, 4]
 
@@ -99,7 +99,7 @@ def test_what_does_not_fit_is_left_to_its_store(tmp_path):
 
 
 def test_an_open_shard_can_be_evicted(tmp_path):
-    """Whoever has it open reads on to its end."""
+    """A reader that has it open can read it to its end."""
     store, cache = Store(2), Cache(str(tmp_path), LENGTH)
     store.read(cache, 0)
     with (tmp_path / f"{store.shards[0].sha256}.tar").open("rb") as file:
@@ -109,7 +109,7 @@ def test_an_open_shard_can_be_evicted(tmp_path):
 
 
 def test_nothing_enters_under_a_checksum_that_it_has_not(tmp_path):
-    """A flipped bit is fetched again once; what stays wrong is an error, at once the next time."""
+    """After a flipped bit, one more download. If that is wrong, too: an error, and no further download."""
     store, cache = Store(2), Cache(str(tmp_path), 10 * LENGTH)
     right = store.contents[0]
     store.contents[0] = right[:100_000] + bytes([right[100_000] ^ 4]) + right[100_001:]
@@ -176,13 +176,13 @@ def test_a_folder_that_cannot_be(tmp_path):
 
 
 def test_many_threads_and_little_room(tmp_path):
-    """Whatever is evicted meanwhile: the bytes are right, or left to the store; the size is kept; nothing is left."""
+    """While shards are evicted, bytes are right or left to the store, and the size is kept. Nothing is left over."""
     store, cache = Store(8), Cache(str(tmp_path), 3 * LENGTH)
     wrong, most, done = [], [0], threading.Event()
 
     def watch() -> None:
         while not done.is_set():
-            with cache._guarded(), suppress(FileNotFoundError):  # else a sum over files of different moments
+            with cache._guarded(), suppress(FileNotFoundError):  # else the sum would be over files of different times
                 most[0] = max(most[0], taken(tmp_path))
 
     def work(seed: int) -> None:
@@ -227,14 +227,14 @@ def start(folder: Path, log: Path, pause: float) -> subprocess.Popen[bytes]:
 
 
 def wait_for(log: Path, process: subprocess.Popen[bytes]) -> None:
-    """Until `process` has asked for a piece."""
+    """Wait until `process` has requested a piece."""
     while not log.exists():
         assert process.poll() is None
         time.sleep(0.01)
 
 
 def test_processes_share_and_survive_each_other(tmp_path):
-    """One is killed in its download; of the two that want the same shard then, one downloads it and one waits."""
+    """One is killed in its download. Then two need the same shard: one downloads it and the other waits."""
     folder, log = tmp_path / "cache", tmp_path / "log"
     killed = start(folder, log, 100)
     wait_for(log, killed)

@@ -48,7 +48,7 @@ def slow_samples(folder: Path) -> list[tuple[np.ndarray, int]]:
 
 @pytest.mark.parametrize("world_size", [1, 3, 4])
 def test_an_epoch_against_the_slow_way(digits, train_index, world_size):
-    """Every slot of every batch, over an epoch's end, put together from 1, 3 or 4 workers (50 is not divisible)."""
+    """Every slot of every batch, across an epoch's end, from 1, 3 or 4 workers, which do not divide 50."""
     expected = slow_samples(digits / "train")
     order = SampleOrder(train_index, seed=4, batch_size=50, lanes=10, block=32)
     steps = range(order.steps_per_epoch - 3, order.steps_per_epoch + 2)
@@ -83,7 +83,7 @@ def test_tensors_are_what_the_accelerator_wants(train_index):
 
 
 def test_augmentation_is_the_samples_own(train_index):
-    """A sample is cropped the same whoever draws it and wherever the run was started, and anew in the next epoch."""
+    """A sample's crop does not depend on the worker or on the first step, and is another in the next epoch."""
     order = SampleOrder(train_index, batch_size=60)
     options = {"augment": Augment("inception", flip=True), "image_size": 12, "seed": 9}
     last = 2 * order.steps_per_epoch
@@ -142,7 +142,7 @@ def write_shards(folder: Path, samples: list[dict], maxcount: int = 7) -> None:
 
 
 def test_shards_of_webdatasets_writer(tmp_path, photos):
-    """JPEG and .cls as WebDataset's own ShardWriter stores them, read after `--index-only`."""
+    """JPEG and .cls, as WebDataset's ShardWriter stores them, read after `--index-only`."""
     samples = [
         {"__key__": f"{n:05d}", "jpg": photos[n % 2][n : 200 + n, 2 * n : 200 + 2 * n], "cls": n % 9} for n in range(25)
     ]
@@ -223,7 +223,7 @@ def test_bad_samples_become_masked_slots(tmp_path, photos, encode):
 
 
 def test_several_labels_in_a_single_label_set(tmp_path, photos):
-    """An index that promises one label an image is kept to."""
+    """If the index says one label an image, samples with several are masked."""
     samples = [{"__key__": f"{n}", "png": photos[0][:9, :9], "cls": text} for n, text in enumerate(["3", "3 4", "5"])]
     write_shards(tmp_path / "set", samples)
     index, _ = index_shards(str(tmp_path / "set"))
@@ -235,7 +235,7 @@ def test_several_labels_in_a_single_label_set(tmp_path, photos):
 
 
 def test_labels_outside_the_classes(train_index):
-    """Of ten digits, a loader that is told of six classes masks the other four."""
+    """Of ten digits, a loader with six classes masks the other four."""
     order = SampleOrder(train_index, batch_size=train_index.num_samples, shuffle=False)
     [[everything]] = batches(train_index, order, stop_step=1)
     [[batch]] = batches(train_index, order, stop_step=1, num_classes=6)
@@ -245,7 +245,7 @@ def test_labels_outside_the_classes(train_index):
 
 
 def test_samples_of_a_shard_that_is_gone(tmp_path):
-    """Masked and named if the loader is told to go on; an error that names the shard if not."""
+    """Masked and named with `mask_unreadable`; else an error that names the shard."""
     pack_digits(str(tmp_path))
     index = open_index(f"{tmp_path}/train")
     (tmp_path / "train/000001.tar").unlink()
@@ -326,7 +326,7 @@ def test_threads_end_with_the_loader(train_index):
 
 
 def test_a_program_that_dies_with_an_open_loader_ends(digits):
-    """An exception in the training loop is reported at once, with threads still at work."""
+    """An exception in the training loop is reported at once, while threads still work."""
     program = f"""
 import data
 index = data.open_index({str(digits / "train")!r})
@@ -341,7 +341,7 @@ raise SystemExit("out of memory, say")
 
 
 def test_errors_of_threads_reach_the_consumer(digits, tmp_path):
-    """A shard that has gone missing: the error comes out of next(), and the threads are gone."""
+    """A shard is missing: next() raises the error, and the threads have ended."""
     for path in (digits / "train").iterdir():
         if path.name != "000003.tar":
             (tmp_path / path.name).write_bytes(path.read_bytes())

@@ -38,11 +38,11 @@ def test_plan_covers_what_is_wanted_and_little_else(data, counts, stride, sample
         assert read.begin == first * sample_bytes
         assert read.end == (last * sample_bytes if last < shard.samples else shard.bytes)
         assert read.first_id <= read.wanted[0] <= read.wanted[-1] < read.first_id + read.count
-        # Not longer than said, unless one stride group is; and no stretch is read through that is long and unused.
+        # A read is not longer than allowed, unless a stride group is. Long unused stretches are not read.
         assert read.count <= stride or read.end - read.begin <= ranges.READ_BYTES
         used_groups = np.unique((read.wanted - start) // stride)
         assert (np.diff(used_groups) - 1).max(initial=0) * stride * sample_bytes <= ranges.GAP_BYTES
-    for one, two in itertools.pairwise(planned):  # neighbours are not left apart without a reason
+    for one, two in itertools.pairwise(planned):  # two reads are separate only for a reason
         if one.shard == two.shard:
             assert (
                 two.begin - one.end > ranges.GAP_BYTES or two.end - one.begin > ranges.READ_BYTES or two.count > stride
@@ -52,7 +52,7 @@ def test_plan_covers_what_is_wanted_and_little_else(data, counts, stride, sample
 @settings(max_examples=100, deadline=None)
 @given(st.data(), st.lists(st.integers(1, 60), min_size=1, max_size=3), st.integers(1, 16))
 def test_reads_keep_what_they_hold_anyway(data, counts, stride):
-    """Among other ids, those in the ranges come along; the ranges are those of the asked ids alone."""
+    """Of the other ids, those in the ranges are kept, too. The ranges are those of the requested ids alone."""
     index = uniform_index(counts, stride, 100 * 1024)
     every = st.sets(st.integers(0, index.num_samples - 1), min_size=1)
     among = sorted(data.draw(every))
@@ -68,7 +68,7 @@ def test_reads_keep_what_they_hold_anyway(data, counts, stride):
 
 
 def test_fetch_gives_the_bytes_of_the_tar(train_index, digits):
-    """Against the standard library, for all of a shard and for a few samples of its middle."""
+    """Against the standard library, for a whole shard and for a few samples from its middle."""
     with tarfile.open(digits / "train" / "000001.tar") as archive:
         files = {info.name: archive.extractfile(info).read() for info in archive}
     names = sorted({name.split(".")[0] for name in files})
@@ -110,7 +110,7 @@ def read_all(index: Index, shard: int = 0) -> dict[int, Sample | UnreadableSampl
 
 
 def whole_samples(content: bytes, length: int) -> int:
-    """How many samples of a tar lie whole in its first `length` bytes, by the standard library."""
+    """Number of samples that are whole in the first `length` bytes of a tar, by the standard library."""
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         ends = {info.name.split(".")[0]: info.offset_data + -(-info.size // 512) * 512 for info in archive}
     return sum(end <= length for end in ends.values())
@@ -118,7 +118,7 @@ def whole_samples(content: bytes, length: int) -> int:
 
 @pytest.mark.parametrize("where", ["in a group", "between samples", "between the fields of a sample", "in a header", 0])
 def test_a_shard_cut_short(tmp_path, where):
-    """What lies whole in the rest is given; everything behind it is lost, and nothing else is."""
+    """The samples that are whole in the rest are returned; all after them are unreadable, and no others."""
     index, fields = write_set(str(tmp_path), [150])
     path = tmp_path / "000000.tar"
     content = path.read_bytes()
@@ -167,7 +167,7 @@ def test_a_bad_answer_is_asked_for_again(tmp_path):
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 2**32), st.sampled_from(["flip", "cut", "drop", "insert"]))
 def test_damaged_headers_never_bring_foreign_bytes(seed, kind):
-    """Damaged headers or lengths: an error, lost samples, or the samples themselves (perhaps without a field)."""
+    """After damage to headers or lengths: an error, unreadable samples, or right ones, perhaps without a field."""
     rng = random.Random(seed)
     content, offsets, fields = tar_of_random_samples(rng, 70, (600, 900))
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:

@@ -79,7 +79,7 @@ def take_all(source: Reader, order: Order, steps: range, slots: range) -> dict[i
 
 
 def test_reads_are_few_and_long(logged):
-    """One worker, one epoch of 1,442 samples: a request a shard, and one or two for what the first step needs not."""
+    """One worker, one epoch of 1,442 samples: a request a shard, and one or two more for the first step."""
     order = SampleOrder(logged, batch_size=128)
     with Reader(logged, order, range(128), 0, order.steps_per_epoch) as source:
         taken = take_all(source, order, range(order.steps_per_epoch), range(128))
@@ -90,7 +90,7 @@ def test_reads_are_few_and_long(logged):
 
 
 def test_a_worker_reads_only_the_neighbourhood_of_its_lanes(logged):
-    """A quarter of the slots costs a quarter of the bytes, but for the edges of its stretch of the line."""
+    """A quarter of the slots needs a quarter of the bytes, and the edges of its stretch of the line."""
     order = SampleOrder(logged, batch_size=128, lanes=4, block=128)
     with Reader(logged, order, range(32, 64), 0, order.steps_per_epoch) as source:
         take_all(source, order, range(order.steps_per_epoch), range(32, 64))
@@ -99,13 +99,13 @@ def test_a_worker_reads_only_the_neighbourhood_of_its_lanes(logged):
 
 
 def test_read_ahead_keeps_to_the_memory(large, monkeypatch):
-    """Nobody asks for more than step 0: fetched is what it needs, and what fits into the budget."""
+    """Only step 0 is requested: its samples are fetched, and those that fit into the budget."""
     monkeypatch.setattr(budget, "LEAST_READ_BYTES", MB // 8)
     order = SampleOrder(large, batch_size=8, lanes=1, block=64, seed=2)
     memory = window_bytes(large, order, range(8)) + 4 * MB
     with Reader(large, order, range(8), 0, order.steps_per_epoch, memory=memory) as source:
         source.take(0, places(order, 0, range(8)))
-        time.sleep(0.3)  # enough to read everything, were it allowed
+        time.sleep(0.3)  # enough time to read everything
         assert memory / 2 < source.statistics().bytes_read < 2 * memory < large.num_bytes
         taken = take_all(source, order, range(1, order.steps_per_epoch), range(8))
     assert sum(map(len, taken.values())) == large.num_samples - 8
@@ -113,7 +113,7 @@ def test_read_ahead_keeps_to_the_memory(large, monkeypatch):
 
 @pytest.mark.parametrize("spare", [0, 32 * MB])
 def test_the_budget_holds(large, spare):
-    """By Python's own count of what is allocated, while nobody and while somebody takes samples."""
+    """By Python's own count of allocated bytes, with and without samples being taken."""
     order = SampleOrder(large, batch_size=16, lanes=8, block=64)
     memory = window_bytes(large, order, range(16)) + spare
     gc.collect()
@@ -124,7 +124,7 @@ def test_the_budget_holds(large, spare):
             for step in range(order.steps_per_epoch):
                 source.take(step, places(order, step, range(16)))
                 if step % 20 == 0:
-                    time.sleep(0.05)  # lets it run ahead
+                    time.sleep(0.05)  # time to read ahead
         held = tracemalloc.get_traced_memory()[1] - before
     finally:
         tracemalloc.stop()
@@ -132,8 +132,8 @@ def test_the_budget_holds(large, spare):
     assert held > min(memory, large.num_bytes) / 4
 
 
-def test_a_stalled_request_holds_up_only_its_own_samples(tmp_path, monkeypatch):
-    """One read does not come back; samples of all others do."""
+def test_a_stalled_request_delays_only_its_own_samples(tmp_path, monkeypatch):
+    """One read does not return; the samples of all others come."""
     index, fields = write_set(f"logged://{uuid.uuid4()}", [64] * 6)
     order = SampleOrder(index, batch_size=64, shuffle=False)
     LoggedFileSystem.gate.set()
@@ -200,8 +200,8 @@ def test_an_unreadable_shard_is_an_error_that_names_it(tmp_path, kind):
 
 
 @pytest.mark.parametrize("kind", DAMAGES)
-def test_an_unreadable_shard_is_masked_where_the_job_says_so(tmp_path, kind):
-    """Exactly its samples are lost; all others come as they are."""
+def test_an_unreadable_shard_is_masked_if_the_job_says_so(tmp_path, kind):
+    """Exactly its samples are unreadable; all others are right."""
     index, fields = write_set(str(tmp_path), [100] * 4)
     damage(tmp_path / "000002.tar", kind)
     order = SampleOrder(index, batch_size=32)
@@ -217,7 +217,7 @@ def test_an_unreadable_shard_is_masked_where_the_job_says_so(tmp_path, kind):
 
 
 def test_a_shard_cut_short_loses_its_end(tmp_path):
-    """Without being told to mask anything. The samples of other shards, and before the cut, are all there."""
+    """Also without `mask_unreadable`. The samples of other shards and those before the cut are all there."""
     index, fields = write_set(str(tmp_path), [200] * 3)
     path = tmp_path / "000001.tar"
     path.write_bytes(path.read_bytes()[: int(index.shards[1].offsets[2]) + 700])
@@ -236,7 +236,7 @@ def test_a_shard_cut_short_loses_its_end(tmp_path):
 
 
 def test_a_shard_that_failed_once_is_not_tried_at_length_again(monkeypatch):
-    """Eight tries for the first read of it that fails, one for each later one."""
+    """Eight tries for its first read that fails, one for each later read."""
     index, _ = write_set(f"logged://{uuid.uuid4()}", [64 * 6, 64])
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(budget, "FETCH_THREADS", 1)
@@ -267,7 +267,7 @@ def test_statistics_add_up(tmp_path):
 
 
 def test_reading_through_a_cache(tmp_path):
-    """Each shard comes once whole, beside what the first steps took from the store; the next reader needs no store."""
+    """Each shard is downloaded once; the first steps read from the store. The next reader needs no store."""
     index, fields = write_set(f"memory://{uuid.uuid4()}", [640] * 6)
     cache = Cache(str(tmp_path), 100 * MB)
     order = SampleOrder(index, batch_size=40, lanes=2, block=128)
@@ -300,7 +300,7 @@ def test_a_cached_shard_that_rots_is_fetched_again(tmp_path):
 
 
 def test_a_shard_with_another_checksum_is_unreadable(tmp_path, monkeypatch):
-    """Its tar is sound, but it is not the one that was indexed: found as it enters the cache."""
+    """Its tar is sound, but is not the one that was indexed. That is found when it enters the cache."""
     monkeypatch.setattr(schedule, "FIRST_STEPS", 0)
     url = f"memory://{uuid.uuid4()}"
     index, fields = write_set(url, [64] * 3)

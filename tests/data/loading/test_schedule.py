@@ -10,7 +10,7 @@ from tests.tars import uniform_index
 
 @pytest.mark.parametrize(("lanes", "block", "slots"), [(8, 64, range(16)), (4, 200, range(3, 9)), (1, 1024, range(16))])
 def test_every_id_is_read_once_and_in_time(lanes, block, slots):
-    """From the middle of an epoch over its end: what a step uses is in a read scheduled for it or before."""
+    """From the middle of an epoch across its end: a step's samples are in reads for this step or an earlier one."""
     index = uniform_index([300, 200, 500], 64, 2048)
     order = SampleOrder(index, batch_size=16, lanes=lanes, block=block, seed=1)
     steps = range(20, order.steps_per_epoch + 25)
@@ -28,7 +28,7 @@ def test_every_id_is_read_once_and_in_time(lanes, block, slots):
 
 @pytest.mark.parametrize("percent", [0, 50, 90])
 def test_the_first_batch_waits_for_little(percent):
-    """Anywhere in an epoch: a stride group a sample, not the blocks that they are in."""
+    """At any place in an epoch: for a stride group a sample, not for their blocks."""
     index = uniform_index([4096] * 16, 64, 50 * 1024)
     order = SampleOrder(index, batch_size=8, lanes=4, block=1024)
     step = order.steps_per_epoch * percent // 100

@@ -41,7 +41,7 @@ def by_the_loader(index: Index, size: int) -> Seen:
 
 
 class WithId:
-    """A sample's id, key, pixels and label. A class, so that other processes can have it."""
+    """A sample's id, key, pixels and label. A class, so that it can be pickled."""
 
     def __init__(self, index: Index) -> None:
         from data.loading.webdataset import _Pair
@@ -59,7 +59,7 @@ def with_ids(url: str, **options) -> wds.WebDataset:
 
 
 def once(samples: Iterable[tuple[int, str, bytes, int]]) -> Seen:
-    """By id; none comes twice."""
+    """The samples by id. Checks that none comes twice."""
     seen: Seen = {}
     for number, _, image, label in samples:
         assert number not in seen
@@ -152,7 +152,7 @@ def test_all_fields_are_there(tmp_path: Path) -> None:
 
 
 def test_every_pass_has_another_order(digits: Path) -> None:
-    """In one process by `random`, in workers by torch's generator: the same seed gives the same passes."""
+    """The seed is that of `random` in this process, and that of torch in workers: equal seeds give equal passes."""
 
     def passes(dataset: Iterable) -> list[list[int]]:
         return [[sample[0] for sample in dataset] for _ in range(2)]
@@ -174,7 +174,7 @@ def test_every_pass_has_another_order(digits: Path) -> None:
 
 @pytest.mark.parametrize("cut", ["between samples", "between fields", "in an image"])
 def test_a_truncated_shard_is_an_error_or_a_warning_with_a_number(tmp_path: Path, cut: str) -> None:
-    """The library alone takes the first two as whole; ours says how many samples are missing, and gives the others."""
+    """For the library alone the first two are whole shards. Here the number of missing samples is said."""
     pack_digits(str(tmp_path))
     index = open_index(f"{tmp_path}/train")
     path = tmp_path / "train" / "000002.tar"
@@ -221,7 +221,7 @@ def test_a_damaged_or_missing_shard(tmp_path: Path) -> None:
 
 
 def test_bad_samples_are_errors_that_name_them(tmp_path: Path, encode, photos) -> None:
-    """Those that the loader masks, by the same rules and with the same causes."""
+    """They are those that the loader masks, with the same causes."""
     good = encode(photos[0][:32, :32], "PNG")
     contents = [
         {"png": good, "cls": b"0"},

@@ -18,8 +18,8 @@ source_strategy = st.tuples(
     st.integers(1, 30),  # block
 )
 
-# Computed once, by test_order.py's obvious implementation: 7 of 10 slots from 23 samples in four shards, and 3 from 9
-# samples, whose ids begin at 23 and whose second pass begins at step 3.
+# Computed once, by the obvious implementation in test_sample_order.py: 7 of 10 slots from 23 samples in four shards, and
+# 3 from 9 samples, whose ids begin at 23 and whose second pass begins at step 3.
 FROZEN = [[17, 20, 0, 1, 5, 7, 6, 31, 25, 23], [-1, -1, 15, -1, 16, -1, -1, 27, 29, 28]]
 
 
@@ -35,7 +35,7 @@ def mix(make_index, sources, seed: int = 0) -> tuple[Mixture, list[SampleOrder],
 @settings(max_examples=40, deadline=None)
 @given(st.data(), st.lists(source_strategy, min_size=1, max_size=4), st.integers(0, 99))
 def test_each_source_exactly_once_a_pass_through_restarts(make_index, train, data, sources, seed):
-    """By 1 to 8 workers, restarted at random steps with another number; each source passes at its own pace."""
+    """By 1 to 8 workers, with another number after each restart at a random step. Each source has its own passes."""
     mixture, orders, firsts = mix(make_index, sources, seed)
     steps = min(2 * max(order.steps_per_epoch for order in orders) + 1, 60)
     restarts = sorted(data.draw(st.lists(st.integers(0, steps), max_size=2)))
@@ -73,7 +73,7 @@ def test_any_slots_are_those_of_the_sources_side_by_side(make_index, data, sourc
 
 
 def test_ids_are_those_of_the_joined_index(make_index):
-    """What the mixture calls a sample is where the joined index finds it: in the shard of its own source."""
+    """The joined index finds a sample of the mixture in the shard of its own source."""
     sources = [([5, 9, 2, 7], 7, 2, 4), ([4, 5], 3, 1, 4)]
     mixture, _, firsts = mix(make_index, sources)
     indexes = [
@@ -134,7 +134,7 @@ def test_impossible_mixtures(make_index):
         ([0.1, 0.2, 0.7], 10, [1, 2, 7]),
         ([1, 1, 1], 10, [4, 3, 3]),
         ([0.3, 0.1, 0.6], 15, [5, 1, 9]),  # 4.5, 1.5 and 9: equal remainders, though not as binary fractions
-        ([47, 16, 15.8, 12, 6.1, 3.1], 10, [5, 2, 1, 1, 1, 0]),  # a textbook's; the last one refused below
+        ([47, 16, 15.8, 12, 6.1, 3.1], 10, [5, 2, 1, 1, 1, 0]),  # a textbook's example; the last one is refused below
         ([300e6, 1.28e6], 4096, [4079, 17]),
         ([2, 0, 1], 3, [2, 0, 1]),
     ],

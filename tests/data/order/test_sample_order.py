@@ -31,7 +31,7 @@ sizes_strategy = st.integers(1, 40).flatmap(lambda batch: st.tuples(st.just(batc
 def reference_epoch(
     shards: list[list[int]], seed: int, epoch: int, batch_size: int, lanes: int, block: int
 ) -> list[list[int]]:
-    """All batches of an epoch, the slow and obvious way, sharing no code with the package."""
+    """All batches of an epoch in the slow and obvious way. It shares no code with the package."""
 
     def splitmix(state: int) -> int:
         z = (state + 0x9E3779B97F4A7C15) & MASK
@@ -77,7 +77,7 @@ def shards_of(counts: list[int], chosen: set[int] | None = None) -> list[list[in
 
 @st.composite
 def choices(draw, counts: list[int]) -> tuple[int | None, list[int]]:
-    """A subset's size or None, and some excluded ids, of which one sample or more is left."""
+    """A subset's size or None, and some excluded ids, such that at least one sample is left."""
     size = draw(st.none() | st.integers(1, sum(counts)))
     return size, draw(st.lists(st.integers(0, sum(counts) - 1), max_size=(size or sum(counts)) - 1))
 
@@ -112,8 +112,8 @@ def test_equals_the_obvious_implementation(make_index, data, counts, sizes, bloc
     assert [order.batch(epoch * len(expected) + t) for t in range(len(expected))] == expected
 
 
-def test_frozen_for_ever(make_index):
-    """A run resumed under a later version must see the same samples: these numbers never change."""
+def test_never_changes(make_index):
+    """A run that a later version resumes must see the same samples: these numbers never change."""
     order = SampleOrder(make_index([5, 9, 2, 7]), seed=42, batch_size=6, lanes=3, block=4)
     assert order.steps_per_epoch == 4
     assert [order.batch(step) for step in (0, 3, 4)] == FROZEN
@@ -127,7 +127,7 @@ def test_frozen_for_ever(make_index):
 @settings(max_examples=60, deadline=None)
 @given(st.data(), counts_strategy, sizes_strategy, st.integers(1, 50), st.integers(0, 99), st.booleans())
 def test_exactly_once_through_restarts_with_other_workers(make_index, train, data, counts, sizes, block, seed, shuffle):
-    """Three epochs by 1 to 8 workers, restarted at random steps with another number: the batches never change."""
+    """Three epochs by 1 to 8 workers, with another number after each restart at a random step: equal batches."""
     batch_size, lanes = sizes
     index = make_index(counts)
     size, exclude = data.draw(choices(counts))
@@ -158,7 +158,7 @@ def test_exactly_once_through_restarts_with_other_workers(make_index, train, dat
 
 @pytest.mark.parametrize("owned", [(0, 64), (0, 32), (16, 24), (0, 1), (3, 21)])
 def test_window_is_what_waits_at_most(make_index, owned):
-    """Whole lanes of equal width reach it; lanes owned in part do not exceed it, and come near."""
+    """Whole lanes of equal width reach the number; partial lanes come near and do not exceed it."""
     order = SampleOrder(make_index([3000] * 7), batch_size=64, lanes=16, block=96)
     held, most = 0, 0
     for step in range(order.steps_per_epoch):
@@ -173,7 +173,7 @@ def test_window_is_what_waits_at_most(make_index, owned):
 
 
 def test_window_in_numbers(make_index):
-    """About half a block a lane, for one worker of all lanes and for each of eight; a whole one of a single lane."""
+    """About half a block a lane, for one worker with all lanes or each of eight; a whole block for a single lane."""
     order = SampleOrder(make_index([1_281_167]), batch_size=4096)
     assert 64 * 1024 / 2 < order.most_waiting(0, 4096) < 64 * 1024 / 2 + 4096
     for start in range(0, 4096, 512):
@@ -182,7 +182,7 @@ def test_window_in_numbers(make_index):
 
 
 def test_lanes_enter_their_blocks_in_turn(make_index):
-    """Of 8 lanes with blocks of 64 and 4 samples a step, one begins a block every second step; none begin together."""
+    """Of 8 lanes with blocks of 64 and 4 samples a step, every second step one begins a block, and never two."""
     order = SampleOrder(make_index([1000] * 8), batch_size=32, lanes=8, block=64)
     entered = [sum(len(ids) for _, ids in order.blocks_entered(step, 0, 32)) for step in range(1, 200)]
     assert entered.count(64) == 99 or entered.count(64) == 100
@@ -212,10 +212,10 @@ def steps_of(order: SampleOrder, epoch: int) -> np.ndarray:
 
 
 def test_no_position_bias(make_index):
-    """In which tenth of an epoch a sample comes: over 60 epochs, as uniform for every one of 4,000 as a free shuffle.
+    """The tenth of an epoch in which a sample comes: over 60 epochs as uniform as in a free shuffle, for all of 4,000.
 
     Chi-squared with 9 degrees of freedom, which is 9 on average. With 4,000 samples the average is within 0.3 of its
-    expectation even where neighbours move together, and the largest stays below the 99.99999 % quantile, 51.
+    expectation even if neighbours move together, and the largest stays below the 99.99999 % quantile, 51.
     """
     order = SampleOrder(make_index([400] * 10), seed=5, batch_size=32, lanes=4, block=32)
     tenth = np.arange(order.steps_per_epoch) * 10 // order.steps_per_epoch
@@ -234,14 +234,14 @@ def test_no_position_bias(make_index):
 def test_neighbours_in_storage_spread_over_the_block(make_index):
     """The steps between two neighbours are those between two random places of a block: chi-squared, 63 degrees.
 
-    A block of K samples is used up in K/n steps, and d of them lie between the n samples of one step and the n of
-    another with the probability 2 (K/n - d) n^2 / (K (K - 1)), or (n - 1) / (K - 1) for d = 0.
+    A block of K samples is used in K/n steps of n samples. Two samples are d steps apart with the probability
+    2 (K/n - d) n^2 / (K (K - 1)), or (n - 1) / (K - 1) for d = 0.
     """
     size, share = 256, 4
     order = SampleOrder(make_index([20 * size] * 8), seed=5, batch_size=share, lanes=1, block=size)
     rows = size // share
     apart = np.abs(np.diff(steps_of(order, 0)))
-    apart = apart[apart < rows]  # 1 pair in K lies in two blocks, and half of those come near each other
+    apart = apart[apart < rows]  # 1 pair in K is in two blocks, and half of those are near each other
     probability = 2 * (rows - np.arange(rows)) * share**2 / (size * (size - 1))
     probability[0] = (share - 1) / (size - 1)
     assert probability.sum() == pytest.approx(1)
@@ -254,7 +254,7 @@ def test_neighbours_spread_with_all_lanes(make_index):
     order = SampleOrder(make_index([2000] * 100), seed=2, batch_size=256, block=256)
     assert order.lanes == 64
     apart = np.abs(np.diff(steps_of(order, 0)))
-    assert np.mean(apart[apart <= 64]) == pytest.approx(64 / 3, rel=0.1)  # blocks cut short at lanes' ends are smaller
+    assert np.mean(apart[apart <= 64]) == pytest.approx(64 / 3, rel=0.1)  # the last blocks of lanes are smaller
     assert (apart > 64).mean() < 2 / 256
 
 
@@ -269,15 +269,15 @@ def test_classes_of_a_batch_from_a_sorted_set(make_index):
     assert min(classes) > 100
 
 
-def test_orders_that_take_turns_do_not_shuffle_twice(make_index):
-    """Four sources of 64 lanes each, and readers that run 32 steps ahead: every block is shuffled once."""
+def test_several_orders_at_once_shuffle_no_block_twice(make_index):
+    """Four sources of 64 lanes each, with readers 32 steps ahead: every block is shuffled once."""
     orders = [SampleOrder(make_index([1000] * count), seed=count, batch_size=256) for count in (300, 301, 302, 303)]
     block_permutation.cache_clear()
     for step in range(1000, 1100):
         for order in orders:
             order.slots(step, 0, 256)
             order.blocks_entered(step + 32, 0, 256, since=1000)
-    staggers = [lane * 1024 // 64 for lane in range(64)]  # in another order, which the sum does not see
+    staggers = [lane * 1024 // 64 for lane in range(64)]  # another order has the same sum
     blocks = sum((4 * 1132 - 1 + stagger) // 1024 - (4 * 1000 + stagger) // 1024 + 1 for stagger in staggers)
     assert block_permutation.cache_info().misses == 4 * blocks
 
@@ -293,7 +293,7 @@ def test_default_lanes(make_index, batch_size, samples, lanes):
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_no_default_lane_is_empty(make_index, batch_size, samples):
-    """Of an epoch's first batch, every lane's slots hold a sample."""
+    """In an epoch's first batch, every lane has a sample."""
     order = SampleOrder(make_index([samples]), batch_size=batch_size, block=7)
     ids = np.array(order.batch(0))
     edges = [lane * batch_size // order.lanes for lane in range(order.lanes)]
@@ -339,7 +339,7 @@ def test_impossible_slots(make_index):
 
 
 def test_full_size(make_index):
-    """303M samples in 30,000 shards: from a cold start, a late step makes no more function calls than an early one."""
+    """303M samples in 30,000 shards: after a cold start, a late step needs no more function calls than an early one."""
     counts = [10_100 + n % 7 for n in range(30_000)]
     index = make_index(counts)
     assert index.num_samples > 303_000_000

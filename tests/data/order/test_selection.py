@@ -22,7 +22,7 @@ def ids_of(selection: Selection) -> list[int]:
 
 
 def check_runs(selection: Selection, counts: list[int]) -> None:
-    """Ascending, disjoint, none empty, none over the end of a shard."""
+    """Checks that runs are ascending and disjoint, and that none is empty or crosses the end of a shard."""
     assert selection.first.dtype == selection.count.dtype == np.int64
     assert (selection.count > 0).all()
     assert (selection.first[1:] >= (selection.first + selection.count)[:-1]).all()
@@ -34,7 +34,7 @@ def check_runs(selection: Selection, counts: list[int]) -> None:
 
 
 def added_ids(inner: Selection, outer: Selection) -> int:
-    """How many ids `outer` has beside those of `inner`, each of whose runs has to lie in one of `outer`."""
+    """Number of ids that `outer` has and `inner` has not. Each run of `inner` must be in one of `outer`."""
     around = np.searchsorted(outer.first, inner.first, side="right") - 1
     assert (around >= 0).all()
     assert (inner.first + inner.count <= (outer.first + outer.count)[around]).all()
@@ -75,7 +75,7 @@ def test_subset_is_the_lowest_priorities(make_index, data, counts, seed):
 
 
 def test_subset_never_changes(make_index):
-    """A study repeated under a later version must see the same samples: these numbers never change."""
+    """A study that a later version repeats must see the same samples: these numbers never change."""
     assert brute_force_subset([5, 9, 2, 7], 8, 42) == FROZEN
     assert ids_of(subset(make_index([5, 9, 2, 7]), 8, 42)) == FROZEN
 
@@ -106,8 +106,8 @@ def test_subsets_are_nested(make_index, data, counts, seed):
     assert all(small <= large for small, large in itertools.pairwise(sets))
 
 
-def test_priorities_that_a_double_cannot_tell_apart(make_index):
-    """With more samples than there are doubles, the size is still exact and every next size adds one sample."""
+def test_priorities_that_are_equal_as_doubles(make_index):
+    """With more samples than doubles, the size is still exact, and the next size always adds one sample."""
     index = make_index([2**50 - 1, 3] * 40)
     sizes = range(40 * 2**48, 40 * 2**48 + 20)
     sets = [subset(index, size) for size in sizes]
@@ -118,7 +118,7 @@ def test_priorities_that_a_double_cannot_tell_apart(make_index):
 
 @pytest.mark.parametrize("counts", [[10] * 6, [13, 4, 1, 22, 20]])
 def test_every_sample_is_equally_likely(make_index, counts):
-    """Over 800 seeds, no sample is chosen more or less often than chance gives the luckiest of 60: 5 deviations."""
+    """Over 800 seeds, the frequencies of 60 samples are within 5 standard deviations."""
     index, size, seeds = make_index(counts), 21, 800
     seen = np.zeros(60)
     for seed in range(seeds):
@@ -143,7 +143,7 @@ def test_impossible_sizes(make_index, size):
 @settings(max_examples=100, deadline=None)
 @given(st.data(), counts_strategy)
 def test_without_takes_ids_out(make_index, data, counts):
-    """Whatever the ids: twice, in any order, not selected, in no shard."""
+    """With any ids: twice, in any order, not selected, in no shard."""
     index = make_index(counts)
     selected = subset(index, data.draw(st.integers(1, sum(counts))))
     ids = data.draw(st.lists(st.integers(-2, sum(counts) + 2)))
@@ -162,7 +162,7 @@ def test_everything(make_index, counts):
 
 
 def test_a_million_excluded(make_index):
-    """Runs, not ids: a million samples out of 303M cost a few arrays of a million."""
+    """By runs, not ids: a million samples out of 303M need a few arrays of a million."""
     index = make_index([10_100] * 30_000)
     ids = np.arange(0, index.num_samples, 303, dtype=np.int64)
     left = without(everything(index), ids)

@@ -22,7 +22,7 @@ from data.packing.pack import Options, pack
 from data.packing.source import Item, Reading, Skipped, Source
 from infra.local.stores import gcs_server, reached_by, s3_server
 
-ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # whatever clusters there are on this machine
+ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # independent of clusters on this machine
 
 
 def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
@@ -87,7 +87,7 @@ def test_shards_are_balanced_and_every_item_is_in_one(tmp_path, count, per_shard
 
 
 def test_default_size_of_shards(tmp_path):
-    """About 200 MB, but at least 16 shards where there are 256 samples for each."""
+    """About 200 MB, but at least 16 shards if there are 256 samples for each."""
     source = Numbers(5000)
     for mean, shards in ((100.0, 16), (1e6, 25), (2e6, 50)):
         source.mean_bytes = mean
@@ -97,7 +97,7 @@ def test_default_size_of_shards(tmp_path):
 
 
 def test_shuffled_by_a_seed(tmp_path):
-    """Items in the order of their classes come out mixed; the same for the same seed; kept where that is asked for."""
+    """Items that are sorted by class are mixed, equally for equal seeds. Without a seed they keep their order."""
     for name, seed in (("a", 0), ("b", 0), ("c", 1), ("kept", None)):
         pack(str(tmp_path / name), Numbers(1000), Options(seed, samples_per_shard=100))
     assert digests(tmp_path / "a") == digests(tmp_path / "b")
@@ -194,8 +194,8 @@ def test_goes_on_where_it_stopped(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         pack(str(resumed), source, options, runner=interrupt(4))
     assert not (resumed / "index.json").exists()
-    (resumed / "000002.tar").write_bytes(b"cut")  # noted as finished, and damaged since
-    (resumed / "000004.tar").write_bytes(b"begun")  # the one that was being written
+    (resumed / "000002.tar").write_bytes(b"cut")  # damaged after it was noted as finished
+    (resumed / "000004.tar").write_bytes(b"begun")  # the unfinished one
     before = snapshot(resumed)
     packed = pack(str(resumed), source, options)
     assert packed.wrote
@@ -239,7 +239,7 @@ def test_complete_sets_are_left_alone(tmp_path):
 
 @pytest.mark.parametrize("server", [gcs_server, s3_server])
 def test_object_stores(tmp_path, server):
-    """The same bytes on an object store, also after an interruption there; and nothing of the work is left behind."""
+    """The same bytes on an object store, also after an interruption. No notes are left over."""
     options = Options(samples_per_shard=30)
     pack(str(tmp_path), Numbers(200, bad=(3,)), options)
     with server() as running, reached_by(running) as bucket:
@@ -269,7 +269,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_command_line(tmp_path):
-    """pack, pack again, index, show: what a user does, in real processes."""
+    """pack, pack again, index, show, in real processes, as a user runs them."""
     packed = command("pack", "digits", str(tmp_path), "--json")
     assert (packed.returncode, packed.stderr) == (0, "")
     facts = json.loads(packed.stdout.splitlines()[-1])
@@ -283,7 +283,7 @@ def test_command_line(tmp_path):
 
 @pytest.mark.cluster
 def test_on_ray_with_a_kill_in_the_middle(tmp_path):
-    """Two workers, the driver killed once shards are finished; then the same command, which makes only the rest."""
+    """Two workers; the driver is killed after some shards. Then the same command makes only the others."""
     shapes = ["--samples", "4096", "--test-samples", "100", "--classes", "20", "--image-size", "48"]
     one, two = tmp_path / "one", tmp_path / "two"
     alone = command("pack", "shapes", str(one), *shapes)
@@ -296,7 +296,7 @@ def test_on_ray_with_a_kill_in_the_middle(tmp_path):
             assert time.monotonic() < deadline
             time.sleep(0.02)
         process.send_signal(signal.SIGKILL)
-    time.sleep(1.0)  # Ray ends the tasks of a driver that is gone
+    time.sleep(1.0)  # Ray ends the tasks of a driver that has ended
     assert not (two / "train" / "index.json").exists()
     finished = {path.stem for path in two.glob("train/packing/0*.json")}
     before = snapshot(two / "train")
@@ -308,7 +308,7 @@ def test_on_ray_with_a_kill_in_the_middle(tmp_path):
     assert digests(two) == digests(one)
     facts = json.loads(resumed.stdout.splitlines()[-1])
     assert (facts["packed"], facts["train"]["num_samples"], facts["test"]["num_samples"]) == (True, 4096, 100)
-    for line in resumed.stderr.splitlines():  # Ray itself is quiet
+    for line in resumed.stderr.splitlines():  # Ray prints nothing
         assert line.startswith("packing shapes/"), resumed.stderr
 
 

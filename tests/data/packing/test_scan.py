@@ -23,7 +23,7 @@ def test_index_of_existing_shards_equals_the_packers(digits, tmp_path):
 
 
 def test_odd_members_between_samples(tmp_path):
-    """Folders, metadata and names without a dot count as nothing, here and in the reader's offsets."""
+    """Folders, metadata and names without a dot do not count, neither here nor in the reader's offsets."""
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         folder = tarfile.TarInfo("x")
         folder.type = tarfile.DIRTYPE
@@ -92,16 +92,16 @@ def small_tar(fields: int = 2) -> tuple[bytes, list[tarfile.TarInfo]]:
 @pytest.mark.parametrize(
     ("member", "into", "samples", "cut"),
     [
-        (2 * 100, 700, 101, 1),  # in the middle of an image: its sample counts
-        (2 * 128, 700, 129, 1),  # the sample's offset is one that the index holds
-        (2 * 100 + 1, 512, 101, 1),  # between a label's header and its content: the image counted already
-        (2 * 100, 100, 100, 1),  # a piece of a header is nobody's
+        (2 * 100, 700, 101, 1),  # in an image: its sample counts
+        (2 * 128, 700, 129, 1),  # the sample's offset is in the index
+        (2 * 100 + 1, 512, 101, 1),  # between a label's header and its content: the image already counts
+        (2 * 100, 100, 100, 1),  # a part of a header belongs to no sample
         (2 * 100, 0, 100, 0),  # between two samples
         (2 * 100 + 1, 0, 101, 0),  # between an image and its label
     ],
 )
 def test_tar_cut_short(tmp_path, member, into, samples, cut):
-    """Its whole samples and the one in whose middle it ends have ids; nothing behind it moves."""
+    """Its whole samples and the one in whose middle it ends have ids. The ids after it are right."""
     content, members = small_tar()
     (tmp_path / "0.tar").write_bytes(content[: members[member].offset + into])
     (tmp_path / "1.tar").write_bytes(content)
@@ -115,7 +115,7 @@ def test_tar_cut_short(tmp_path, member, into, samples, cut):
 
 
 def test_tar_cut_short_in_a_long_name(tmp_path):
-    """The name is in records before the header, which a cut after them leaves whole."""
+    """The name is in records before the header; the cut is after them."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for number in range(2):
@@ -127,7 +127,7 @@ def test_tar_cut_short_in_a_long_name(tmp_path):
     assert (index.num_samples, len(contents.cut_short)) == (2, 1)
 
 
-def test_told_number_of_classes_and_label_counts(tmp_path):
+def test_given_number_of_classes_and_label_counts(tmp_path):
     with ShardWriter(str(tmp_path), "a.tar") as writer:
         for number, cls in enumerate((b"1", b"1", b"4", b"x")):
             writer.write(str(number), {"png": b"x", "cls": cls})
@@ -141,7 +141,7 @@ def test_told_number_of_classes_and_label_counts(tmp_path):
 
 
 def test_lists_of_one_label_make_a_multi_label_set(tmp_path):
-    """The form counts: such an image may have more labels in the next shard."""
+    """The form decides: images of the next shard may have more labels."""
     with ShardWriter(str(tmp_path), "a.tar") as writer:
         writer.write("0", {"png": b"x", "json": b'{"labels": [4]}'})
         writer.close()

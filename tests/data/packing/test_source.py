@@ -24,7 +24,7 @@ def test_ahead_keeps_the_order_and_bounds_what_is_under_way():
     results = ahead(slow, range(200))
     assert next(results) == 0
     time.sleep(0.1)
-    assert begun[0] <= READ_THREADS + 1  # nobody asked for more
+    assert begun[0] <= READ_THREADS + 1  # no more were requested
     assert list(results) == [number * number for number in range(1, 200)]
     assert 1 < most[0] <= READ_THREADS
 

@@ -22,7 +22,7 @@ SAMPLES = 70  # a shard: two of the index's offsets
 
 @pytest.fixture(scope="session")
 def sound(tmp_path_factory, encode) -> Path:
-    """Three shards of 70 samples of three classes. Not to be written to."""
+    """Three shards of 70 samples of three classes. Do not write to it."""
     folder = tmp_path_factory.mktemp("sound")
     write_set(folder, [[sample(encode, n, shard * SAMPLES + n) for n in range(SAMPLES)] for shard in range(3)])
     return folder
@@ -60,7 +60,7 @@ def change_index(folder: Path, number: int, **changes: object) -> None:
 
 
 def faults(folder: Path | str, capsys, *words: str) -> list[str]:
-    """What the command says, its exit code checked; `--json` has to say the same."""
+    """The lines of the command. Checks its exit code and that `--json` has the same faults."""
     code = main(["verify", str(folder), "--workers", "1", "--json", *words])
     lines = capsys.readouterr().out.splitlines()
     found, facts = lines[:-2], json.loads(lines[-1])
@@ -80,7 +80,7 @@ def test_the_digits_have_no_faults(digits, capsys):
 
 
 def test_a_flipped_bit_in_an_image(folder, capsys):
-    """Of every place in the shard's data, the checksum notices; decoding is not needed."""
+    """At any place in the shard's data the checksum shows it, without decoding."""
     path = folder / "000001.tar"
     content = bytearray(path.read_bytes())
     with tarfile.open(path) as archive:
@@ -100,7 +100,7 @@ def test_a_flipped_bit_in_a_header(folder, capsys):
     path.write_bytes(content)
     lines = faults(folder, capsys)
     assert [line.split(" is ")[0] for line in lines[:1]] == ["000002.tar: SHA-256"]
-    assert lines[1:] == [  # sample 39 is not counted: it might have had more fields
+    assert lines[1:] == [  # sample 39 does not count: it may have had more fields
         f"000002.tar: not a readable tar after 39 samples: no tar header at byte {header}",
         "000002.tar: 39 samples instead of 70",
     ]
@@ -124,7 +124,7 @@ def test_missing_extra_and_renamed_shards(folder, capsys):
 
 
 def test_shards_in_folders_below(tmp_path, sound, capsys):
-    """Tars are looked for wherever the index has its own."""
+    """Unlisted tars are searched in all folders of the index."""
     index = open_index(str(sound))
     (tmp_path / "a").mkdir()
     for shard in index.shards:
@@ -183,8 +183,8 @@ def test_wrong_label_counts(sound, tmp_path, capsys):
     ]
 
 
-def test_bad_samples_that_were_indexed_are_told_by_key(tmp_path, encode, capsys):
-    """What was wrong when the index was made, in one line for each sample and kind."""
+def test_bad_samples_that_were_indexed_are_named_by_key(tmp_path, encode, capsys):
+    """Faults that were there when the index was made, in one line for each sample and kind."""
     good = [sample(encode, n, f"good{n}") for n in range(3)]
     image = good[0][1]["jpg"]
     bad = [
@@ -221,7 +221,7 @@ def test_several_labels_are_fine_in_a_multi_label_set(tmp_path, encode, capsys):
 
 
 def test_one_field_twice_in_a_sample(tmp_path, encode, capsys):
-    """Readers use the first; an archive that says two things is a fault."""
+    """Readers use the first one. Two fields of one name are a fault."""
     image = sample(encode, 0, 0)[1]["jpg"]
     write_set(tmp_path, [[("a", {"jpg": image, "cls": b"0"}), ("a", {"jpg": image, "cls": b"2"})]])
     change_index(tmp_path, 0, samples=1)
@@ -278,7 +278,7 @@ def test_without_an_index_it_is_a_usage_error(tmp_path):
 
 
 def test_an_index_of_a_shard_in_another_place(tmp_path, sound, capsys):
-    """Absolute URLs: the folder of the shards is looked through, too."""
+    """Absolute URLs: the folder of the shards is searched, too."""
     index = open_index(str(sound))
     shards = tuple(replace(shard, url=index.shard_url(number)) for number, shard in enumerate(index.shards))
     assert all(isinstance(shard, Shard) for shard in shards)

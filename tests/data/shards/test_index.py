@@ -28,7 +28,7 @@ def small_index(url: str, **changes) -> Index:
 
 
 def as_version_1(content: bytes) -> bytes:
-    """The same index as the first version of the program wrote it: offsets as numbers, no counts of labels."""
+    """The same index in the first version's format: offsets as numbers, no counts of labels."""
     record = json.loads(content)
     for shard in record["shards"]:
         places = base64.b64decode(shard["offsets"])
@@ -63,7 +63,7 @@ def test_same_bytes_every_time_and_nothing_left_beside(tmp_path):
 
 
 def test_version_1_is_still_read(tmp_path):
-    """Nobody has to index again; and what was read is written as version 2."""
+    """No set must be indexed again. Such an index is written as version 2."""
     path = tmp_path / "index.json"
     write_index(small_index(str(path)))
     second = path.read_bytes()
@@ -223,7 +223,7 @@ def test_parent(url, folder):
 
 
 def test_found_again_from_another_working_directory(tmp_path, monkeypatch):
-    """Ray's workers do not run where the job was submitted."""
+    """Ray's workers run in another folder than the command."""
     write_index(small_index(f"{tmp_path}/set/index.json"))
     monkeypatch.chdir(tmp_path)
     index = open_index("set")
@@ -239,7 +239,7 @@ def test_home_is_expanded(tmp_path, monkeypatch):
 
 
 def test_concatenate(tmp_path):
-    """Ids of the second set follow those of the first; every shard keeps its place and its offsets."""
+    """Ids of the second set follow those of the first; every shard keeps its URL and its offsets."""
     first = small_index(f"{tmp_path}/one/index.json", label_counts={0: 120, 6: 11})
     shards = (Shard("d.tar", 200, 90_000, "12" * 32, np.array([0, 51_200])), first.shards[1])
     second = Index("gs://bucket/two/index.json", shards, 9, False, ("png",), "other", 100, {0: 3, 8: 197})
@@ -278,7 +278,7 @@ for line in open("/proc/self/status"):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read from /proc")
 def test_full_size_opens_in_little_memory(tmp_path):
-    """303M samples in 30,000 uneven shards: a process that opens them and finds a late batch stays below 300 MB."""
+    """303M samples in 30,000 uneven shards: opening the index and computing a late batch takes less than 300 MB."""
     counts = [9_000 + (n * 7919) % 2201 for n in range(30_000)]
     places = np.arange(-(-max(counts) // 64)) * (64 * 100 * 1024)  # images of 100 kB
     shards = tuple(

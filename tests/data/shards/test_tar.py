@@ -56,7 +56,7 @@ def test_members_as_tarfile_reads_them(files, file_format):
 
 @pytest.mark.parametrize("file_format", FORMATS)
 def test_long_names_links_and_folders(file_format):
-    """A name that needs ustar's prefix, a GNU long name or a pax record; and entries that are no files, between."""
+    """Names that need ustar's prefix, a GNU long name or a pax record, and between them entries that are no files."""
     long_name = "/".join(["folder" * 5] * 5) + "/000000.jpg"
     content = make_tar([("folder/", b""), (long_name, b"x" * 513), ("b.jpg", b"")], FORMATS[file_format])
     assert 100 < len(long_name) < 256
@@ -65,7 +65,7 @@ def test_long_names_links_and_folders(file_format):
 
 
 def test_pax_times_and_global_headers():
-    """What `tar --format=pax` and Python write beside: fractional times, and a header for the whole archive."""
+    """Other records of `tar --format=pax` and Python: fractional times, and a header for the whole archive."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w", format=tarfile.PAX_FORMAT, pax_headers={"comment": "made by"}) as archive:
         info = tarfile.TarInfo("ä/1.jpg")
@@ -112,7 +112,7 @@ def test_samples_as_webdataset_groups_them(chosen):
 
 
 def test_samples_of_any_range_between_samples():
-    """A range that begins at one sample's offset and ends at another's holds exactly the samples between."""
+    """A range from one sample's offset to another's holds exactly the samples between them."""
     content = make_tar([(f"{n:03d}.{kind}", bytes([n]) * n) for n in range(20) for kind in ("jpg", "cls")])
     offsets = [sample.offset for sample in tar.samples(tar.members(content))]
     for first, last in ((0, 5), (7, 8), (3, 19)):
@@ -122,7 +122,7 @@ def test_samples_of_any_range_between_samples():
 
 @pytest.mark.parametrize("name", ["train/.hidden", "train/._0001.jpg", "README", "__meta__/x.json", "__x__"])
 def test_names_outside_of_samples(name):
-    """Among them `._0001.jpg`, which macOS's tar adds beside each file."""
+    """Among them `._0001.jpg`, which macOS's tar adds for each file."""
     assert tar.split_name(name) is None
 
 

@@ -5,7 +5,7 @@ from data.shards.writer import ShardWriter
 
 
 def test_writer_with_long_names(tmp_path):
-    """tarfile reads back what ustar alone could not hold."""
+    """tarfile reads names that are too long for ustar."""
     keys = ["ü" * 90, "long/" * 60 + "name", "plain"]
     with ShardWriter(str(tmp_path), "a.tar") as writer:
         for key in keys:

@@ -25,7 +25,7 @@ def snapshot(folder: Path) -> dict[str, tuple[str, int]]:
 
 
 def test_digits_hold_scikit_learns_arrays(digits):
-    """Read back with WebDataset and PIL: all 1,797 images, to the value, each in one split."""
+    """Read with WebDataset and PIL: all 1,797 images with exact values, each in one split."""
     data = load_digits()
     seen = {}
     for split in ("train", "test"):
@@ -78,7 +78,7 @@ def test_incomplete_is_packed_again(digits, tmp_path, damage):
         shard.unlink()
     elif damage == "shard cut":
         shard.write_bytes(shard.read_bytes()[:-512])
-    else:  # killed before it had written a shard to its end
+    else:  # killed before its first shard was finished
         (tmp_path / "train" / "index.json").unlink()
         (tmp_path / "train" / "packing").mkdir()
         (tmp_path / "train" / "packing" / "plan.json").write_text(json.dumps(_plan(Digits("train"), OPTIONS)))

@@ -29,7 +29,7 @@ def save(path: Path, file_format: str, mode: str = "RGB", size: tuple[int, int] 
 
 @pytest.fixture
 def images(tmp_path: Path) -> Path:
-    """Two classes, and everything that lies about in real folders."""
+    """Two classes, and the other files of real folders."""
     root = tmp_path / "images"
     save(root / "cat" / "1.jpg", "JPEG")
     save(root / "cat" / "deep" / "2.v1.JPEG", "JPEG", "CMYK")
@@ -71,8 +71,8 @@ def test_class_folders(images, tmp_path):
     assert (index.num_classes, index.multi_label, dict(index.label_counts)) == (2, False, {0: 3, 1: 5})
 
 
-def test_bytes_pass_through_under_their_true_name(images, tmp_path):
-    """JPEG (CMYK too), PNG and WebP untouched; the rest becomes PNG with the same pixels."""
+def test_bytes_are_unchanged_and_the_extension_is_right(images, tmp_path):
+    """JPEG (also CMYK), PNG and WebP are unchanged; other formats become PNG with the same pixels."""
     pack(str(tmp_path / "out"), Folder(str(images)))
     found = samples(tmp_path / "out")
     for key, extension, file in (
@@ -122,7 +122,7 @@ def test_table_of_several_labels(images, tmp_path, file_format):
 
 
 def test_table_of_numbers(images, tmp_path):
-    """Class numbers stay what they are; how many classes there are is then known from the largest."""
+    """Class numbers do not change. The number of classes follows from the largest."""
     table = tmp_path / "labels.csv"
     table.write_text("label,path\n7,cat/1.jpg\n2,dog/new.webp\n")
     packed = pack(str(tmp_path / "out"), Folder(str(images), str(table)))
@@ -145,7 +145,7 @@ def test_tables_that_cannot_be_used(images, tmp_path, text, words):
 
 
 def test_from_another_file_system(images, tmp_path):
-    """The same shards, whatever store the images come from."""
+    """The same shards for images from another store."""
     memory = fsspec.filesystem("memory")
     memory.put(str(images), "/flowers", recursive=True)
     for url, out in ((str(images), "a"), ("memory://flowers", "b")):
@@ -153,8 +153,8 @@ def test_from_another_file_system(images, tmp_path):
     assert open_index(str(tmp_path / "a")).digest == open_index(str(tmp_path / "b")).digest
 
 
-def test_a_file_that_is_gone_is_one_line(images, tmp_path):
-    """As on another machine of a cluster that does not see the folder."""
+def test_a_missing_file_is_an_error_of_one_line(images, tmp_path):
+    """As on a machine of a cluster that does not see the folder."""
     source = Folder(str(images))
     (images / "cat" / "1.jpg").unlink()
     with pytest.raises(DataError, match=r"cat/1.jpg: missing for the process that packs it"):

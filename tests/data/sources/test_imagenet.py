@@ -1,4 +1,4 @@
-"""ILSVRC2012 and ImageNet-21k in miniature: archives laid out as the official ones, made by other libraries."""
+"""ILSVRC2012 and ImageNet-21k in miniature: archives with the layout of the official ones, made by other libraries."""
 
 import gzip
 import io
@@ -17,9 +17,9 @@ from data.packing.pack import pack
 from data.sources.class_tars import class_tars
 from data.sources.imagenet import imagenet21k, read_devkit
 
-# Sorted WordNet ids and the numbers that the devkit gives them: another order, as in the official one.
+# Sorted WordNet ids and their numbers in the devkit: another order, as in the official one.
 WNIDS = {"n01440764": 3, "n01443537": 1, "n02105855": 4, "n07747607": 2}
-GROUP = "n00001740"  # the devkit lists groups of classes, too
+GROUP = "n00001740"  # the devkit also lists groups of classes
 TRUTH = [4, 2, 2, 1, 3, 1]  # devkit numbers of validation images 1 ...
 
 
@@ -80,7 +80,7 @@ def images() -> dict[str, dict[str, bytes]]:
 
 @pytest.fixture(scope="module")
 def validation() -> dict[str, bytes]:
-    """In an order of their own."""
+    """The validation images, in an order of their own."""
     return {f"ILSVRC2012_val_{number:08d}.JPEG": jpeg(100 + number) for number in (2, 1, 6, 4, 3, 5)}
 
 
@@ -126,7 +126,7 @@ def test_both_splits(archives, images, validation, tmp_path, capsys):
 
 
 def test_the_devkits_numbers_are_not_the_sorted_ones(archives):
-    """Against the way in which torchvision reads it (parse_devkit_archive), spelt out."""
+    """Against torchvision's way of reading it (parse_devkit_archive), written out."""
     with tarfile.open(archives / "ILSVRC2012_devkit_t12.tar.gz") as archive:
         file = io.BytesIO(archive.extractfile("ILSVRC2012_devkit_t12/data/meta.mat").read())
     meta = scipy.io.loadmat(file, squeeze_me=True)["synsets"]
@@ -140,7 +140,7 @@ def test_the_devkits_numbers_are_not_the_sorted_ones(archives):
 
 
 def test_21k_from_a_folder_or_a_tar_of_tars(archives, images):
-    """The same images, in the same order; so many held out, and none twice."""
+    """The same images in the same order. The right number is held out, and none comes twice."""
     one, other = (imagenet21k(str(archives / place), 6) for place in ("21k", "ILSVRC2012_img_train.tar"))
     found = []
     for split, count in (("train", 14), ("val", 6)):

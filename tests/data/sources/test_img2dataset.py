@@ -1,4 +1,4 @@
-"""img2dataset's output in miniature: tars, Parquet files and statistics as its WebDataset writer leaves them."""
+"""img2dataset's output in miniature: tars, Parquet files and statistics as its WebDataset writer writes them."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def jpeg(number: int) -> bytes:
 
 @pytest.fixture(scope="module")
 def downloaded(tmp_path_factory) -> Path:
-    """Three tars of 20, 10 and 15 rows each, of which every fourth failed to download; and the label table."""
+    """Three tars of 20, 10 and 15 rows, of which every fourth failed to download, and the label table."""
     root = tmp_path_factory.mktemp("coyo")
     folder = root / "images"
     folder.mkdir()
@@ -82,7 +82,7 @@ def downloaded(tmp_path_factory) -> Path:
 
 
 def expected() -> dict[str, int]:
-    """Row by key, of what was downloaded."""
+    """Row by key, of the downloaded images."""
     keys = [f"{shard:05d}{place:04d}" for shard, rows in enumerate((20, 10, 15)) for place in range(rows)]
     return {key: number for number, key in enumerate(keys) if number % 4 != 1}
 
@@ -95,7 +95,7 @@ def samples(folder: Path) -> dict[str, dict[str, bytes]]:
 @pytest.mark.parametrize("table", [True, False])
 @pytest.mark.parametrize("per_shard", [1000, 12, 5])
 def test_images_get_their_labels(downloaded, tmp_path, table, per_shard):
-    """However the shards cut through the tars; joined with the table or out of the images' own records."""
+    """Also if shards begin in the middle of tars. Labels are from the table, or from the images' own records."""
     labels = str(downloaded / "labels") if table else None
     packed = pack(str(tmp_path), Img2dataset(str(downloaded / "images"), labels), Options(samples_per_shard=per_shard))
     found = samples(tmp_path)
@@ -136,7 +136,7 @@ def test_command_line(downloaded, tmp_path, capsys):
 
 
 def test_table_looks_up_by_numbers_and_by_text(tmp_path):
-    """Against a dictionary; of rows with one key the first counts."""
+    """Against a dictionary. Of rows with equal keys the first counts."""
     rng = np.random.default_rng(0)
     numbers = rng.integers(-(2**62), 2**62, 500)
     keys = [*numbers.tolist(), *numbers[:20].tolist()]

@@ -38,8 +38,8 @@ def test_labels_are_uniform(classes):
     assert ((counts - expected) ** 2 / expected).sum() < 33.7
 
 
-def test_the_labelled_object_is_the_foremost():
-    """Mean colour of the middle of its surface: the class's own, up to light and texture."""
+def test_the_labelled_object_is_in_front():
+    """The colour of the middle is that of the class, apart from light and texture."""
     palette = np.array(list(COLOURS.values()), float)
     palette /= np.linalg.norm(palette, axis=1, keepdims=True)
     right = 0
@@ -49,7 +49,7 @@ def test_the_labelled_object_is_the_foremost():
         saturation = np.ptp(image[16:48, 16:48].reshape(-1, 3).astype(int), axis=1)
         best = np.bincount(votes.argmax(0)[saturation > 60], minlength=10).argmax() if (saturation > 60).any() else 9
         right += best == look(label).colour
-    assert right > 130  # chance: 20; brown and white look like grounds
+    assert right > 130  # chance: 20; brown and white look like backgrounds
 
 
 def test_nearest_neighbours_on_pixels_beat_chance():

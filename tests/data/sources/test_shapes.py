@@ -29,7 +29,7 @@ def test_packed(tmp_path):
     first = next(iter(webdataset.WebDataset(str(tmp_path / "test" / "000000.tar"), shardshuffle=False)))
     image, _ = shape_image(0, "test", 0, classes=20, image_size=32, multi_label=True)
     stored, drawn = (cv2.resize(one, (4, 4), interpolation=cv2.INTER_AREA) for one in (decode(first["jpg"]), image))
-    assert np.abs(stored.astype(int) - drawn).mean() < 3  # what JPEG leaves of the noise is in the single pixels
+    assert np.abs(stored.astype(int) - drawn).mean() < 3  # the noise that JPEG keeps is in single pixels
     digest = hashlib.sha256((tmp_path / "train" / "000000.tar").read_bytes()).hexdigest()
     again = pack_shapes(str(tmp_path), samples=40, test_samples=10, classes=20, image_size=32, multi_label=True)
     assert not again["train"].wrote

@@ -1,4 +1,4 @@
-"""A small data set that TFDS itself prepares, where the package is installed (requirements-tfds.txt)."""
+"""A small data set that TFDS itself prepares, if the package is installed (requirements-tfds.txt)."""
 
 import io
 import json
@@ -85,7 +85,7 @@ def test_slices_and_lists_of_labels(prepared, tmp_path):
 
 
 class Clevr(tfds.core.GeneratorBasedBuilder):
-    """Nested features like CLEVR's and KITTI's: as many objects as the number says."""
+    """Nested features like CLEVR's and KITTI's: the number is that of the objects."""
 
     VERSION = tfds.core.Version("3.1.0")
 

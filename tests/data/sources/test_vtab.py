@@ -1,4 +1,4 @@
-"""Labels by the benchmark's own words, spelt out by hand."""
+"""Labels by the benchmark's own definitions, computed by hand."""
 
 import io
 

@@ -1,4 +1,4 @@
-"""What is tried again and for how long, and what is not."""
+"""Which errors are retried and for how long."""
 
 import errno
 import threading
@@ -69,7 +69,7 @@ def test_what_does_not_pass_is_raised_at_once(error: BaseException) -> None:
 
 
 def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After so many tries, or after so long, with the last error itself."""
+    """After the number of tries, or after the time, with the last error itself."""
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
     work = Answers(*(OSError(f"try {number}") for number in range(1, 100)))
     with pytest.raises(OSError, match=f"^try {patience.ATTEMPTS}$"):
@@ -85,7 +85,7 @@ def test_patience_ends(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_waits_double_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Random up to a bound that doubles: workers that failed together do not come back together."""
+    """Random up to a bound that doubles: workers that failed at one time do not retry at one time."""
     waits: list[float] = []
     monkeypatch.setattr("tenacity.nap.time.sleep", waits.append)
     monkeypatch.setattr(patience, "PATIENCE", 1e9)
@@ -100,7 +100,7 @@ def test_waits_double_and_differ(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_patience_lasts_as_long_as_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
-    """More tries than usual, until the time is over or a flag is set, which also ends the wait for the next one."""
+    """More tries than usual, until the time is over or a flag is set. The flag also ends the present wait."""
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.001)
     monkeypatch.setattr(patience, "LONGEST_WAIT", 0.002)
     errors = [OSError(f"try {number}") for number in range(1, 3 * patience.ATTEMPTS)]

@@ -61,7 +61,7 @@ def stores(folder: Path, expected: list[Fields]) -> Iterator[dict[str, Server]]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests that stall are given up soon, waits between tries are short, and so are reads: there are many."""
+    """Short time limits, short waits between tries and short reads, so that there are many requests."""
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.5)
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.05)
     monkeypatch.setattr(reader, "READ_BYTES", 50_000)
@@ -128,7 +128,7 @@ def test_writing_to_a_bucket(stores, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("impatient")
 def test_the_same_samples_through_a_bad_network(stores, expected, kind):
-    """One request in ten fails, some stall for ever, some answers are cut short: nothing of it shows in the samples."""
+    """One request in ten fails, some stall for ever, some answers are cut short: the samples are the same."""
     with (
         FaultyProxy(stores[kind], seed=3, fail=0.1, stall=0.08, truncate=0.1, shorten=0.1) as proxy,
         reached_by(proxy.server) as url,
@@ -148,14 +148,14 @@ def test_the_same_samples_through_a_bad_network(stores, expected, kind):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.usefixtures("impatient")
 def test_retries_are_counted(stores, expected, kind):
-    """No library notices a stall in time: each one is a retry of ours."""
+    """The libraries have longer time limits: each stall is a retry of ours."""
     with reached_by(stores[kind]) as url:
         index = open_index(url)
     with FaultyProxy(stores[kind], seed=1, stall=0.2) as proxy, reached_by(proxy.server):
         index = replace(index, url=index.url.replace(stores[kind].endpoint, proxy.server.endpoint))
         found, statistics = read_epoch(index)
         assert found == dict(enumerate(expected))
-        assert statistics.retries >= proxy.counts["stall"] > 0  # a busy machine may be slow enough to retry, too
+        assert statistics.retries >= proxy.counts["stall"] > 0  # on a busy machine slow answers are retried, too
         order = SampleOrder(index, **ORDER)
         reads = list(schedule(index, order, range(16), 0, order.steps_per_epoch, reader.READ_BYTES))
         assert statistics.requests == statistics.retries + len(reads)
@@ -174,7 +174,7 @@ def test_a_store_that_stays_away_is_an_error_that_names_the_shard(stores, kind, 
 
 @pytest.mark.usefixtures("impatient")
 def test_stalled_requests_leave_nothing_behind(stores, monkeypatch):
-    """Given-up requests end their connections and tasks: no more are open after eighteen than after six."""
+    """Cancelled requests close their connections and tasks: no more are open after eighteen than after six."""
     monkeypatch.setattr(patience, "ATTEMPTS", 6)
     monkeypatch.setattr(patience, "LONGEST_WAIT", 0.05)
     for kind in KINDS:
@@ -203,7 +203,7 @@ print(hashlib.sha256(content).hexdigest())
 
 
 def digest_by_another_process(server: Server) -> str:
-    """SHA-256 of all shards of a store, read by a process that knows its URL and the variables."""
+    """SHA-256 of all shards of a store, read by a process that has only its URL and the variables."""
     command = [sys.executable, "-c", PROGRAM, server.url]
     environment = os.environ | server.environment
     return subprocess.run(

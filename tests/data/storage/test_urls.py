@@ -1,4 +1,4 @@
-"""Reaching a server, or not, before anything waits for it."""
+"""Whether a server is reachable, before a request waits for it."""
 
 import socket
 import subprocess
@@ -19,7 +19,7 @@ def test_a_bucket_whose_server_answers_is_reachable(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize(("variable", "url"), [("STORAGE_EMULATOR_HOST", "gs://b/x"), ("AWS_ENDPOINT_URL", "s3://b/x")])
-def test_a_bucket_whose_server_is_away_is_said_at_once(
+def test_a_bucket_without_a_server_is_an_error_at_once(
     monkeypatch: pytest.MonkeyPatch, variable: str, url: str
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:

@@ -19,8 +19,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_a_range_is_those_bytes_whatever_the_server_knows(folder, ranges):
-    """A server without ranges sends the whole file from its start: never to be taken for the range."""
+def test_a_range_is_those_bytes_from_every_server(folder, ranges):
+    """A server without ranges sends the whole file, which is not the range."""
     with file_server(folder, ranges=ranges) as server:
         url = f"{server.url}/shard.tar"
         assert storage.size(url) == len(CONTENT)
@@ -39,7 +39,7 @@ def test_a_folder_is_listed(folder):
 
 
 def test_a_failing_server_is_not_a_missing_file(folder, monkeypatch):
-    """fsspec's own question for a length would say so."""
+    """For fsspec's own request of a length it is one."""
     monkeypatch.setattr(patience, "ATTEMPTS", 2)
     monkeypatch.setattr(patience, "FIRST_WAIT", 0.01)
     with file_server(folder) as server, FaultyProxy(server, fail=1.0) as proxy:
@@ -50,7 +50,7 @@ def test_a_failing_server_is_not_a_missing_file(folder, monkeypatch):
 
 
 def test_a_slow_server_without_ranges_is_waited_for(folder, monkeypatch):
-    """It takes longer than a range of that length may take, but bytes keep coming."""
+    """It takes longer than the time limit of the range, but bytes keep coming."""
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.3)
     monkeypatch.setattr(patience, "ATTEMPTS", 1)
     with file_server(folder, ranges=False, rate=4e6) as server:
