@@ -61,7 +61,7 @@ def test_which_clusters_there_are(monkeypatch, tmp_path):
         monkeypatch.delenv("RAY_ADDRESS")
     assert not cluster_is_named(), "what a killed cluster left"
     monkeypatch.setenv("RAY_ADDRESS", address)
-    assert cluster_is_named(), "who names one wants that one, or an error"
+    assert cluster_is_named(), "a named cluster is joined, or it is an error"
 
 
 @pytest.mark.parametrize(

@@ -225,8 +225,8 @@ def test_a_place_that_cannot_be_written_to_is_told_before_the_work(planted, tmp_
 
 def test_many_equal_test_images_are_one_finding_for_each_test_set(tiles, tmp_path, capsys):
     """The same image five times in a test set: the training image is listed once."""
-    alike = {f"a{n}": jpeg(tiles[0], quality) for n, quality in enumerate((20, 25, 90, 30, 35))}
-    write_set(tmp_path / "test", alike, per_shard=2)
+    similar = {f"a{n}": jpeg(tiles[0], quality) for n, quality in enumerate((20, 25, 90, 30, 35))}
+    write_set(tmp_path / "test", similar, per_shard=2)
     train = {"copy": jpeg(tiles[0], 90), **{f"o{n}": jpeg(tiles[n]) for n in range(8, 12)}}
     write_set(tmp_path / "train", train, per_shard=2)
     assert main(["dedup", str(tmp_path / "train"), "--against", str(tmp_path / "test"), "--workers", "1"]) == 0
@@ -243,7 +243,7 @@ def test_a_candidate_whose_details_differ_is_no_copy(planted, tmp_path, capsys, 
     monkeypatch.setattr(search, "LIKENESS", limit)
     run(capsys, planted, "--out", str(out), "--workers", "1")
     kept = [one["likeness"] for one in json.loads(out.read_text())["samples"]]
-    assert kept == [alike for alike in found if alike >= limit]
+    assert kept == [similar for similar in found if similar >= limit]
     assert len(kept) == len(COPIES) - 4
 
 

@@ -18,8 +18,8 @@ source_strategy = st.tuples(
     st.integers(1, 30),  # block
 )
 
-# Computed once, by the obvious implementation in test_sample_order.py: 7 of 10 slots from 23 samples in four shards, and
-# 3 from 9 samples, whose ids begin at 23 and whose second pass begins at step 3.
+# Computed once, by the obvious implementation in test_sample_order.py: 7 of 10 slots from 23 samples in four shards,
+# and 3 from 9 samples, whose ids begin at 23 and whose second pass begins at step 3.
 FROZEN = [[17, 20, 0, 1, 5, 7, 6, 31, 25, 23], [-1, -1, 15, -1, 16, -1, -1, 27, 29, 28]]
 
 

@@ -333,10 +333,10 @@ def test_wrong_commands_are_one_line(arguments, words, capsys):
         code = main(arguments)
     except SystemExit as ended:
         code = ended.code
-    told = capsys.readouterr()
-    assert (code, told.out) == (2, "")
-    assert len(told.err.splitlines()) == 1
-    assert words in told.err
+    said = capsys.readouterr()
+    assert (code, said.out) == (2, "")
+    assert len(said.err.splitlines()) == 1
+    assert words in said.err
 
 
 @pytest.mark.parametrize("source", ["", "digits", "shapes", "folder", "imagenet", "imagenet21k", "img2dataset", "tfds"])
