@@ -18,7 +18,6 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from data.errors import DataError
-from data.storage import web
 from data.storage.patience import ShortRead, limit, limited, may_pass, patiently
 from data.storage.urls import resolve
 
@@ -239,17 +238,26 @@ def matching(folder: str, pattern: str) -> list[str]:
 
 def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
     """One request for bytes begin .. end-1."""
-    if web.is_web(fs):
+    if _is_web(fs):
+        from data.storage import web
+
         return web.read_range(fs, path, begin, end, limit(end - begin))
     return cast(bytes, fs.cat_file(path, start=begin, end=end, **limited(fs, end - begin)))
 
 
 def _length(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
     """Present length of an object; None if the server does not state it. Raises FileNotFoundError."""
-    if web.is_web(fs):
+    if _is_web(fs):
+        from data.storage import web
+
         return web.length(fs, path, limit(0))
     fs.invalidate_cache()
     return cast(int | None, fs.info(path, **limited(fs))["size"])
+
+
+def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
+    """Whether a file system is fsspec's for HTTP. Only then is `storage/web.py` imported, with aiohttp."""
+    return "http" in fs.protocol
 
 
 def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:

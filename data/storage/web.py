@@ -8,18 +8,12 @@ import asyncio
 from typing import cast
 
 import aiohttp
-import fsspec
 from fsspec.asyn import sync
 from fsspec.implementations.http import HTTPFileSystem
 
 SKIP_BYTES = 1 << 20
 AS_IT_IS = {"Accept-Encoding": "identity"}  # lengths and ranges are of the file, not of a compressed form
 NO_HEAD = frozenset([403, 405, 501])  # status of servers that reject HEAD
-
-
-def is_web(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether the functions here are for this file system."""
-    return isinstance(fs, HTTPFileSystem)
 
 
 def read_range(fs: HTTPFileSystem, url: str, begin: int, end: int, seconds: float) -> bytes:
