@@ -27,6 +27,10 @@ def import_deepspeed() -> Any:
         _leave_out_autotuner()
         importlib.import_module("deepspeed")
         _import_muon_uncompiled()
+        # Leave out a CPU all-reduce for inference, which training never calls. Building it takes minutes of g++ on a
+        # new machine, and the lock file of a killed build would stop every later start. DeepSpeed would run a C
+        # compiler to fill this table, and looks only that all-reduce up in it.
+        vars(sys.modules["deepspeed.ops"])["__compatible_ops__"] = {}
     return sys.modules["deepspeed"]
 
 

@@ -98,9 +98,6 @@ class Engine:
         self._grad_clip = optimizer.grad_clip
 
         deepspeed = import_deepspeed()
-        # Leave out a CPU all-reduce for inference, which training never calls. Building it takes minutes of g++ on a
-        # new machine, and the lock file of a killed build would stop every later start.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
         if device.type == "cpu":
             keep_freed_memory()

@@ -71,6 +71,14 @@ def run(code: str, *arguments: str) -> str:
     return process.stdout
 
 
+def deepspeed_folder() -> Path:
+    """Where DeepSpeed is installed."""
+    found = importlib.util.find_spec("deepspeed")
+    assert found is not None
+    assert found.origin is not None
+    return Path(found.origin).parent
+
+
 def test_training_imports_none_of_it_and_computes_the_same(tmp_path: Path) -> None:
     """The same steps of every kind of engine, once with everything loaded beforehand."""
     norms = []
@@ -104,10 +112,7 @@ assert "torch._inductor.compile_fx" in sys.modules, "Muon no longer compiles its
 
 def test_deepspeed_uses_nothing_of_the_autotuner_but_its_settings() -> None:
     """Of `deepspeed.autotuning`, only the launcher imports more than the settings. Workers do not run the launcher."""
-    found = importlib.util.find_spec("deepspeed")
-    assert found is not None
-    assert found.origin is not None
-    package = Path(found.origin).parent
+    package = deepspeed_folder()
     imports = set()
     for file in package.rglob("*.py"):
         if file.is_relative_to(package / "autotuning") or file.is_relative_to(package / "launcher"):
@@ -124,6 +129,20 @@ def test_deepspeed_uses_nothing_of_the_autotuner_but_its_settings() -> None:
     assert imports == {"autotuning.config:DeepSpeedAutotuningConfig"}
     init = ast.parse((package / "autotuning" / "__init__.py").read_text())
     assert [ast.unparse(node) for node in init.body] == ["from .autotuner import Autotuner"]
+
+
+def test_deepspeed_asks_for_no_other_compatible_op() -> None:
+    """`import_deepspeed` empties the table, so that no compiler is run to fill it."""
+    package = deepspeed_folder()
+    readers = {
+        str(file.relative_to(package)): line.strip()
+        for file in package.rglob("*.py")
+        for line in file.read_text().splitlines()
+        if "__compatible_ops__" in line and file.parent.name != "ops"
+    }
+    assert readers == {
+        "comm/torch.py": "if builder is None or not deepspeed.ops.__compatible_ops__.get(builder.NAME, False):"
+    }
 
 
 def test_the_compiler_can_still_be_used() -> None:
