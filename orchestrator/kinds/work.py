@@ -16,6 +16,8 @@ class Work:
 
     def __call__(self, config: dict[str, Any]) -> None:
         """Run the loop; `config` is described at `orchestrator.training.loop.train`."""
-        from orchestrator.training.loop import train
+        from orchestrator.cluster.process_group import imports_without_collection  # imports Ray
 
+        with imports_without_collection():
+            from orchestrator.training.loop import train
         train({**config, "task": self.task})

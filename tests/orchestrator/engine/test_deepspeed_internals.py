@@ -151,6 +151,7 @@ def test_engines_have_what_is_read() -> None:
 
 def faults_of_engines() -> list[str]:
     """What an engine of each stage and precision lacks after a step; one line each."""
+    deepspeed = import_deepspeed()
     faults = []
     for (stage, precision), expected in OPTIMIZERS.items():
         engine = build_engine(stage, precision=precision, dropout=0.0)
