@@ -95,7 +95,9 @@ def test_without_an_evaluator_in_the_table_none_can_be_named() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "name"), [(table, name) for table in TABLES for name in table.sections], ids=lambda value: str(value)
+    ("table", "name"),
+    [(table, name) for table in TABLES for name in table.sections],
+    ids=lambda value: value if isinstance(value, str) else value.chosen_by,
 )
 def test_every_implementation_of_ours_is_there(table: Table[Any], name: str) -> None:
     if table[name].path is None:
