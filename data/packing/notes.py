@@ -78,7 +78,7 @@ def resume(folder: str, plan: dict[str, Any]) -> Iterator[Entry]:
         ) from None
     if differing := [name for name in plan if name != "source" and held.get(name) != plan[name]]:
         raise DataError(
-            f"{folder}: holds an interrupted packing with another {', '.join(differing)}: complete it with its own "
+            f"{folder}: holds an interrupted packing that differs in {', '.join(differing)}: complete it with its own "
             "source and options, choose another folder, or replace it with --force"
         )
     names = storage.matching(storage.join(folder, FOLDER), "[0-9]*.json")
