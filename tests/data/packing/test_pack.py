@@ -211,10 +211,14 @@ def test_another_plan_does_not_mix_with_what_is_there(tmp_path):
         pack(folder, Numbers(1000), options, runner=interrupt(2))
     before = snapshot(tmp_path)
     for source, other, words in (
-        (Numbers(1001), options, "an interrupted packing that differs in items, shards"),
-        (Numbers(1000), Options(samples_per_shard=50), "another shards is there"),
-        (Numbers(1000), Options(1, samples_per_shard=100), "another shuffle_seed is there"),
-        (Numbers(1000), Options(samples_per_shard=100, transcode=Transcode(quality=50)), "another transcode is there"),
+        (Numbers(1001), options, "packing that differs in items, shards:"),
+        (Numbers(1000), Options(samples_per_shard=50), "packing that differs in shards:"),
+        (Numbers(1000), Options(1, samples_per_shard=100), "packing that differs in shuffle_seed:"),
+        (
+            Numbers(1000),
+            Options(samples_per_shard=100, transcode=Transcode(quality=50)),
+            "packing that differs in transcode:",
+        ),
     ):
         with pytest.raises(DataError, match=words):
             pack(folder, source, other)
