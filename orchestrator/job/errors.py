@@ -5,8 +5,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import yaml
-
 from orchestrator.redact import redact_text
 from orchestrator.wording import one_line
 
@@ -54,6 +52,8 @@ def with_value(raw: Any, parts: Sequence[str]) -> str:
 
 def shown(value: Any) -> str:
     """A value as YAML writes it, on one line, cut to `LONGEST_VALUE`."""
+    import yaml  # not at the top: the training step alone needs the error and no job file
+
     try:
         text = yaml.safe_dump(value, default_flow_style=True, width=10**6, sort_keys=False, allow_unicode=True)
     except yaml.representer.RepresenterError:  # a Python object, from a mapping of overrides
