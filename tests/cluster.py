@@ -138,18 +138,18 @@ def until(condition: Callable[[], Any], what: str, seconds: float = 240) -> None
 
 
 def wait_for_port(port: int, seconds: float = 240) -> None:
-    """Wait until somebody listens on a TCP port of this machine, and a moment longer."""
+    """Wait until a TCP port of this machine accepts connections, and a moment longer."""
     deadline = time.monotonic() + seconds
     while True:
         with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
             break
-        assert time.monotonic() < deadline, f"nobody listens on port {port}"
+        assert time.monotonic() < deadline, f"port {port} accepts no connection"
         time.sleep(0.2)
     time.sleep(2)  # until it is known to the others, too
 
 
 def free_port() -> int:
-    """A TCP port that nobody listens on."""
+    """A TCP port that is free."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return int(listener.getsockname()[1])

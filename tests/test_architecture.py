@@ -76,7 +76,7 @@ def files(*packages: str) -> list[Path]:
 
 
 def imports(path: Path) -> list[str]:
-    """What a file imports, wherever in it: `package/module`, or `package/module/name` where that may be a module."""
+    """What a file imports, in functions too: `package/module`, or `package/module/name` where that may be a module."""
     return imports_of((ROOT / path).read_text())
 
 

@@ -1,7 +1,7 @@
-"""Files that somebody else wrote are read, and never run: what they would do leaves a mark, which must not be there.
+"""Files from unknown sources are read, and never run: running one would leave a mark, and there must be none.
 
-Pickles in the place of checkpoint files, and manifests that name other files, are in orchestrator/test_checkpoint.py;
-indexes and lists that contradict themselves in data/; spooled metrics in orchestrator/test_tracking.py.
+Pickles in the place of checkpoint files, and manifests that name other files, are in checkpoint/test_restore.py;
+indexes and lists that contradict themselves in data/; spooled metrics in tracking/test_spool.py.
 """
 
 import ast
@@ -44,7 +44,7 @@ def mark(tmp_path: Path) -> Iterator[Path]:
 
 
 class Endless(BaseException):
-    """No Exception: nobody may take it for one of their own."""
+    """Not an Exception, so that no `except Exception` takes it for an error of its own."""
 
 
 @contextmanager

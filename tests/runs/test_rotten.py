@@ -125,5 +125,5 @@ def test_too_many_stop_the_run(ray_head: RayHead, folder: Path, home: Path, bad:
     last = output.strip().splitlines()[-1]
     assert "data.max_bad_fraction = 0.01" in last
     assert str(folder / "stopped" / "quarantine.jsonl") in last
-    assert "failed" not in output  # nobody restarted the workers
+    assert "failed" not in output  # the workers were not restarted
     assert read_quarantine(str(folder / "stopped"))

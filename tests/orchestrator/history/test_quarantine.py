@@ -50,7 +50,7 @@ def test_counts_and_list(tmp_path: Path) -> None:
     assert listed == train | {("train", 11, Cause.OUTSIDE), ("val", 0, Cause.NO_LABEL)}
     assert len((tmp_path / QUARANTINE).read_text().splitlines()) == len(listed)
     told = results[0][1]
-    assert len([line for line in told if line.startswith("masked key")]) == len(listed)  # each is told once
+    assert len([line for line in told if line.startswith("masked key")]) == len(listed)  # each is said once
     assert results[1][1] == []
 
 

@@ -71,7 +71,7 @@ def test_what_was_not_popped_comes_first_in_the_next_queue(tmp_path: Path) -> No
 
 
 def test_a_killed_producer_loses_nothing(tmp_path: Path) -> None:
-    """A real process puts 500 records that nobody takes, and is killed."""
+    """A real process puts 500 records into the queue, none is delivered, and it is killed."""
     path = tmp_path / "q.jsonl"
     program = (
         "import sys, time; from pathlib import Path; from orchestrator.tracking.spool import SpooledQueue\n"
