@@ -23,6 +23,7 @@ The table says where the seconds of a start go, by the slowest worker. The last 
 `start` and `restart` with `job_s`, `empty_s` (medians), `ratio`, and all values; `phases` of both.
 """
 
+SETTLE_SECONDS = 3.0  # until Ray Train's controller has polled the group: a worker that dies earlier may end it
 PHASES = {  # stamp -> what has been done when it is written
     "ray.init": "driver: imports and checks",
     "ray.init done": "Ray: the cluster",
@@ -72,6 +73,7 @@ def measure_empty(folder: str, workers: int) -> dict[str, Any]:
     with Program("benchmarks.start.empty", [f"{folder}/empty{time.time_ns()}", str(workers)]) as program:
         first = program.wait("function", workers)
         phases = phases_of(program, workers)
+        time.sleep(SETTLE_SECONDS)
         killed = program.kill_worker()
         again = program.wait("function", workers, after=killed)
     return {"start": first[-1].time - program.began, "restart": again[-1].time - killed, "phases": phases}
