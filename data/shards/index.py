@@ -64,6 +64,9 @@ class Index:
         source: the source that was packed ("digits"), or "" for shards of another tool.
         stride: samples between two of a shard's offsets.
         label_counts: images of each label that occurs. Empty: not counted.
+        class_names: by class number; empty if there are none. No part of the digest.
+        about: what else packing or indexing recorded, as JSON values by key, such as {"packed_by": "0.2.0"}. No part of
+            the digest.
     """
 
     url: str
@@ -74,6 +77,8 @@ class Index:
     source: str = ""
     stride: int = STRIDE
     label_counts: Mapping[int, int] = field(default_factory=dict)
+    class_names: tuple[str, ...] = ()
+    about: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -138,7 +143,7 @@ def write_index(index: Index) -> None:
     Raises:
         DataError: an offset that is impossible in a tar.
     """
-    head = {
+    head: dict[str, object] = {
         "format": FORMAT,
         "version": VERSION,
         "source": index.source,
@@ -149,6 +154,10 @@ def write_index(index: Index) -> None:
         "stride": index.stride,
         "label_counts": dict(sorted(index.label_counts.items())),
     }
+    if index.class_names:
+        head["class_names"] = list(index.class_names)
+    if index.about:
+        head["about"] = dict(index.about)
     lines = [f'  "{name}": {json.dumps(value)},' for name, value in head.items()]
     shards = ",\n".join(f"    {json.dumps(_shard_record(shard))}" for shard in index.shards)
     text = "\n".join(["{", *lines, '  "shards": [', shards, "  ]", "}", ""])
@@ -221,6 +230,8 @@ def _parse(url: str, content: bytes) -> Index:
             source=record["source"],
             stride=stride,
             label_counts={int(label): int(count) for label, count in record.get("label_counts", {}).items()},
+            class_names=tuple(str(name) for name in record.get("class_names", ())),
+            about=dict(record.get("about", {})),
         )
         if not index.shards:
             raise ValueError("it lists no shards")
