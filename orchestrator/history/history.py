@@ -27,6 +27,10 @@ from orchestrator.run.training_set import TrainingSet
 from orchestrator.tracking.description import describe_run
 from orchestrator.tracking.tracker import Tracker
 
+FIRST_STEP_SECONDS = 20.0
+"""The longest that the connection to MLflow waits for the first step, beside which importing MLflow would be slow. The
+first step of a large network may take minutes; its run should appear in MLflow before."""
+
 NOT_SHOWN = ("images", "bad_samples")
 """Metrics of a held-out set that the terminal leaves out."""
 
@@ -119,6 +123,8 @@ class History:
         if self._profiler is not None:
             self._profiler.stepped(step)
         self._reporter.stepped(step)
+        if self._tracker is not None:
+            self._tracker.begin()
 
     def sync_totals(self) -> Totals:
         """Bring the totals and the account of bad samples up to the last step. Collective; a GPU is waited for."""
@@ -212,7 +218,7 @@ class History:
     def _open_tracker(self, job: NetworkJob, run_id: str, data: TrainingSet) -> Tracker:
         held_out = {name: open_index(settings.url) for name, settings in job.data.eval.items()}
         description = describe_run(job, run_id, data, held_out, workers=self._world, device=self._meter.peak.name)
-        return Tracker.beside(description, self._run_url)
+        return Tracker.beside(description, self._run_url, begin_seconds=FIRST_STEP_SECONDS)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)

@@ -5,7 +5,7 @@
     system sampler ─────────┘
 
 `log` takes microseconds, whatever the store does. One thread speaks to MLflow (`tracking/mlflow_run.py`), and imports
-it, since that takes seconds. While the store cannot be reached, that thread tries again at growing intervals, and
+it, since that takes seconds of CPU; it begins after the first training step, which would be slower beside it. While the store cannot be reached, that thread tries again at growing intervals, and
 points wait in the queue. The queue's file also survives the process: the run's next tracker delivers them first. If the
 file is on one node only, the queue is copied to the run's folder at each checkpoint (`tracking/spool_copies.py`); what
 a lost node had not copied is trained again from there. Points arrive in order, and once each.
@@ -62,7 +62,7 @@ class Tracker:
     (after a restart from a checkpoint) and is left out. Metric names are MLflow's: letters, digits and `_ - . : /`
     and spaces.
 
-    Construction starts the threads and returns at once.
+    Construction starts the sender and returns at once. It connects when `begin` is called, or after `begin_seconds`.
 
     Args:
         description: the run.
@@ -70,6 +70,7 @@ class Tracker:
         folder: URL of the run's folder, for `attach`.
         copy_to: URL of a folder that other nodes see; None if `spool_dir` is one.
         system_seconds: time between two samples of the machine's CPU, memory, disk, network and GPUs. None: no samples.
+        begin_seconds: the longest time that the sender waits for `begin`.
     """
 
     def __init__(
@@ -80,6 +81,7 @@ class Tracker:
         folder: str = "",
         copy_to: str | None = None,
         system_seconds: float | None = 10.0,
+        begin_seconds: float = 0.0,
     ) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -87,6 +89,7 @@ class Tracker:
         self._store = redact_text(self._description.uri)  # as it may stand in a log
         self._folder = folder
         self._system_seconds = system_seconds
+        self._begin_seconds = begin_seconds
 
         spool = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
         copies = None if copy_to is None else SpoolCopies(copy_to, spool)
@@ -96,6 +99,7 @@ class Tracker:
         self._run_id: str | None = None
         self._run_url: str | None = None
         self._status: Status = "FINISHED"
+        self._begun = threading.Event()
         self._closing = threading.Event()
         self._gave_up = threading.Event()
         self._try_now = threading.Event()
@@ -105,17 +109,36 @@ class Tracker:
         self._sender.start()
 
     @classmethod
-    def beside(cls, description: RunDescription, run_url: str, *, system_seconds: float | None = 10.0) -> Self:
+    def beside(
+        cls,
+        description: RunDescription,
+        run_url: str,
+        *,
+        system_seconds: float | None = 10.0,
+        begin_seconds: float = 0.0,
+    ) -> Self:
         """The tracker of the run in the folder `run_url`.
 
         Its spool lies in that folder; if the folder is in a bucket, then in the temporary folder of this node, with
         copies in the bucket.
         """
+        place = Path(tempfile.gettempdir()) / f"vit-tracking-{os.getuid()}"
+        copy_to: str | None = run_url
         if storage.is_local(run_url):
-            _, path = storage.resolve(run_url)
-            return cls(description, spool_dir=path, folder=run_url, system_seconds=system_seconds)
-        here = Path(tempfile.gettempdir()) / f"vit-tracking-{os.getuid()}"
-        return cls(description, spool_dir=here, folder=run_url, copy_to=run_url, system_seconds=system_seconds)
+            place = Path(storage.resolve(run_url)[1])
+            copy_to = None
+        return cls(
+            description,
+            spool_dir=place,
+            folder=run_url,
+            copy_to=copy_to,
+            system_seconds=system_seconds,
+            begin_seconds=begin_seconds,
+        )
+
+    def begin(self) -> None:
+        """Connect to MLflow from now on. Call it after the first step. Returns at once."""
+        self._begun.set()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Record metrics at a step. Returns at once and never raises: a value that is no number gets a warning."""
@@ -169,6 +192,7 @@ class Tracker:
             self._sampler.join(max(0.0, deadline - time.monotonic()))
 
         self._queue.finish()
+        self._begun.set()
         while self._sender.is_alive() and time.monotonic() < deadline:
             self._try_now.set()
             self._sender.join(min(1.0, max(0.0, deadline - time.monotonic())))
@@ -204,6 +228,7 @@ class Tracker:
 
     def _send_forever(self) -> None:
         """Connect, deliver, end the run. After any failure the state of the store is unknown, so connect again."""
+        self._begun.wait(self._begin_seconds)
         run = None
         failures = 0
         while True:

@@ -4,6 +4,7 @@ import logging
 import math
 import shutil
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -255,6 +256,24 @@ def test_a_run_deleted_in_the_browser_is_followed_by_a_new_one(tmp_path: Path, c
     assert tracker.run_id != deleted
     assert history(client, tracker.run_id, "loss") == [(2, 2.0)]
     assert only_run(client).data.params["seed"] == "0", "the new run is described like the first"
+
+
+def test_the_connection_waits_for_the_first_step(tmp_path: Path, client: MlflowClient) -> None:
+    tracker = Tracker(description(sqlite(tmp_path)), spool_dir=tmp_path, begin_seconds=PATIENCE)
+    tracker.log(1, {"loss": 0.5})
+    time.sleep(0.5)
+    assert tracker.run_id is None
+    tracker.begin()
+    assert tracker.flush(PATIENCE)
+    assert history(client, tracker.run_id, "loss") == [(1, 0.5)]
+    assert tracker.close(timeout=PATIENCE)
+
+
+def test_a_run_that_ends_before_its_first_step_is_stored(tmp_path: Path, client: MlflowClient) -> None:
+    tracker = Tracker(description(sqlite(tmp_path)), spool_dir=tmp_path, begin_seconds=10 * PATIENCE)
+    tracker.log(0, {"loss": 0.5})
+    assert tracker.close(timeout=PATIENCE)
+    assert history(client, tracker.run_id, "loss") == [(0, 0.5)]
 
 
 def test_how_to_look_at_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
