@@ -5,10 +5,11 @@
     system sampler ─────────┘
 
 `log` takes microseconds, whatever the store does. One thread speaks to MLflow (`tracking/mlflow_run.py`), and imports
-it, since that takes seconds of CPU; it begins after the first training step, which would be slower beside it. While the store cannot be reached, that thread tries again at growing intervals, and
-points wait in the queue. The queue's file also survives the process: the run's next tracker delivers them first. If the
-file is on one node only, the queue is copied to the run's folder at each checkpoint (`tracking/spool_copies.py`); what
-a lost node had not copied is trained again from there. Points arrive in order, and once each.
+it, since that takes seconds of CPU; it begins after the first training step, which would be slower beside it. While the
+store cannot be reached, that thread tries again at growing intervals, and points wait in the queue. The queue's file
+also survives the process: the run's next tracker delivers them first. If the file is on one node only, the queue is
+copied to the run's folder at each checkpoint (`tracking/spool_copies.py`); what a lost node had not copied is trained
+again from there. Points arrive in order, and once each.
 
 Files take the same way: the queue holds their folder's name, and they are read from the run's folder once MLflow can be
 reached.
