@@ -65,7 +65,7 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
             )
             print_summary(packed[split])
     wrote = any(one.wrote for one in packed.values())
-    described = {split: facts(one.index) | {"skipped": one.skipped} for split, one in packed.items()}
+    described = {split: facts(one.index) | counts(one) for split, one in packed.items()}
     record = {"packed": wrote, "seconds": round(time.monotonic() - began, 3)}
     return record | described.pop("", {}) | described, 0
 
@@ -73,10 +73,18 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
 def print_summary(packed: Packed) -> None:
     """Print the set at the destination, and what was left out by reason."""
     print(f"{'packed' if packed.wrote else 'already packed'}: {summary(packed.index)}")
+    skipped = sum(packed.skipped.values())
+    found, merged, samples = packed.found, packed.merged, packed.index.num_samples
+    print(f"  found {found:,} = packed {samples:,} + merged {merged:,} + skipped {skipped:,}")
     for reason, count in packed.skipped.items():
         print(f"  skipped {count:,}: {reason}")
     if packed.skipped:
         print(f"  their names are in {storage.parent(packed.index.url)}/skipped.jsonl")
+
+
+def counts(packed: Packed) -> dict[str, object]:
+    """What the source held, and where it went, for `--json`."""
+    return {"found": packed.found, "merged": packed.merged, "skipped": packed.skipped}
 
 
 def run_index_only(options: argparse.Namespace) -> Outcome:

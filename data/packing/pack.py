@@ -9,10 +9,11 @@ are always the same.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+from unicodedata import category
 
 import numpy as np
 
@@ -30,6 +31,7 @@ from data.shards.fields import IMAGE_EXTENSIONS, labels
 from data.shards.index import INDEX_NAME, Index, Shard, write_index
 from data.shards.writer import ShardWriter
 from data.splitmix import Purpose, key, permutation
+from data.version import VERSION as PROGRAM_VERSION
 
 SHARD_BYTES = 200_000_000  # long reads, and thousands of shards for the largest sets
 FEWEST_SHARDS = 16  # of a small set, so that it is packed in parallel, too
@@ -60,11 +62,20 @@ DEFAULTS = Options()
 
 @dataclass(frozen=True)
 class Packed:
-    """The set at the destination. `wrote`: this call wrote it. `skipped`: number of items left out, by reason."""
+    """The set at the destination. What the source's listing found is packed, or merged, or skipped.
+
+    Attributes:
+        wrote: whether this call wrote it.
+        skipped: number of things that were left out, by reason.
+        found: number of things that the listing met (`Source.found`).
+        merged: number of things that became part of another thing's sample.
+    """
 
     index: Index
     wrote: bool
     skipped: dict[str, int]
+    found: int
+    merged: int
 
 
 def pack(
@@ -78,22 +89,24 @@ def pack(
 ) -> Packed:
     """Write the items of `source` as shards 000000.tar, 000001.tar ... with an index, to any fsspec URL.
 
-    Items that cannot be samples are left out, counted by reason and listed in skipped.jsonl. Class names go to
-    classes.txt. A complete folder is not touched; an interrupted packing is completed.
+    Items that cannot be samples are left out, counted by reason and listed in skipped.jsonl. Class names go to the
+    index, and for people to classes.txt. A complete folder is not touched; an interrupted packing is completed.
 
     Args:
         runner: runs the calls that make the shards (data.ray_session.session); by default this process does.
         force: replace any content of the folder.
 
     Raises:
-        DataError: the folder holds another set, an item cannot be read, or nothing is left to pack.
+        DataError: the folder holds another set, an item cannot be read, nothing is left to pack, or the source lost
+            something that it had found.
     """
     folder = storage.absolute(folder)
+    balance(source, len(source), len(source.skipped))
     if not len(source):
         raise _nothing(folder, source, source.skipped)
     plan = _plan(source, options)
     if not force and (index := notes.complete(folder, plan["source"])) is not None:
-        return Packed(index, False, _skipped_before(folder))
+        return _packed_before(folder, index)
     order = (
         None if plan["shuffle_seed"] is None else permutation(key(Purpose.PACKING, plan["shuffle_seed"]), len(source))
     )
@@ -125,8 +138,27 @@ def pack(
             if progress is not None:
                 progress.advance(int(lengths[entry.number]))
     left_out = [*source.skipped, *(one for number in range(plan["shards"]) for one in skipped[number])]
-    index = _conclude(folder, source, plan, shards, contents, left_out)
-    return Packed(index, True, _by_reason(one.reason for one in left_out))
+    found = balance(source, sum(shard.samples for shard in shards.values()), len(left_out))
+    reasons = _by_reason(one.reason for one in left_out)
+    about = {"packed_by": PROGRAM_VERSION, "found": found, "merged": source.merged, "skipped": reasons}
+    index = _conclude(folder, source, plan, shards, contents, left_out, {**source.about, **about})
+    return Packed(index, True, reasons, found, source.merged)
+
+
+def balance(source: Source, packed: int, skipped: int) -> int:
+    """The number of things that the source's listing found, which all must have gone somewhere.
+
+    Raises:
+        DataError: some are neither packed nor merged nor skipped, or there are more than were found.
+    """
+    gone = packed + source.merged + skipped
+    found = gone if source.found is None else source.found
+    if found != gone:
+        raise DataError(
+            f"{source.name}: found {found:,} things, but {packed:,} packed + {source.merged:,} merged + {skipped:,} "
+            f"skipped make {gone:,}: the program lost count; nothing is indexed, please report it"
+        )
+    return found
 
 
 def pack_shard(folder: str, number: int, reading: Reading, num_classes: int, transcode: Transcode | None) -> Entry:
@@ -214,6 +246,7 @@ def _conclude(
     shards: dict[int, Shard],
     contents: Contents,
     left_out: Sequence[Skipped],
+    about: Mapping[str, Any],
 ) -> Index:
     """Write the lists and last the index; remove empty shards and the notes."""
     kept = [shards[number] for number in sorted(shards) if shards[number].samples]
@@ -227,12 +260,17 @@ def _conclude(
             storage.remove(storage.join(folder, notes.tar_name(number)))
     for name, lines in (
         (notes.SKIPPED, [json.dumps(one._asdict()) for one in left_out]),
-        (notes.CLASSES, source.class_names),
+        (notes.CLASSES, [_one_line(name) for name in source.class_names]),
     ):
         if len(lines):
-            storage.write_atomic(storage.join(folder, name), "".join(f"{line}\n" for line in lines).encode())
+            text = "".join(f"{line}\n" for line in lines)
+            storage.write_atomic(storage.join(folder, name), text.encode("utf-8", "surrogateescape"))
     index_url = storage.join(folder, INDEX_NAME)
-    index = contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes)
+    index = replace(
+        contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes),
+        class_names=tuple(source.class_names),
+        about=about,
+    )
     write_index(index)
     notes.clear(folder)
     return index
@@ -244,10 +282,25 @@ def _nothing(folder: str, source: Source, left_out: Sequence[Skipped]) -> DataEr
     return DataError(f"{folder}: {source.name} gave nothing to pack ({reasons or 'it is empty'})")
 
 
-def _skipped_before(folder: str) -> dict[str, int]:
+def _packed_before(folder: str, index: Index) -> Packed:
+    """The complete set that is there. An index of an earlier version does not say what was found."""
     url = storage.join(folder, notes.SKIPPED)
     lines = storage.read(url).splitlines() if storage.exists(url) else []
-    return _by_reason(json.loads(line)["reason"] for line in lines)
+    reasons = _by_reason(json.loads(line)["reason"] for line in lines)
+    merged = int(index.about.get("merged", 0))
+    found = int(index.about.get("found", index.num_samples + merged + len(lines)))
+    return Packed(index, False, reasons, found, merged)
+
+
+def _one_line(name: str) -> str:
+    """A class name as a line of classes.txt. Line breaks, other control characters and lone surrogates that stand for
+    no byte are escaped as in Python's text; the index holds the name itself."""
+    return "".join(
+        mark.encode("unicode_escape").decode()
+        if category(mark) in ("Cc", "Zl", "Zp", "Cs") and not "\udc80" <= mark <= "\udcff"
+        else mark
+        for mark in name
+    )
 
 
 def _by_reason(reasons: Iterable[str]) -> dict[str, int]:

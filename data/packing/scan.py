@@ -5,6 +5,7 @@ import io
 import posixpath
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import IO
 
 import numpy as np
@@ -17,6 +18,7 @@ from data.shards import tar
 from data.shards.contents import Contents, contents_index
 from data.shards.fields import IMAGE_EXTENSIONS
 from data.shards.index import INDEX_NAME, STRIDE, Index, Shard, write_index
+from data.version import VERSION
 
 SCAN_BYTES = 8 << 20  # one read of a tar that is read from end to end
 HEADER_BYTES = 64 << 10  # more than a header and the long-name records before it
@@ -53,7 +55,10 @@ def index_shards(
             progress(len(found), len(names))
     total.cut_short.sort()
     shards = [found[number] for number in range(len(names))]
-    index = contents_index(storage.join(folder, INDEX_NAME), shards, total, source="", num_classes=num_classes)
+    index = replace(
+        contents_index(storage.join(folder, INDEX_NAME), shards, total, source="", num_classes=num_classes),
+        about={"packed_by": VERSION},
+    )
     if total.without_image == index.num_samples:
         raise DataError(
             f"{url}: no sample has an image field ({', '.join(IMAGE_EXTENSIONS)}); found: "

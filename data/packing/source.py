@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
@@ -47,7 +47,7 @@ Reading = Callable[[], Iterator[Item | Skipped]]
 
 
 class Source(ABC):
-    """A listing of images.
+    """A listing of images. Everything that lies in it becomes a sample, or is merged into one, or is named.
 
     Attributes:
         name: the source's name in the index, such as "imagenet/train".
@@ -58,7 +58,13 @@ class Source(ABC):
         multi_label: whether an image may have any number of labels.
         class_names: by class number; empty if there are no names.
         mixed: whether the items are already in random order, so that they are not permuted.
-        skipped: items that the listing left out.
+        skipped: what the listing left out, by name. A folder that the listing does not enter is one of them, with all
+            that may lie in it.
+        found: number of things that the listing met, counted apart from the items: files of any kind, folders that it
+            did not enter, members of tars, and rows of a label table that name no file. A row and the file that it
+            names are one thing. None: the items, those that are skipped, and those that are merged.
+        merged: things that become part of another thing's sample, such as a second file with the same image.
+        about: notes on how the source was read, for `Index.about`.
     """
 
     name: str
@@ -69,6 +75,9 @@ class Source(ABC):
     class_names: Sequence[str] = ()
     mixed: bool = False
     skipped: Sequence[Skipped] = ()
+    found: int | None = None
+    merged: int = 0
+    about: Mapping[str, Any] = {}
 
     @abstractmethod
     def __len__(self) -> int:

@@ -20,6 +20,7 @@ from data.__main__ import main
 from data.images.transcode import Transcode
 from data.packing.pack import Options, pack
 from data.packing.source import Item, Reading, Skipped, Source
+from data.version import VERSION
 from infra.local.stores import gcs_server, reached_by, s3_server
 
 ALONE = {**os.environ, "RAY_ADDRESS": "local"}  # independent of clusters on this machine
@@ -131,6 +132,75 @@ def test_a_shard_of_nothing_but_skipped_items_is_left_out(tmp_path):
     with pytest.raises(DataError, match=r"numbers gave nothing to pack \(5 x bad luck\)"):
         pack(str(tmp_path / "none"), Numbers(5, bad=tuple(range(5))))
     assert list((tmp_path / "none").iterdir()) == []
+
+
+class Counted(Numbers):
+    """A source that says what it found, and merged."""
+
+    def __init__(self, count: int, *, found: int, merged: int = 0, bad: tuple[int, ...] = ()) -> None:
+        super().__init__(count, bad=bad)
+        self.found, self.merged = found, merged
+        self.skipped = [Skipped("a\udcff\n\u2028/x.txt", "unread: text")]
+        self.class_names = ["plain", "two words, a comma", "line\nbreak\u2028", "猫", "\udcff", "\ud800", "\x85"]
+        self.about = {"how": "by hand", "found": "not this"}
+
+
+def test_found_is_packed_and_merged_and_skipped(tmp_path):
+    """They add up in what `pack` returns and in the index, and are the same when the set is complete already."""
+    source = Counted(10, found=13, merged=2, bad=(3,))
+    packed = pack(str(tmp_path), source)
+    assert (packed.found, packed.merged, packed.skipped) == (13, 2, {"unread: text": 1, "bad luck": 1})
+    assert packed.index.num_samples == 9
+    index = open_index(str(tmp_path))
+    assert dict(index.about) == {
+        "how": "by hand",
+        "packed_by": VERSION,
+        "found": 13,
+        "merged": 2,
+        "skipped": {"unread: text": 1, "bad luck": 1},
+    }
+    again = pack(str(tmp_path), source)
+    assert (again.wrote, again.found, again.merged, again.skipped) == (False, 13, 2, packed.skipped)
+
+
+def test_any_name_is_kept(tmp_path):
+    """Of classes in the index, of what was skipped in its list; classes.txt has a line for each class."""
+    source = Counted(10, found=11)
+    pack(str(tmp_path), source)
+    assert list(open_index(str(tmp_path)).class_names) == source.class_names
+    (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert json.loads(line) == {"key": "a\udcff\n\u2028/x.txt", "reason": "unread: text"}
+    names = (tmp_path / "classes.txt").read_bytes().split(b"\n")
+    assert names[:3] == [b"plain", b"two words, a comma", rb"line\nbreak\u2028"]
+    assert names[3:] == ["猫".encode(), b"\xff", rb"\ud800", rb"\x85", b""]
+
+
+def test_a_set_of_an_earlier_version_says_what_it_can(tmp_path):
+    pack(str(tmp_path), Numbers(10, bad=(3,)))
+    index = json.loads((tmp_path / "index.json").read_text())
+    del index["about"]
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    packed = pack(str(tmp_path), Numbers(10, bad=(3,)))
+    assert (packed.wrote, packed.found, packed.merged, packed.skipped) == (False, 10, 0, {"bad luck": 1})
+
+
+def test_a_source_that_loses_something_is_an_error(tmp_path):
+    """While it lists, and while it reads. Nothing is indexed."""
+    with pytest.raises(DataError, match=r"found 12 things, but 10 packed \+ 0 merged \+ 1 skipped make 11: "):
+        pack(str(tmp_path / "a"), Counted(10, found=12))
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(DataError, match=r"found 10 things, but 9 packed \+ 0 merged \+ 0 skipped make 9: "):
+        pack(str(tmp_path / "b"), Loses(10))
+    assert not (tmp_path / "b" / "index.json").exists()
+
+
+class Loses(Numbers):
+    """Its reading passes over item 3."""
+
+    found = 10
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        return super().reading(positions[positions != 3])
 
 
 class Given(Numbers):
@@ -279,6 +349,8 @@ def test_command_line(tmp_path):
     facts = json.loads(packed.stdout.splitlines()[-1])
     assert facts["packed"]
     assert facts["train"]["num_samples"] + facts["test"]["num_samples"] == 1797
+    assert (facts["train"]["found"], facts["train"]["merged"], facts["train"]["skipped"]) == (1442, 0, {})
+    assert "\n  found 1,442 = packed 1,442 + merged 0 + skipped 0\n" in packed.stdout
     assert "already packed: 1,442 samples of 10 classes in 4 shards" in command("pack", "digits", str(tmp_path)).stdout
     indexed = command("pack", "--index-only", str(tmp_path / "train"), "--json")
     assert (indexed.returncode, indexed.stderr) == (0, "")

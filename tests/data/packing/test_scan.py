@@ -7,6 +7,7 @@ import pytest
 from data import DataError, open_index
 from data.packing.scan import find_shards, index_shards
 from data.shards.writer import ShardWriter
+from data.version import VERSION
 
 
 def test_index_of_existing_shards_equals_the_packers(digits, tmp_path):
@@ -15,7 +16,7 @@ def test_index_of_existing_shards_equals_the_packers(digits, tmp_path):
     calls = []
     index, contents = index_shards(str(tmp_path), progress=lambda *done: calls.append(done))
     packed = json.loads((digits / "train" / "index.json").read_text())
-    assert json.loads((tmp_path / "index.json").read_text()) == packed | {"source": ""}
+    assert json.loads((tmp_path / "index.json").read_text()) == packed | {"source": "", "about": {"packed_by": VERSION}}
     assert sum(index.label_counts.values()) == index.num_samples
     assert index.digest == open_index(str(digits / "train")).digest
     assert (contents.unlabelled, contents.without_image) == (0, 0)
