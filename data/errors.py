@@ -30,6 +30,10 @@ class Cause:
     SEVERAL = "several labels"
     CUT_SHORT = "shard cut short"
     UNREADABLE = "unreadable shard"
+    MANY_LABELS = "too many labels"
+    LONG_LABEL = "label field too long"
+    HUGE_LABEL = "absurd class number"
+    NO_SUCH_NAME = "unknown class name"
 
 
 class BadSample(Exception):

@@ -1,12 +1,11 @@
 """`python -m data show`."""
 
 import argparse
+import heapq
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-
-import numpy as np
 
 from data import storage
 from data.commands.contact_sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
@@ -71,12 +70,15 @@ def _class_lines(index: Index, names: Sequence[str]) -> list[str]:
     """The distribution of the images over the classes, if the index has it."""
     if not index.label_counts:
         return []
-    counts = np.array([index.label_counts.get(label, 0) for label in range(index.num_classes)])
-    lines = [f"{counts.min():,} to {counts.max():,} images a class, median {np.median(counts):,.0f}"]
-    if empty := int((counts == 0).sum()):
+    counts = sorted(index.label_counts.values())  # of the classes that have images: the others are only a claim
+    empty = index.num_classes - len(counts)
+    middle = ((index.num_classes - 1) // 2 - empty, index.num_classes // 2 - empty)
+    median = sum(counts[place] if place >= 0 else 0 for place in middle) / 2
+    lines = [f"{0 if empty else counts[0]:,} to {counts[-1]:,} images a class, median {median:,.0f}"]
+    if empty:
         lines.append(f"{empty:,} without an image")
-    largest = np.argsort(-counts, kind="stable")[:LARGEST].tolist()
-    common = ", ".join(f"{_class_name(label, names)} ({counts[label]:,})" for label in largest)
+    largest = heapq.nsmallest(LARGEST, index.label_counts.items(), key=lambda pair: (-pair[1], pair[0]))
+    common = ", ".join(f"{_class_name(label, names)} ({count:,})" for label, count in largest)
     return [*lines, f"largest: {common}"]
 
 

@@ -24,7 +24,7 @@ from webdataset.utils import pytorch_worker_info
 from data.errors import BadSample, DataError, Unreadable
 from data.images.decode import decode as decode_image
 from data.loading.ranges import Read, Sample, UnreadableSample, fetch, plan_reads
-from data.shards import fields
+from data.shards import bounds, fields
 from data.shards.index import Index, open_index
 
 Handler = Callable[[Exception], bool]  # True: go on without what failed. False: end the pass. Or it raises.
@@ -85,6 +85,11 @@ def webdataset(
     if shuffle < 0:
         raise ValueError(f"shuffle {shuffle} is negative")
     index = open_index(url)
+    if decode and index.multi_label and index.num_classes > bounds.CLASSES:
+        raise DataError(
+            f"{index.url}: {index.num_classes:,} classes are more than {bounds.CLASSES:,}: too many for an array of "
+            "weights; use decode=None, or index again with --num-classes"
+        )
     dataset = IndexedSet(index, shuffle=shuffle, handler=handler)
     return dataset if decode is None else dataset.map(_Pair(index, decode), handler=handler)
 

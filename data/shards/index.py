@@ -23,6 +23,7 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
+from data.shards import bounds
 
 INDEX_NAME = "index.json"
 FORMAT = "vit-at-scale/webdataset-index"
@@ -219,22 +220,24 @@ def _parse(url: str, content: bytes) -> Index:
                 f"index again with `python -m data pack --index-only {storage.parent(url)}`"
             )
         stride = int(record["stride"])
-        if stride < 1:
+        if not 1 <= stride <= bounds.LONGEST_STRIDE:
             raise ValueError(f"stride {stride}")
         index = Index(
             url=url,
             shards=tuple(_parse_shard(number, shard, stride) for number, shard in enumerate(record["shards"])),
             num_classes=int(record["num_classes"]),
             multi_label=bool(record["multi_label"]),
-            extensions=tuple(record["extensions"]),
-            source=record["source"],
+            extensions=_texts(record, "extensions"),
+            source=_text(record["source"], "source"),
             stride=stride,
             label_counts={int(label): int(count) for label, count in record.get("label_counts", {}).items()},
-            class_names=tuple(str(name) for name in record.get("class_names", ())),
+            class_names=_texts(record, "class_names"),
             about=dict(record.get("about", {})),
         )
         if not index.shards:
             raise ValueError("it lists no shards")
+        if index.num_classes < 0:
+            raise ValueError(f"{index.num_classes} classes")
         if index.num_samples != record["num_samples"]:
             raise ValueError("the shards' counts do not add up")
         for label, count in index.label_counts.items():
@@ -268,6 +271,20 @@ def _parse_shard(number: int, record: Mapping[str, Any], stride: int) -> Shard:
     return shard
 
 
+def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:
+    """The list of texts under a key; empty if there is none."""
+    values = record.get(key, [])
+    if not isinstance(values, list):
+        raise ValueError(f"{key} is no list")
+    return tuple(_text(value, key) for value in values)
+
+
+def _text(value: object, key: str) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} in {key} is no text")
+    return value
+
+
 def _parse_offsets(places: str | Sequence[int]) -> np.ndarray:
     """Byte offsets, int64, of both versions: base64 of record numbers, or the offsets themselves."""
     if isinstance(places, str):
@@ -278,7 +295,7 @@ def _parse_offsets(places: str | Sequence[int]) -> np.ndarray:
 def _fault(shard: Shard, stride: int) -> str | None:
     """The contradiction in an index's entry, or None."""
     offsets = shard.offsets
-    if shard.samples < 0 or shard.bytes < 0:
+    if shard.samples < 0 or not 0 <= shard.bytes < bounds.SHARD_BYTES:
         return f"{shard.samples} samples in {shard.bytes} bytes"
     if len(offsets) != -(-shard.samples // stride):
         return f"{len(offsets)} offsets for {shard.samples} samples"

@@ -18,6 +18,8 @@ def test_the_names_of_runs_that_exist() -> None:
         *("train/bad/empty_image", "train/bad/undecodable_image", "train/bad/absurd_dimensions", "train/bad/no_image"),
         *("train/bad/no_label", "train/bad/unreadable_label", "train/bad/label_outside_the_classes"),
         *("train/bad/several_labels", "train/bad/shard_cut_short", "train/bad/unreadable_shard"),
+        *("train/bad/too_many_labels", "train/bad/label_field_too_long", "train/bad/absurd_class_number"),
+        "train/bad/unknown_class_name",
     ]
     assert names.spike(names.LOSS) == "train/loss_spike"
     assert names.phase_time("data_wait") == "time/data_wait"

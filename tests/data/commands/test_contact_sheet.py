@@ -5,6 +5,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data import open_index
 from data.__main__ import main
@@ -21,6 +23,7 @@ from data.commands.contact_sheet import (
     spread_ids,
     write_picture,
 )
+from data.commands.show import _class_lines
 from data.errors import DataError
 from data.shards.index import Index, write_index
 from data.shards.writer import ShardWriter
@@ -160,6 +163,30 @@ def test_show_tells_counts_classes_and_sizes(coloured, capsys):
     assert "64x48" in text
     assert facts["num_samples"] == 300
     assert "sheet" not in facts
+
+
+@given(st.dictionaries(st.integers(0, 12), st.integers(1, 300), min_size=1), st.integers(13, 40))
+def test_the_distribution_over_the_classes(counts, num_classes):
+    """Against a list with a place for each class."""
+    index = Index("x", (), num_classes, False, label_counts=counts)
+    dense = np.array([counts.get(label, 0) for label in range(num_classes)])
+    lines = [f"{dense.min()} to {dense.max()} images a class, median {np.median(dense):,.0f}"]
+    if (dense == 0).any():
+        lines.append(f"{(dense == 0).sum()} without an image")
+    largest = [label for label in np.argsort(-dense, kind="stable")[:5] if dense[label]]
+    lines.append("largest: " + ", ".join(f"{label} ({dense[label]})" for label in largest))
+    assert _class_lines(index, ()) == lines
+
+
+def test_classes_that_are_only_claimed_cost_nothing(coloured, tmp_path, capsys):
+    index = replace(open_index(str(coloured)), num_classes=10**12)
+    for path in coloured.glob("*.tar"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_index(replace(index, url=f"{tmp_path}/index.json"))
+    text, _ = show(capsys, str(tmp_path), "--no-sheet")
+    assert "0 to 100 images a class, median 0\n" in text
+    assert "999,999,999,997 without an image\n" in text
+    assert "largest: 0 (100), 2 (99), 1 (98)\n" in text
 
 
 def test_show_names_the_classes(coloured, tmp_path, capsys):

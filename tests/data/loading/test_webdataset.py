@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader
 import data
 from data import Augment, DataError, Index, Loader, SampleOrder, Unreadable, open_index, storage
 from data.packing.scan import index_shards
+from data.shards.index import write_index
+from data.shards.writer import ShardWriter
 from data.sources.digits import pack_digits
 from data.storage import patience
 from infra.local.stores import FaultyProxy, Server, gcs_server, reached_by, s3_server
@@ -284,3 +286,13 @@ def test_wrong_arguments(tmp_path: Path, digits: Path) -> None:
     storage.write_atomic(f"{tmp_path}/0.tar", b"")
     with pytest.raises(DataError, match="--index-only"):
         data.webdataset(str(tmp_path))
+
+
+def test_classes_that_are_only_claimed_cost_nothing(tmp_path: Path) -> None:
+    with ShardWriter(str(tmp_path), "0.tar") as writer:
+        writer.write("k", {"png": b"", "json": b'{"labels": [3]}'})
+        shard = writer.close()
+    write_index(Index(f"{tmp_path}/index.json", (shard,), num_classes=10**12, multi_label=True))
+    with pytest.raises(DataError, match=r"1,000,000,000,000 classes are more than 16,777,216"):
+        data.webdataset(str(tmp_path))
+    assert [sample["json"] for sample in data.webdataset(str(tmp_path), decode=None)] == [b'{"labels": [3]}']

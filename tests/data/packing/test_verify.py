@@ -183,6 +183,15 @@ def test_wrong_label_counts(sound, tmp_path, capsys):
     ]
 
 
+def test_classes_that_are_only_claimed_cost_nothing(folder, capsys):
+    index = open_index(str(folder))
+    write_index(replace(index, num_classes=10**12, label_counts={0: 72, 1: 69, 10**11: 69}))
+    assert faults(folder, capsys) == [
+        "index.json: class 2: 0 images in the index, 69 in the shards",
+        "index.json: class 100000000000: 69 images in the index, 0 in the shards",
+    ]
+
+
 def test_bad_samples_that_were_indexed_are_named_by_key(tmp_path, encode, capsys):
     """Faults that were there when the index was made, in one line for each sample and kind."""
     good = [sample(encode, n, f"good{n}") for n in range(3)]

@@ -1,0 +1,14 @@
+"""Bounds of what a data set may claim or hold, in one place.
+
+A sample beyond one of them is a bad sample with a named cause; it never ends a run. So a single broken file costs
+neither hours nor gigabytes: a bound is checked before the memory is taken.
+"""
+
+CLASSES = 1 << 24  # class numbers are below
+LABELS = 10_000  # labels of a sample
+LABEL_BYTES = 8 << 20  # of a label field, .cls or .json
+CLASS_NAME_CHARACTERS = 1_000  # of the name of a class
+LONGEST_STRIDE = (
+    1 << 16
+)  # samples between two offsets of an index: each offset that is there stands for at most so many
+SHARD_BYTES = 1 << 62  # of a shard, as its index claims: offsets are int64
