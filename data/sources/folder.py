@@ -11,6 +11,7 @@ from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.sources.table import check_columns, read_table, words
+from data.sources.walk import Listing, walk
 
 EXTENSIONS = {
     "jpg",
@@ -33,9 +34,9 @@ NO_FILE = "in the label table, no such file"
 class Folder(Source):
     """Images under a local folder or fsspec URL, at any depth.
 
-    Without a table the classes are the folders directly in it, in sorted order, as in torchvision's ImageFolder. With a
-    table (CSV or Parquet), each row has a `path` relative to the folder and a `label`, or in a multi-label set `labels`
-    with spaces between them. Labels are class numbers, or names, which are numbered in sorted order.
+    Without a table the classes are the folders directly in it, empty ones too, in sorted order. With a table (CSV or
+    Parquet), each row has a `path` relative to the folder and a `label`, or in a multi-label set `labels` with spaces
+    between them. Labels are class numbers, or names, which are numbered in sorted order.
 
     Keys are the images' paths without their extension. Dots in the file name become `_`, since WebDataset ends a key at
     the first dot. Keys that would be equal get `~2`, `~3` ...
@@ -47,9 +48,11 @@ class Folder(Source):
     def __init__(self, url: str, table: str | None = None) -> None:
         self.name = "folder"
         self._url = storage.absolute(url)
-        sizes, skipped = _listing(self._url)
-        self.skipped: list[Skipped] = skipped
-        labels = self._by_folder(sizes) if table is None else self._by_table(sizes, table)
+        listing = walk(self._url)
+        sizes, unread = by_extension(listing.files)
+        self.found = listing.found
+        self.skipped: list[Skipped] = [*listing.skipped, *unread]
+        labels = self._by_folder(sizes, listing.folders) if table is None else self._by_table(sizes, listing, table)
         self._paths = sorted(labels)
         self._labels = [labels[path] for path in self._paths]
         self._keys = unique_keys(self._paths)
@@ -71,14 +74,14 @@ class Folder(Source):
             self.multi_label,
         )
 
-    def _by_folder(self, sizes: dict[str, int]) -> dict[str, tuple[int, ...]]:
-        self.class_names = sorted({path.split("/")[0] for path in sizes if "/" in path})
+    def _by_folder(self, sizes: dict[str, int], folders: list[str]) -> dict[str, tuple[int, ...]]:
+        self.class_names = sorted(folder for folder in folders if "/" not in folder)
         self.num_classes = len(self.class_names)
         self.skipped += [Skipped(path, NO_CLASS_FOLDER) for path in sorted(sizes) if "/" not in path]
         numbers = {name: number for number, name in enumerate(self.class_names)}
         return {path: (numbers[path.split("/")[0]],) for path in sizes if "/" in path}
 
-    def _by_table(self, sizes: dict[str, int], table: str) -> dict[str, tuple[int, ...]]:
+    def _by_table(self, sizes: dict[str, int], listing: Listing, table: str) -> dict[str, tuple[int, ...]]:
         columns = read_table(table)
         self.multi_label = "labels" in columns.column_names
         wanted = "labels" if self.multi_label else "label"
@@ -99,7 +102,9 @@ class Folder(Source):
             raise DataError(f"{table}: {Counter(paths).most_common(1)[0][0]} is listed more than once")
         found = {path: tuple(numbers[word] for word in row) for path, row in zip(paths, rows, strict=True)}
         self.skipped += [Skipped(path, NO_ROW) for path in sorted(sizes.keys() - found.keys())]
-        self.skipped += [Skipped(path, NO_FILE) for path in sorted(found.keys() - sizes.keys())]
+        absent = sorted(found.keys() - listing.files.keys())
+        self.skipped += [Skipped(path, NO_FILE) for path in absent]
+        self.found = listing.found + len(absent)
         return {path: found[path] for path in found.keys() & sizes.keys()}
 
 
@@ -119,27 +124,16 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
     return unique
 
 
-def _listing(url: str) -> tuple[dict[str, int], list[Skipped]]:
-    """Size of every image file by its path under `url`, and the other files there."""
-    with storage.reporting(url):
-        fs, root = storage.resolve(url)
-        if not fs.exists(root):
-            raise DataError(f"{url}: does not exist")
-        files = fs.find(root, detail=True)
-    sizes, skipped = {}, []
-    for path in sorted(files):
-        name = path[len(root.rstrip("/")) + 1 :]
-        if name.rpartition(".")[2].lower() in EXTENSIONS:
-            sizes[name] = int(files[path]["size"])
-        else:
-            skipped.append(Skipped(name, NO_IMAGE_NAME))
-    return sizes, skipped
+def by_extension(files: dict[str, int]) -> tuple[dict[str, int], list[Skipped]]:
+    """The files whose extension is an image's, and the others."""
+    sizes = {path: size for path, size in files.items() if path.rpartition(".")[2].lower() in EXTENSIONS}
+    return sizes, [Skipped(path, NO_IMAGE_NAME) for path in sorted(files.keys() - sizes.keys())]
 
 
 def _read(
     url: str, paths: list[str], keys: list[str], labels: list[tuple[int, ...]], multi_label: bool
 ) -> Iterator[Item | Skipped]:
-    contents = ahead(read_file, [storage.join(url, path) for path in paths])
+    contents = ahead(read_file, [f"{url.rstrip('/')}/{path}" for path in paths])
     for path, key, numbers, content in zip(paths, keys, labels, contents, strict=True):
         try:
             extension, image = image_field(content)
