@@ -101,7 +101,7 @@ def pack(
             something that it had found.
     """
     folder = storage.absolute(folder)
-    balance(source, len(source), len(source.skipped))
+    balance(source, len(source), source.skipped)
     if not len(source):
         raise _nothing(folder, source, source.skipped)
     plan = _plan(source, options)
@@ -138,19 +138,20 @@ def pack(
             if progress is not None:
                 progress.advance(int(lengths[entry.number]))
     left_out = [*source.skipped, *(one for number in range(plan["shards"]) for one in skipped[number])]
-    found = balance(source, sum(shard.samples for shard in shards.values()), len(left_out))
-    reasons = _by_reason(one.reason for one in left_out)
+    found = balance(source, sum(shard.samples for shard in shards.values()), left_out)
+    reasons = _by_reason(left_out)
     about = {"packed_by": PROGRAM_VERSION, "found": found, "merged": source.merged, "skipped": reasons}
     index = _conclude(folder, source, plan, shards, contents, left_out, {**source.about, **about})
     return Packed(index, True, reasons, found, source.merged)
 
 
-def balance(source: Source, packed: int, skipped: int) -> int:
+def balance(source: Source, packed: int, left_out: Sequence[Skipped]) -> int:
     """The number of things that the source's listing found, which all must have gone somewhere.
 
     Raises:
         DataError: some are neither packed nor merged nor skipped, or there are more than were found.
     """
+    skipped = sum(one.things for one in left_out)
     gone = packed + source.merged + skipped
     found = gone if source.found is None else source.found
     if found != gone:
@@ -259,7 +260,7 @@ def _conclude(
         if not shards[number].samples:
             storage.remove(storage.join(folder, notes.tar_name(number)))
     for name, lines in (
-        (notes.SKIPPED, [json.dumps(one._asdict()) for one in left_out]),
+        (notes.SKIPPED, [_skipped_line(one) for one in left_out]),
         (notes.CLASSES, [_one_line(name) for name in source.class_names]),
     ):
         if len(lines):
@@ -277,7 +278,7 @@ def _conclude(
 
 
 def _nothing(folder: str, source: Source, left_out: Sequence[Skipped]) -> DataError:
-    counts = _by_reason(one.reason for one in left_out)
+    counts = _by_reason(left_out)
     reasons = ", ".join(f"{count:,} x {reason}" for reason, count in counts.items())
     return DataError(f"{folder}: {source.name} gave nothing to pack ({reasons or 'it is empty'})")
 
@@ -286,9 +287,9 @@ def _packed_before(folder: str, index: Index) -> Packed:
     """The complete set that is there. An index of an earlier version does not say what was found."""
     url = storage.join(folder, notes.SKIPPED)
     lines = storage.read(url).splitlines() if storage.exists(url) else []
-    reasons = _by_reason(json.loads(line)["reason"] for line in lines)
+    reasons = _by_reason([Skipped(**json.loads(line)) for line in lines])
     merged = int(index.about.get("merged", 0))
-    found = int(index.about.get("found", index.num_samples + merged + len(lines)))
+    found = int(index.about.get("found", index.num_samples + merged + sum(reasons.values())))
     return Packed(index, False, reasons, found, merged)
 
 
@@ -303,5 +304,14 @@ def _one_line(name: str) -> str:
     )
 
 
-def _by_reason(reasons: Iterable[str]) -> dict[str, int]:
-    return dict(Counter(reasons).most_common())
+def _skipped_line(one: Skipped) -> str:
+    """A line of skipped.jsonl. The number of things is stated if it is not 1."""
+    record: dict[str, Any] = {"key": one.key, "reason": one.reason}
+    return json.dumps(record if one.things == 1 else record | {"things": one.things})
+
+
+def _by_reason(left_out: Iterable[Skipped]) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for one in left_out:
+        counts[one.reason] += one.things
+    return dict(counts.most_common())

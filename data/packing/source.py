@@ -36,10 +36,14 @@ class Item(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """An item that does not become a sample: its name in the source, and the reason."""
+    """An item that does not become a sample: its name in the source, and the reason.
+
+    `things`: how many are named together, such as all rows of a table without an image.
+    """
 
     key: str
     reason: str
+    things: int = 1
 
 
 Reading = Callable[[], Iterator[Item | Skipped]]

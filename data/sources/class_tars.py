@@ -2,10 +2,9 @@
 headers are read once, and then each image by its offset in the file.
 """
 
-import tarfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -13,66 +12,79 @@ import pyarrow.compute
 
 from data import storage
 from data.errors import BadSample, DataError
-from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, read_file
+from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
+from data.sources.tars.keys import Keys, binary, texts
+from data.sources.tars.members import HIDDEN, Archive, Members, is_hidden, list_members
 
-HEADER_CHUNK = 1 << 20  # bytes of a request while headers are read from an object store
-
-
-class Archive(NamedTuple):
-    """A tar: its file, its first byte there, and its name without the extension, which is the class of a class tar."""
-
-    url: str
-    begin: int
-    name: str
-
-
-class Members(NamedTuple):
-    """The files in a tar: their names, and int64 (n,) offsets and sizes of their contents in the file at `url`."""
-
-    url: str
-    names: Sequence[str]
-    offsets: np.ndarray
-    sizes: np.ndarray
+COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+NO_CLASS_TAR = "not a tar of a class"
 
 
 class TarImages(Source):
-    """Images inside tars, with one label each.
+    """Images inside tars, with one label each, or with several if the images have a column `labels`.
 
     Args:
         urls: the files.
-        images: a row for each image: `name`; `file`, its number in `urls`; `offset` and `size` there; `label`. In
-            Arrow the 14 million of ImageNet-21k take 0.7 GB.
+        images: a row for each image: `name`, as bytes; `file`, its number in `urls`; `offset` and `size` there;
+            `label`; and perhaps `labels`. In Arrow the 14 million of ImageNet-21k take 0.7 GB.
         class_names: by class number.
+        skipped: what else lies there.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], images: pa.Table, class_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        images: pa.Table,
+        class_names: Sequence[str],
+        skipped: Sequence[Skipped] = (),
+    ) -> None:
         self.name = name
         self.class_names, self.num_classes = class_names, len(class_names)
-        self._urls, self._images = urls, images
-        self.fingerprint = fingerprint([*class_names, *_lines(images)])
+        self.multi_label = "labels" in images.column_names
+        self.images, self.skipped = images, skipped
+        self.found = len(images) + len(skipped)
+        self._urls = urls
+        self._keys = Keys(images["name"], images["label"].to_numpy(), class_names)
+        version = ["keys 2"] if self._keys.differ else []  # earlier versions packed other samples
+        self.fingerprint = fingerprint([*version, *class_names, *_lines(images)])
         self.mean_bytes = float(pa.compute.mean(images["size"]).as_py() or 0)
 
     def __len__(self) -> int:
-        return len(self._images)
+        return len(self.images)
 
     def reading(self, positions: np.ndarray) -> Reading:
-        chosen = self._images.take(positions).to_pydict()
-        urls = [self._urls[number] for number in chosen.pop("file")]
-        return partial(_read, chosen["name"], urls, chosen["offset"], chosen["size"], chosen["label"])
+        chosen = self.images.take(positions)
+        names, label = list(texts(chosen["name"])), chosen["label"].to_pylist()
+        labels = chosen["labels"].to_pylist() if self.multi_label else [[number] for number in label]
+        return partial(
+            _read,
+            self._keys.take(positions, names, label),
+            [f"{self.class_names[number]}/{name}" for name, number in zip(names, label, strict=True)],
+            [self._urls[number] for number in chosen["file"].to_pylist()],
+            chosen["offset"].to_pylist(),
+            chosen["size"].to_pylist(),
+            labels,
+            self.multi_label,
+        )
 
-    def chosen(self, name: str, positions: np.ndarray) -> "TarImages":
+    def chosen(self, name: str, positions: np.ndarray, skipped: Sequence[Skipped] = ()) -> "TarImages":
         """A source of the images at these positions."""
-        return TarImages(name, self._urls, self._images.take(positions), self.class_names)
+        return TarImages(name, self._urls, self.images.take(positions), self.class_names, skipped)
 
 
 def tar_images(
-    name: str, members: Sequence[Members], labels: Sequence[np.ndarray], class_names: Sequence[str]
+    name: str,
+    members: Sequence[Members],
+    labels: Sequence[np.ndarray],
+    class_names: Sequence[str],
+    skipped: Sequence[Skipped] = (),
 ) -> TarImages:
     """The files of these tars; `labels` holds an int64 (n,) for each tar."""
     tables = [
         pa.table(
             {
-                "name": pa.array(part.names, pa.large_string()),
+                "name": binary(part.names),
                 "file": np.full(len(part.names), number),
                 "offset": part.offsets,
                 "size": part.sizes,
@@ -81,56 +93,32 @@ def tar_images(
         )
         for number, (part, numbers) in enumerate(zip(members, labels, strict=True))
     ]
-    return TarImages(name, [part.url for part in members], pa.concat_tables(tables).combine_chunks(), class_names)
+    others = [*skipped, *(one for part in members for one in part.skipped)]
+    images = pa.concat_tables(tables).combine_chunks()
+    return TarImages(name, [part.url for part in members], images, class_names, others)
 
 
-def tars_in(url: str) -> list[Archive]:
-    """The tars in a folder, or in a tar of tars, by name.
+def tars_in(url: str) -> tuple[list[Archive], list[Skipped]]:
+    """The tars in a folder, or in a tar of tars, by name; and what else lies there.
 
     Raises:
-        DataError: there are none.
+        DataError: there are none, or one is compressed, or two have the same name.
     """
     url = storage.absolute(url)
-    if url.endswith((".gz", ".tgz")):
+    if url.endswith(COMPRESSED):
         raise DataError(f"{url}: compressed tars cannot be read from the middle: decompress it (gunzip) first")
-    if url.endswith(".tar"):
-        outer = list_members(Archive(url, 0, ""))
-        found = [
-            Archive(url, int(begin), name.rpartition("/")[2].removesuffix(".tar"))
-            for name, begin in zip(outer.names, outer.offsets, strict=True)
-            if name.endswith(".tar")
-        ]
-    else:
-        found = [Archive(storage.join(url, name), 0, name[:-4]) for name in storage.matching(url, "*.tar")]
+    found, others = _in_a_tar(url) if url.endswith(".tar") else _in_a_folder(url)
     if not found:
         raise DataError(f"{url}: no .tar files of classes there")
-    return sorted(found, key=lambda archive: archive.name)
-
-
-def list_members(archive: Archive) -> Members:
-    """The regular files of a tar, in its order. Only the headers are read.
-
-    Raises:
-        DataError: it is not a whole tar.
-    """
-    names, places = [], []
-    try:
-        with storage.reporting(archive.url), storage.open_read(archive.url, HEADER_CHUNK) as file:
-            file.seek(archive.begin)
-            end = archive.begin
-            with tarfile.open(fileobj=file, mode="r:") as opened:
-                for member in opened:
-                    end = member.offset_data + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
-                    if member.isreg():
-                        names.append(member.name)
-                        places.append((member.offset_data, member.size))
-            file.seek(end)
-            if file.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
-                raise DataError(f"{archive.url}: cut short: the archive {archive.name} in it has no end")
-    except FileNotFoundError as error:
-        raise DataError(f"{archive.url}: does not exist") from error
-    table = np.array(places, np.int64).reshape(-1, 2)
-    return Members(archive.url, names, table[:, 0], table[:, 1])
+    name, count = Counter(archive.name for archive in found).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{url}: {count} tars are called {name}: a class has one tar; rename or join them")
+    names = {archive.name for archive in found}
+    for other in others:
+        lost = other.key.rpartition("/")[2].partition(".")[0]
+        if other.reason == NO_CLASS_TAR and other.key.endswith(COMPRESSED) and lost not in names:
+            raise DataError(f"{url}: {other.key} is compressed, and there is no {lost}.tar: decompress or remove it")
+    return sorted(found, key=lambda archive: archive.name), others
 
 
 def class_tars(name: str, url: str) -> TarImages:
@@ -139,29 +127,66 @@ def class_tars(name: str, url: str) -> TarImages:
     Raises:
         DataError: there are no tars, or one cannot be read.
     """
-    archives = tars_in(url)
+    archives, skipped = tars_in(url)
     members = list(ahead(list_members, archives))
     labels = [np.full(len(part.names), number, np.int64) for number, part in enumerate(members)]
-    return tar_images(name, members, labels, [archive.name for archive in archives])
+    return tar_images(name, members, labels, [archive.name for archive in archives], skipped)
+
+
+def _in_a_tar(url: str) -> tuple[list[Archive], list[Skipped]]:
+    outer = list_members(Archive(url, 0, ""))
+    tars, others = [], list(outer.skipped)
+    for name, begin, size in zip(outer.names, outer.offsets.tolist(), outer.sizes.tolist(), strict=True):
+        if _is_class_tar(name):
+            tars.append(Archive(url, begin, name.rpartition("/")[2].removesuffix(".tar"), begin + size))
+        else:
+            others.append(_no_class_tar(name))
+    return tars, others
+
+
+def _in_a_folder(url: str) -> tuple[list[Archive], list[Skipped]]:
+    with storage.reporting(url):
+        names = sorted(storage.contents(url))
+    tars = [Archive(storage.join(url, name), 0, name.removesuffix(".tar")) for name in names if _is_class_tar(name)]
+    return tars, [_no_class_tar(name) for name in names if not _is_class_tar(name)]
+
+
+def _is_class_tar(name: str) -> bool:
+    return name.endswith(".tar") and not is_hidden(name)
+
+
+def _no_class_tar(name: str) -> Skipped:
+    return Skipped(name, HIDDEN if is_hidden(name) else NO_CLASS_TAR)
 
 
 def _lines(images: pa.Table) -> Iterator[str]:
     """The rows of the listing as text, thousands at a time."""
-    for batch in images.select(["name", "offset", "size", "label"]).to_batches(max_chunksize=1 << 16):
-        yield repr([column.to_pylist() for column in batch.columns])
+    columns = ["offset", "size", "labels" if "labels" in images.column_names else "label"]
+    for batch in images.select(["name", *columns]).to_batches(max_chunksize=1 << 16):
+        names, *rest = batch.columns
+        yield repr([list(texts(names)), *(column.to_pylist() for column in rest)])
 
 
 def _read(
-    names: list[str], urls: list[str], offsets: list[int], sizes: list[int], labels: list[int]
+    keys: list[str],
+    names: list[str],
+    urls: list[str],
+    offsets: list[int],
+    sizes: list[int],
+    labels: list[list[int]],
+    multi_label: bool,
 ) -> Iterator[Item | Skipped]:
     ranges = [(url, begin, begin + size) for url, begin, size in zip(urls, offsets, sizes, strict=True)]
     contents = ahead(lambda one: read_file(*one), ranges)
-    for name, url, label, size, content in zip(names, urls, labels, sizes, contents, strict=True):
+    for key, name, url, numbers, size, content in zip(keys, names, urls, labels, sizes, contents, strict=True):
         if len(content) != size:
             raise DataError(f"{url}: cut short: {len(content):,} of the {size:,} bytes of {name} are there")
+        if is_hidden(name):
+            yield Skipped(name, HIDDEN)
+            continue
         try:
             extension, image = image_field(content)
         except BadSample as bad:
             yield Skipped(name, bad.cause)
             continue
-        yield Item(name.rpartition(".")[0], {extension: image, "cls": str(label).encode()})
+        yield Item(key, {extension: image} | label_field(numbers, multi_label))

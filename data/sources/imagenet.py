@@ -16,7 +16,9 @@ import numpy as np
 
 from data import storage
 from data.errors import DataError
-from data.sources.class_tars import Archive, TarImages, class_tars, list_members, tar_images
+from data.packing.source import Skipped
+from data.sources.class_tars import TarImages, class_tars, tar_images
+from data.sources.tars.members import HIDDEN, Archive, Members, is_hidden, list_members
 from data.splitmix import Purpose, key, permutation
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
@@ -34,13 +36,26 @@ def imagenet(folder: str, split: str) -> TarImages:
         return class_tars("imagenet/train", storage.join(folder, TRAIN_TAR))
     members = list_members(Archive(storage.absolute(storage.join(folder, VAL_TAR)), 0, ""))
     classes, truth = read_devkit(storage.join(folder, DEVKIT))
-    found = [re.search(r"_(\d{8})\.JPEG$", name) for name in members.names]
-    numbers = np.array([int(match[1]) if match else 0 for match in found], np.int64)
+    found = [None if is_hidden(name) else re.search(r"_(\d{8})\.JPEG$", name) for name in members.names]
+    skipped = [_other(name) for name, match in zip(members.names, found, strict=True) if not match]
+    images = np.array([match is not None for match in found], bool)
+    members = Members(
+        members.url,
+        [name for name, match in zip(members.names, found, strict=True) if match],
+        members.offsets[images],
+        members.sizes[images],
+        [*members.skipped, *skipped],
+    )
+    numbers = np.array([int(match[1]) for match in found if match], np.int64)
     if len(numbers) != len(truth) or not np.array_equal(np.sort(numbers), np.arange(1, len(truth) + 1)):
         raise DataError(
             f"{members.url}: its images are not the images 1 to {len(truth):,} whose classes are in {DEVKIT}"
         )
     return tar_images("imagenet/val", [members], [truth[numbers - 1]], classes)
+
+
+def _other(name: str) -> Skipped:
+    return Skipped(name, HIDDEN if is_hidden(name) else "not called as a validation image")
 
 
 def read_devkit(url: str) -> tuple[list[str], np.ndarray]:

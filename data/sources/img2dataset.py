@@ -11,7 +11,7 @@ read it.
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -24,18 +24,29 @@ from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, image_bytes
 from data.sources.label_table import Found, LabelTable
 from data.sources.table import check_columns, read_table, words
+from data.sources.tars.keys import front
+from data.sources.tars.members import HIDDEN, is_hidden
+from data.sources.tars.repeats import CHUNK, Plain, Repeats, arrivals
 
-CHUNK = 8 << 20
 NO_ROW = "no row in the label table"
+SEVERAL_ROWS = "several rows of one key in img2dataset's Parquet file"
+KEY_AGAIN = "another image of the same tar has its key"
+NOT_GOT = "img2dataset did not get the image"
+NO_TAR = "its tar is not there"
+NO_PART = "no file of img2dataset"
+NO_SAMPLE = "in a tar, but part of no sample"
+TWICE = "a second field of the same name in a sample"
+AMBIGUOUS = -2  # instead of a row: the table has several
 
 
 class Span(NamedTuple):
-    """Samples first .. last-1 of a tar with `total` samples."""
+    """Samples first .. last-1 of a tar with `total` samples, and the keys in it that are kept as they are."""
 
     url: str
     first: int
     last: int
     total: int
+    plain: Plain
 
 
 class Columns(NamedTuple):
@@ -69,17 +80,31 @@ class Img2dataset(Source):
         self._columns = columns
         folder = storage.absolute(url)
         with storage.reporting(url):
-            names = storage.matching(folder, "*.tar")
+            files = sorted(storage.contents(folder))
+        names = [name for name in files if name.endswith(".tar") and not is_hidden(name)]
         if not names:
             raise DataError(f"{url}: no .tar files there")
         self._urls = [storage.join(folder, name) for name in names]
-        counts = list(ahead(_count, self._urls))
+        counted = list(ahead(_counts, self._urls))
+        counts = [successes for successes, _ in counted]
         sizes = [size or 0 for size in ahead(storage.size, self._urls)]
         self._starts = np.concatenate([[0], np.cumsum(counts)])
+        self._repeats = Repeats(self._urls)
+        self.skipped = [
+            *_others(files, names),
+            *(
+                Skipped(f"{name[:-4]}.parquet", NOT_GOT, failed)
+                for name, (_, failed) in zip(names, counted, strict=True)
+                if failed
+            ),
+            *(one for name, count in zip(self._urls, counts, strict=True) if not count for one in _in_no_sample(name)),
+        ]
         self._table = None if table is None else LabelTable(table, columns.key, columns.labels, columns.probabilities)
         self.mean_bytes = sum(sizes) / max(len(self), 1)
         described = self._table.fingerprint if self._table else ""
-        self.fingerprint = fingerprint([described, columns, num_classes, *zip(names, counts, sizes, strict=True)])
+        version = ["keys 2"] if self._repeats.any() else []  # earlier versions gave images the labels of others
+        listing = zip(names, counts, sizes, strict=True)
+        self.fingerprint = fingerprint([*version, described, columns, num_classes, *listing])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -92,34 +117,70 @@ class Img2dataset(Source):
         ):
             begin, end = int(self._starts[number]), int(self._starts[number + 1])
             if end > begin:
-                spans.append(Span(self._urls[number], max(first, begin) - begin, min(last, end) - begin, end - begin))
+                place = max(first, begin) - begin, min(last, end) - begin, end - begin
+                spans.append(Span(self._urls[number], *place, self._repeats.plain(number)))
         if self._table is None:
-            return partial(_read, spans, partial(_own_labels, self._columns))
-        found: dict[str, int] = {}
-        for span in spans:
-            keys, values = _sidecar(span.url, self._columns.key)
-            found.update(zip(keys, self._table.rows(values).tolist(), strict=True))
-        return partial(_read_joined, spans, found, self._table.reading(sorted(set(found.values()) - {-1})))
+            return partial(_read, spans, [partial(_own_labels, self._columns)] * len(spans))
+        rows = [_rows(span.url, self._columns.key, self._table) for span in spans]
+        wanted = sorted({row for of_a_tar in rows for row in of_a_tar.values() if row >= 0})
+        return partial(_read_joined, spans, rows, self._table.reading(wanted))
 
 
-def _count(url: str) -> int:
-    """Number of samples in a tar, as img2dataset counted them."""
+def _counts(url: str) -> tuple[int, int]:
+    """Numbers of the images in a tar, and of the rows without one, as img2dataset counted them."""
     stats = f"{url.removesuffix('.tar')}_stats.json"
     try:
         with storage.reporting(stats):
-            return int(json.loads(storage.read(stats))["successes"])
+            record = json.loads(storage.read(stats))
+            successes = int(record["successes"])
+            return successes, max(int(record.get("count", successes)) - successes, 0)
     except FileNotFoundError as error:
         raise DataError(
             f"{stats}: is missing, so img2dataset did not finish this tar; run it again, or move the tar away"
         ) from error
 
 
-def _sidecar(url: str, key: str) -> tuple[list[str], Sequence[Any]]:
-    """(sample keys, values of the column `key`) of the images that arrived, from the Parquet file beside a tar."""
+def _others(files: Sequence[str], tars: Sequence[str]) -> Iterator[Skipped]:
+    """The files that belong to no tar."""
+    stems = {name.removesuffix(".tar") for name in tars}
+    for name in files:
+        stem = name.removesuffix("_stats.json").removesuffix(".parquet").removesuffix(".tar")
+        if is_hidden(name):
+            yield Skipped(name, HIDDEN)
+        elif stem not in stems or stem == name:
+            yield Skipped(name, NO_TAR if name.endswith(("_stats.json", ".parquet")) else NO_PART)
+
+
+def _in_no_sample(url: str) -> Sequence[Skipped]:
+    """What lies in a tar without images."""
+    others = _Others()
+    try:
+        with storage.reporting(url), storage.open_read(url, CHUNK) as file:
+            for sample in tar.samples(others.watch(tar.read_members(file, CHUNK))):
+                if _has_image(sample):
+                    raise DataError(f"{url}: holds images, its _stats.json says 0; download it again")
+                others.found.append(Skipped(sample.key, NO_SAMPLE))
+    except FileNotFoundError:
+        pass
+    return others.found
+
+
+def _rows(url: str, key: str, table: LabelTable) -> dict[str, int]:
+    """The row of the label table by sample key, from the Parquet file beside a tar; `AMBIGUOUS` if there are several.
+
+    Rows of images that did not arrive count only if no other row has their key.
+    """
     beside = f"{url.removesuffix('.tar')}.parquet"
-    table = read_table(beside)
-    check_columns(beside, table.schema, "key", key)
-    return table["key"].to_pylist(), table[key].to_pylist()
+    listed = read_table(beside)
+    check_columns(beside, listed.schema, "key", key)
+    keys, arrived = arrivals(listed)
+    rows = table.rows(listed[key].to_pylist()).tolist()
+    found: dict[str, int] = {}
+    there: dict[str, int] = {}
+    for sample_key, here, row in zip(keys, arrived, rows, strict=True):
+        known = there if here else found
+        known[sample_key] = row if known.get(sample_key, row) == row else AMBIGUOUS
+    return found | there
 
 
 def _own_labels(columns: Columns, key: str, fields: Mapping[str, bytes]) -> Found | None:
@@ -133,44 +194,62 @@ def _own_labels(columns: Columns, key: str, fields: Mapping[str, bytes]) -> Foun
 
 
 def _read_joined(
-    spans: list[Span], rows: dict[str, int], labels: Callable[[], dict[int, Found]]
+    spans: list[Span], rows: list[dict[str, int]], labels: Callable[[], dict[int, Found]]
 ) -> Iterator[Item | Skipped]:
     found = labels()
 
-    def look_up(key: str, fields: Mapping[str, bytes]) -> Found | None:
-        return found.get(rows.get(key, -1))
+    def look_up(of_this_tar: dict[str, int], key: str, fields: Mapping[str, bytes]) -> Found | None:
+        row = of_this_tar.get(key, -1)
+        if row == AMBIGUOUS:
+            raise BadSample(SEVERAL_ROWS)
+        return found.get(row)
 
-    yield from _read(spans, look_up)
+    yield from _read(spans, [partial(look_up, of_a_tar) for of_a_tar in rows], once=True)
 
 
-def _read(spans: list[Span], find: Callable[[str, Mapping[str, bytes]], Found | None]) -> Iterator[Item | Skipped]:
-    for span in spans:
-        for sample in _samples(span):
+def _read(
+    spans: list[Span], finds: Sequence[Callable[[str, Mapping[str, bytes]], Found | None]], once: bool = False
+) -> Iterator[Item | Skipped]:
+    """The samples of all spans. `once`: a row of the label table cannot be that of two images."""
+    for span, find in zip(spans, finds, strict=True):
+        for key, again, sample in _samples(span):
+            if isinstance(sample, Skipped):
+                yield sample
+                continue
             try:
+                if again and once:
+                    raise BadSample(KEY_AGAIN)
                 found = find(sample.key, sample.fields)  # type: ignore[arg-type]
                 if found is None:
                     yield Skipped(sample.key, NO_ROW)
                     continue
                 extension, image = image_field(bytes(image_bytes(sample.fields)))  # type: ignore[arg-type]
-                yield Item(sample.key, {extension: image, "json": _label_json(*found)})
+                yield Item(key, {extension: image, "json": _label_json(*found)})
             except BadSample as bad:
                 yield Skipped(sample.key, bad.cause)
 
 
-def _samples(span: Span) -> Iterator[tar.TarSample]:
-    """The samples of a span.
+def _samples(span: Span) -> Iterator[tuple[str, bool, tar.TarSample | Skipped]]:
+    """(key, whether an image before it in the tar has the same one, sample) of a span; and what else lies there.
 
     Raises:
         DataError: the tar holds another number than img2dataset counted.
     """
+    keys = _Keys(span)
+    others = _Others()
     seen = 0
     try:
         with storage.reporting(span.url), storage.open_read(span.url, CHUNK) as file:
-            for sample in tar.samples(tar.read_members(file, CHUNK)):
-                if not any(extension in sample.fields for extension in IMAGE_EXTENSIONS):
-                    continue  # not a sample of img2dataset
-                if span.first <= seen < span.last:
-                    yield sample
+            for sample in tar.samples(others.watch(tar.read_members(file, CHUNK))):
+                inside = span.first <= seen < span.last
+                if not _has_image(sample):
+                    others.found.append(Skipped(sample.key, NO_SAMPLE))
+                    continue
+                key, again = keys.unique(sample.key)
+                if inside:
+                    yield key, again, sample
+                    yield from (("", False, one) for one in others.found)
+                others.found.clear()
                 seen += 1
                 if seen == span.last < span.total:
                     return
@@ -180,6 +259,55 @@ def _samples(span: Span) -> Iterator[tar.TarSample]:
         raise DataError(f"{span.url}: {str(error).removeprefix(f'{span.url}: ')}; download it again") from error
     if seen != span.total:
         raise DataError(f"{span.url}: holds {seen:,} images, its _stats.json says {span.total:,}; download it again")
+    yield from (("", False, one) for one in others.found)
+
+
+def _has_image(sample: tar.TarSample) -> bool:
+    return any(extension in sample.fields for extension in IMAGE_EXTENSIONS)
+
+
+class _Keys:
+    """Unique keys for the samples of a tar: those that other samples have, too, get the tar's name in front."""
+
+    def __init__(self, span: Span) -> None:
+        self._plain = span.plain
+        self._front = front(span.url.rpartition("/")[2].removesuffix(".tar"))
+        self._there: set[str] = set()
+        self._given: set[str] = set()
+
+    def unique(self, key: str) -> tuple[str, bool]:
+        """(the key to use, whether the tar has had this key before)."""
+        again = key in self._there
+        self._there.add(key)
+        unique = key if self._plain.holds(key) and not again else f"{self._front}/{key}"
+        number = 1
+        while unique in self._given:
+            number += 1
+            unique = f"{self._front}/{key}~{number}"
+        self._given.add(unique)
+        return unique, again
+
+
+class _Others:
+    """Notes the members of a tar that are no field of a sample."""
+
+    def __init__(self) -> None:
+        self.found: list[Skipped] = []
+
+    def watch(self, members: Iterable[tar.Member]) -> Iterator[tar.Member]:
+        current, fields = "", set[str]()
+        for member in members:
+            split = tar.split_name(member.name) if member.is_file else None
+            if split is None:
+                self.found.append(Skipped(member.name, NO_SAMPLE))
+                continue
+            key, extension = split
+            if key != current:
+                current, fields = key, set()
+            if extension in fields:
+                self.found.append(Skipped(member.name, TWICE))
+            fields.add(extension)
+            yield member
 
 
 def _label_json(labels: Sequence[object], probabilities: Sequence[object]) -> bytes:

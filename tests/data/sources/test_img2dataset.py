@@ -19,6 +19,7 @@ from data.sources.img2dataset import Columns, Img2dataset
 from data.sources.label_table import LabelTable
 
 CLASSES = 50
+NOT_GOT = {"img2dataset did not get the image": 11}
 
 
 def labels_of(number: int) -> tuple[list[int], list[float]]:
@@ -105,7 +106,8 @@ def test_images_get_their_labels(downloaded, tmp_path, table, per_shard):
         assert (record["labels"], record["probabilities"]) == labels_of(number)
         assert found[key]["jpg"] == jpeg(number)
     assert packed.index.multi_label
-    assert packed.skipped == {}
+    assert packed.skipped == NOT_GOT
+    assert (packed.found, packed.index.num_samples) == (45, 34)
 
 
 def test_csv_table_and_missing_rows(downloaded, tmp_path):
@@ -122,7 +124,7 @@ def test_csv_table_and_missing_rows(downloaded, tmp_path):
     assert list(found) == list(even)
     for key, number in even.items():
         assert json.loads(found[key]["json"])["labels"] == labels_of(number)[0]
-    assert packed.skipped == {"no row in the label table": len(expected()) - len(even)}
+    assert packed.skipped == {"no row in the label table": len(expected()) - len(even), **NOT_GOT}
     assert packed.index.num_classes == CLASSES
 
 
@@ -132,7 +134,7 @@ def test_command_line(downloaded, tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out.splitlines()[-1])
     inside = [number for number in expected().values() if max(labels_of(number)[0]) < 30]
     assert (facts["num_samples"], facts["num_classes"]) == (len(inside), 30)
-    assert facts["skipped"] == {"label outside the classes": len(expected()) - len(inside)}
+    assert facts["skipped"] == {"label outside the classes": len(expected()) - len(inside), **NOT_GOT}
 
 
 def test_table_looks_up_by_numbers_and_by_text(tmp_path):

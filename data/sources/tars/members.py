@@ -1,0 +1,141 @@
+"""What lies in tars of images: every member, by its offset, and the reason for each that cannot be an image."""
+
+import io
+import posixpath
+import tarfile
+from collections.abc import Iterator, Sequence
+from typing import IO, NamedTuple
+
+import numpy as np
+
+from data import storage
+from data.errors import DataError
+from data.packing.source import Skipped
+
+HEADER_CHUNK = 1 << 20  # bytes of a request while headers are read from an object store
+HIDDEN = "hidden or system file"
+SYSTEM = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db"])
+FOLDER = "a folder in a tar; its files are read by their own names"
+LINK = "a link in a tar; the file it points to is read by its own name"
+DANGLING = "a link in a tar to a file that is not in the tar"
+SPARSE = "a sparse file in a tar; unpack the tar and pack its files again without --sparse"
+DEVICE = "a pipe or device in a tar"
+OTHER = "a member of unknown type in a tar"
+BEHIND = "bytes behind the end of the archive; if that is a second archive, unpack both"
+
+
+class Archive(NamedTuple):
+    """A tar: its file, its first byte and its end there, and its name without the extension: the class of a class tar.
+
+    `end`: None is the end of the file.
+    """
+
+    url: str
+    begin: int
+    name: str
+    end: int | None = None
+
+
+class Members(NamedTuple):
+    """The regular files in a tar: their names, and int64 (n,) offsets and sizes of their contents in the file at `url`.
+
+    `skipped`: the members of other types.
+    """
+
+    url: str
+    names: Sequence[str]
+    offsets: np.ndarray
+    sizes: np.ndarray
+    skipped: Sequence[Skipped] = ()
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a system keeps this member for itself: `._001.jpg`, `.DS_Store`, `__MACOSX/001.jpg`."""
+    return any((part.startswith(".") and part not in (".", "..")) or part in SYSTEM for part in name.split("/"))
+
+
+def list_members(archive: Archive) -> Members:
+    """Every member of a tar, in its order. Only the headers are read.
+
+    Raises:
+        DataError: it is not a whole tar.
+    """
+    names: list[str] = []
+    places: list[tuple[int, int]] = []
+    others: list[tarfile.TarInfo] = []
+    try:
+        with storage.reporting(archive.url), storage.open_read(archive.url, HEADER_CHUNK) as file:
+            window = _Window(file, archive.begin, archive.end)
+            with tarfile.open(fileobj=window, mode="r:") as opened:
+                for member in opened:
+                    if member.size < 0:
+                        raise DataError(f"{archive.url}: {member.name} has an impossible size in {archive.name}")
+                    if member.isreg() and not member.issparse():
+                        names.append(member.name)
+                        places.append((member.offset_data, member.size))
+                    else:
+                        others.append(member)
+                end = opened.offset
+            window.seek(end)
+            if window.read(tarfile.BLOCKSIZE) != tarfile.NUL * tarfile.BLOCKSIZE:
+                raise DataError(f"{archive.url}: cut short: the archive {archive.name} in it has no end")
+            behind = _is_more(window)
+    except FileNotFoundError as error:
+        raise DataError(f"{archive.url}: does not exist") from error
+    table = np.array(places, np.int64).reshape(-1, 2)
+    skipped = list(_reasons(archive, names, others)) if others else []
+    if behind:
+        skipped.append(Skipped(posixpath.basename(archive.url) if archive.end is None else archive.name, BEHIND))
+    return Members(archive.url, names, table[:, 0], table[:, 1], skipped)
+
+
+def _reasons(archive: Archive, names: Sequence[str], others: Sequence[tarfile.TarInfo]) -> Iterator[Skipped]:
+    there = {posixpath.normpath(name) for name in names} | {posixpath.normpath(one.name) for one in others}
+    for member in others:
+        yield Skipped(posixpath.join(archive.name, member.name), _reason(member, there))
+
+
+def _reason(member: tarfile.TarInfo, there: set[str]) -> str:
+    if member.isdir():
+        return FOLDER
+    if member.issym() or member.islnk():
+        folder = posixpath.dirname(member.name) if member.issym() else ""
+        target = posixpath.normpath(posixpath.join(folder, member.linkname))
+        return LINK if target in there and target != posixpath.normpath(member.name) else DANGLING
+    if member.issparse():
+        return SPARSE
+    return DEVICE if member.isdev() else OTHER
+
+
+def _is_more(file: "_Window") -> bool:
+    """Whether anything but zeros follows."""
+    while content := file.read(HEADER_CHUNK):
+        if content.count(0) < len(content):
+            return True
+    return False
+
+
+class _Window(io.RawIOBase):
+    """A part of a file, at the positions of the whole. So an archive in an archive cannot run into the next one."""
+
+    def __init__(self, file: IO[bytes], begin: int, end: int | None) -> None:
+        self._file, self._end = file, end
+        file.seek(begin)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        if self._end is not None:
+            left = max(self._end - self._file.tell(), 0)
+            size = left if size < 0 else min(size, left)
+        return self._file.read(size)
