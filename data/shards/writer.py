@@ -8,6 +8,7 @@ from typing import Self
 import numpy as np
 
 from data import storage
+from data.errors import DataError
 from data.shards import tar
 from data.shards.index import STRIDE, Shard
 
@@ -28,10 +29,21 @@ class ShardWriter:
         self._hash = hashlib.sha256()
         self._length = 0
         self._samples = 0
+        self._last_key: str | None = None
         self._offsets: list[int] = []
 
     def write(self, key: str, fields: Mapping[str, bytes]) -> None:
-        """Add a sample. Its fields become members `key.extension`, in the given order."""
+        """Add a sample. Its fields become members `key.extension`, in the given order.
+
+        Raises:
+            DataError: the previous sample has the same key. Readers would take the two for one.
+        """
+        if key == self._last_key:
+            raise DataError(
+                f"{self._url}: two samples with the key {key!r} follow each other, which readers take for one; "
+                "their source must give them different keys"
+            )
+        self._last_key = key
         if self._samples % STRIDE == 0:
             self._offsets.append(self._length)
         for extension, content in fields.items():
