@@ -3,6 +3,7 @@
 import argparse
 import sys
 import time
+from collections.abc import Sequence
 
 from data import storage
 from data.commands.pack_sources import add_sources, positive
@@ -11,6 +12,7 @@ from data.packing.pack import Packed, pack
 from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
+from data.shards.class_names import warn_of_one_based
 
 PACK_HELP = """\
 Make WebDataset shards with an index.json beside them, or only the index of existing shards.
@@ -53,6 +55,7 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
         command.error("give SOURCE and DEST, or --index-only URL")
     began = time.monotonic()
     packed: dict[str, Packed] = {}
+    warnings: dict[str, list[str]] = {}
     with session(options.workers) as runner:
         for split, source, how in options.sources(options):
             packed[split] = pack(
@@ -64,8 +67,10 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
                 show_progress=True,
             )
             print_summary(packed[split])
+            warnings[split] = [*source.warnings, *filter(None, [warn_of_one_based(packed[split].index)])]
+            print_warnings(warnings[split])
     wrote = any(one.wrote for one in packed.values())
-    described = {split: facts(one.index) | counts(one) for split, one in packed.items()}
+    described = {split: facts(one.index) | counts(one) | {"warnings": warnings[split]} for split, one in packed.items()}
     record = {"packed": wrote, "seconds": round(time.monotonic() - began, 3)}
     return record | described.pop("", {}) | described, 0
 
@@ -87,6 +92,11 @@ def counts(packed: Packed) -> dict[str, object]:
     return {"found": packed.found, "merged": packed.merged, "skipped": packed.skipped}
 
 
+def print_warnings(texts: Sequence[str]) -> None:
+    for text in texts:
+        print(f"warning: {text}", file=sys.stderr)
+
+
 def run_index_only(options: argparse.Namespace) -> Outcome:
     with storage.reporting(options.index_only):
         shards = len(find_shards(options.index_only)[1])
@@ -106,6 +116,7 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
     if outside:
         print(f"{outside:,} labels are not below {index.num_classes:,}: their slots will be masked", file=sys.stderr)
     print(f"indexed: {summary(index)}")
+    print_warnings(warnings := list(filter(None, [warn_of_one_based(index)])))
     if contents.cut_short:
         print(f"  cut short: {len(contents.cut_short):,} shard{'s'[: len(contents.cut_short) > 1]}")
     return facts(index) | {
@@ -113,4 +124,5 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
         "without_image": contents.without_image,
         "cut_short": contents.cut_short,
         "labels_outside": outside,
+        "warnings": warnings,
     }, 0

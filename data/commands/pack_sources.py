@@ -9,6 +9,7 @@ from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.packing.pack import Options
 from data.packing.source import Source
+from data.sources.holdout import Holdout
 from data.sources.vtab import TASKS
 
 Splits = Iterator[tuple[str, Source, Options]]
@@ -35,6 +36,14 @@ def positive(text: str) -> int:
     if number < 1:
         raise ValueError(text)
     return number
+
+
+def holdout(text: str) -> Holdout:
+    """argparse type: a number of images, or a percentage of them."""
+    try:
+        return Holdout.parse(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -90,22 +99,45 @@ def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
 
 def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
     def splits(options: argparse.Namespace) -> Splits:
+        from data.shards.class_names import read_class_list
         from data.sources.folder import Folder
 
-        yield "", Folder(options.images, options.labels), _options(options)
+        classes = None if options.classes is None else read_class_list(options.classes)
+        source = Folder(options.images, options.labels, classes)
+        parts = source.split(options.holdout, options.holdout_seed) if options.holdout.number else {"": source}
+        for split, part in parts.items():
+            yield split, part, _options(options)
 
     folder = _source(
         sources,
         "folder",
         "image files, in one folder a class or with a label table",
-        "--from URL holds CLASS/.../IMAGE; the classes are numbered in the order of their names. Or with --labels a "
-        "CSV or Parquet table has a row for each image: its `path` in the folder and its `label`, or its `labels` with "
-        f"spaces between them. Labels are numbers, or names, which are numbered in their order. {TRANSCODING}",
-        "gs://bucket/flowers/train --from ~/flowers/train --workers 8 --resize 256",
+        "--from URL holds CLASS/.../IMAGE. Folders 0, 1, 2 ... are class numbers; others are numbered in the order of "
+        "their names, with or without images. Or with --labels a CSV or Parquet table has a row for each image: its "
+        "`path` in the folder and its `label`, or its `labels`, as a list. Labels are numbers from 0 on (3 or 3.0), or "
+        "names, which are numbered in their order. Two folders have the same numbers only if they have the same names: "
+        "to pack a test set that lacks a class, give the index of the training set as --classes, or let --holdout "
+        f"divide one folder. {TRANSCODING}",
+        "gs://bucket/flowers --from ~/flowers --holdout 10% --workers 8 --resize 256",
         splits,
     )
     _from(folder, "the folder, local or any fsspec URL")
     folder.add_argument("--labels", metavar="TABLE", help="label table, CSV or Parquet")
+    folder.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of the classes in the order of their numbers: an index.json or its folder, a JSON list, or text, "
+        "one a line; local or any fsspec URL (the folders' names or the labels)",
+    )
+    folder.add_argument(
+        "--holdout",
+        type=holdout,
+        default=Holdout(0),
+        metavar="N|P%",
+        help="images in DEST/val, in proportion from each class; DEST/train has the others, at least one a class; "
+        "0 for none, and all go to DEST (0)",
+    )
+    folder.add_argument("--holdout-seed", type=int, default=0, metavar="S", help="seed of the choice of val (0)")
     _shuffling(folder)
     _transcoding(folder)
 

@@ -10,6 +10,7 @@ from functools import partial
 from data import storage
 from data.commands.contact_sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
 from data.commands.parsing import Commands, Outcome, facts
+from data.shards.class_names import class_names, shown
 from data.shards.index import Index, open_index
 
 COLUMNS, ROWS = 8, 6
@@ -19,8 +20,8 @@ LARGEST = 5
 
 HELP = """\
 Print what a data set holds, and draw a sheet of samples with their labels, evenly spread over all shards. Samples that
-cannot be used are red, with the cause. The names of the classes are the lines of classes.txt beside the index, if that
-file exists.
+cannot be used are red, with the cause. The names of the classes are those in the index, or else the lines of
+classes.txt beside it.
 """
 
 
@@ -44,7 +45,7 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
 
 def run_show(options: argparse.Namespace) -> Outcome:
     index = open_index(options.url)
-    names = _class_names(index)
+    names = class_names(index)
     counts = [shard.samples for shard in index.shards]
     with ThreadPoolExecutor(READ_THREADS) as pool:
         found = list(pool.map(partial(find, index), spread_ids(index, COLUMNS * ROWS)))
@@ -82,22 +83,8 @@ def _class_lines(index: Index, names: Sequence[str]) -> list[str]:
     return [*lines, f"largest: {common}"]
 
 
-def _class_names(index: Index) -> list[str]:
-    """The lines of classes.txt beside the index; empty if there is no such file.
-
-    Raises:
-        DataError: the file cannot be read.
-    """
-    url = storage.join(storage.parent(index.url), "classes.txt")
-    try:
-        with storage.reporting(url):
-            return storage.read(url).decode().splitlines()
-    except FileNotFoundError:
-        return []
-
-
 def _class_name(label: int, names: Sequence[str]) -> str:
-    return f"{label} {names[label]}" if label < len(names) else str(label)
+    return f"{label} {shown(names[label])}" if label < len(names) else str(label)
 
 
 def _image_sizes(found: Sequence[Found]) -> str:

@@ -15,12 +15,12 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.packing.source import Skipped, ahead
+from data.shards.class_names import CLASSES_NAME
 from data.shards.contents import Contents
 from data.shards.index import INDEX_NAME, Index, Shard, open_index
 
 FOLDER = "packing"
 PLAN = f"{FOLDER}/plan.json"
-CLASSES = "classes.txt"
 SKIPPED = "skipped.jsonl"
 
 
@@ -92,7 +92,7 @@ def start(folder: str, plan: dict[str, Any]) -> None:
     """Write the plan into `folder`, and remove everything else that packing writes."""
     clear(folder)
     storage.write_atomic(storage.join(folder, PLAN), json.dumps(plan, indent=1).encode())
-    for name in (INDEX_NAME, CLASSES, SKIPPED, *storage.matching(folder, "*.tar")):
+    for name in (INDEX_NAME, CLASSES_NAME, SKIPPED, *storage.matching(folder, "*.tar")):
         storage.remove(storage.join(folder, name))
 
 

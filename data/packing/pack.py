@@ -13,7 +13,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from typing import Any
-from unicodedata import category
 
 import numpy as np
 
@@ -26,6 +25,7 @@ from data.packing.source import Item, Reading, Skipped, Source
 from data.progress import Progress
 from data.ray_session import Runner, in_process
 from data.shards import tar
+from data.shards.class_names import CLASSES_NAME, text_list
 from data.shards.contents import Contents, contents_index
 from data.shards.fields import IMAGE_EXTENSIONS, labels
 from data.shards.index import INDEX_NAME, Index, Shard, write_index
@@ -259,13 +259,10 @@ def _conclude(
     for number in shards:
         if not shards[number].samples:
             storage.remove(storage.join(folder, notes.tar_name(number)))
-    for name, lines in (
-        (notes.SKIPPED, [_skipped_line(one) for one in left_out]),
-        (notes.CLASSES, [_one_line(name) for name in source.class_names]),
-    ):
-        if len(lines):
-            text = "".join(f"{line}\n" for line in lines)
-            storage.write_atomic(storage.join(folder, name), text.encode("utf-8", "surrogateescape"))
+    skipped = "".join(f"{_skipped_line(one)}\n" for one in left_out).encode()
+    for name, content in ((notes.SKIPPED, skipped), (CLASSES_NAME, text_list(source.class_names))):
+        if content:
+            storage.write_atomic(storage.join(folder, name), content)
     index_url = storage.join(folder, INDEX_NAME)
     index = replace(
         contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes),
@@ -291,17 +288,6 @@ def _packed_before(folder: str, index: Index) -> Packed:
     merged = int(index.about.get("merged", 0))
     found = int(index.about.get("found", index.num_samples + merged + sum(reasons.values())))
     return Packed(index, False, reasons, found, merged)
-
-
-def _one_line(name: str) -> str:
-    """A class name as a line of classes.txt. Line breaks, other control characters and lone surrogates that stand for
-    no byte are escaped as in Python's text; the index holds the name itself."""
-    return "".join(
-        mark.encode("unicode_escape").decode()
-        if category(mark) in ("Cc", "Zl", "Zp", "Cs") and not "\udc80" <= mark <= "\udcff"
-        else mark
-        for mark in name
-    )
 
 
 def _skipped_line(one: Skipped) -> str:

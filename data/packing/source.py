@@ -69,6 +69,7 @@ class Source(ABC):
             names are one thing. None: the items, those that are skipped, and those that are merged.
         merged: things that become part of another thing's sample, such as a second file with the same image.
         about: notes on how the source was read, for `Index.about`.
+        warnings: what a person may have meant otherwise, one line each.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Source(ABC):
     found: int | None = None
     merged: int = 0
     about: Mapping[str, Any] = {}
+    warnings: Sequence[str] = ()
 
     @abstractmethod
     def __len__(self) -> int:

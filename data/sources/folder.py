@@ -1,8 +1,8 @@
 """A folder of image files, with one folder for each class or with a table of labels."""
 
+import copy
 import posixpath
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -10,8 +10,11 @@ import numpy as np
 from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
-from data.sources.table import check_columns, read_table, words
-from data.sources.walk import Listing, walk
+from data.shards.class_names import ClassList
+from data.sources.holdout import Holdout, hold_out
+from data.sources.numbering import Numbering, number_folders, number_labels
+from data.sources.table import read_rows
+from data.sources.walk import walk
 
 EXTENSIONS = {
     "jpg",
@@ -28,37 +31,74 @@ EXTENSIONS = {
 NO_IMAGE_NAME = "no image extension"
 NO_CLASS_FOLDER = "in no class folder"
 NO_ROW = "no row in the label table"
+NO_LABEL = "no label in the label table"
+NO_PATH = "no path in the label table"
 NO_FILE = "in the label table, no such file"
 
 
 class Folder(Source):
     """Images under a local folder or fsspec URL, at any depth.
 
-    Without a table the classes are the folders directly in it, empty ones too, in sorted order. With a table (CSV or
-    Parquet), each row has a `path` relative to the folder and a `label`, or in a multi-label set `labels` with spaces
-    between them. Labels are class numbers, or names, which are numbered in sorted order.
+    Without a table the classes are the folders directly in it, empty ones too. With a table (CSV or Parquet), each row has a `path`
+    relative to the folder and a `label`, or in a multi-label set `labels`. `data.sources.numbering` says which number
+    a class has.
 
     Keys are the images' paths without their extension. Dots in the file name become `_`, since WebDataset ends a key at
     the first dot. Keys that would be equal get `~2`, `~3` ...
 
+    Args:
+        table: URL of the label table.
+        classes: the names of the classes, by number. None: they are those of the folders, or those in the table.
+
     Raises:
-        DataError: there is no such folder, or the table cannot be read.
+        DataError: there is no such folder, the table cannot be read, or a class has no number.
     """
 
-    def __init__(self, url: str, table: str | None = None) -> None:
+    found: int
+
+    def __init__(self, url: str, table: str | None = None, classes: ClassList | None = None) -> None:
         self.name = "folder"
         self._url = storage.absolute(url)
         listing = walk(self._url)
         sizes, unread = by_extension(listing.files)
         self.found = listing.found
         self.skipped: list[Skipped] = [*listing.skipped, *unread]
-        labels = self._by_folder(sizes, listing.folders) if table is None else self._by_table(sizes, listing, table)
-        self._paths = sorted(labels)
-        self._labels = [labels[path] for path in self._paths]
-        self._keys = unique_keys(self._paths)
-        lines = (f"{path}\t{sizes[path]}\t{labels[path]}" for path in self._paths)
+        if table is None:
+            labels = self._by_folder(sizes, listing.folders, classes)
+        else:
+            labels = self._by_table(sizes, listing.files, table, classes)
+        paths = sorted(labels)
+        self._take(paths, unique_keys(paths), [labels[path] for path in paths], [sizes[path] for path in paths])
+
+    def split(self, holdout: Holdout, seed: int = 0) -> dict[str, "Folder"]:
+        """{"train": ..., "val": ...} with the same classes. The same seed holds out the same images.
+
+        Raises:
+            DataError: so many images cannot be held out.
+        """
+        count = holdout.of(len(self))
+        if not count:
+            raise DataError(f"{self._url}: --holdout {holdout.number:g}% of {len(self):,} images is none")
+        held = hold_out(self._labels, count, seed)
+        train, val = self._chosen("train", np.flatnonzero(~held)), self._chosen("val", np.flatnonzero(held))
+        val.skipped, val.warnings, val.found = [], (), len(val)
+        train.found = self.found - len(val)
+        return {"train": train, "val": val}
+
+    def _chosen(self, split: str, positions: np.ndarray) -> "Folder":
+        """The images at these positions, as a source of its own."""
+        chosen, places = copy.copy(self), positions.tolist()
+        chosen.name = f"{self.name}/{split}"
+        chosen._take(
+            *([one[place] for place in places] for one in (self._paths, self._keys, self._labels, self._sizes))
+        )
+        return chosen
+
+    def _take(self, paths: list[str], keys: list[str], labels: list[tuple[int, ...]], sizes: list[int]) -> None:
+        self._paths, self._keys, self._labels, self._sizes = paths, keys, labels, sizes
+        lines = (f"{path}\t{size}\t{numbers}" for path, size, numbers in zip(paths, sizes, labels, strict=True))
         self.fingerprint = fingerprint([*self.class_names, *lines])
-        self.mean_bytes = sum(sizes[path] for path in self._paths) / max(len(self._paths), 1)
+        self.mean_bytes = sum(sizes) / max(len(paths), 1)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -74,38 +114,43 @@ class Folder(Source):
             self.multi_label,
         )
 
-    def _by_folder(self, sizes: dict[str, int], folders: list[str]) -> dict[str, tuple[int, ...]]:
-        self.class_names = sorted(folder for folder in folders if "/" not in folder)
-        self.num_classes = len(self.class_names)
+    def _by_folder(
+        self, sizes: dict[str, int], folders: Sequence[str], classes: ClassList | None
+    ) -> dict[str, tuple[int, ...]]:
+        used = {path.split("/")[0] for path in sizes if "/" in path}
+        empty = {folder for folder in folders if "/" not in folder} if classes is None else set()
+        numbers = self._number(number_folders(used | empty, self._url, classes))
         self.skipped += [Skipped(path, NO_CLASS_FOLDER) for path in sorted(sizes) if "/" not in path]
-        numbers = {name: number for number, name in enumerate(self.class_names)}
         return {path: (numbers[path.split("/")[0]],) for path in sizes if "/" in path}
 
-    def _by_table(self, sizes: dict[str, int], listing: Listing, table: str) -> dict[str, tuple[int, ...]]:
-        columns = read_table(table)
-        self.multi_label = "labels" in columns.column_names
-        wanted = "labels" if self.multi_label else "label"
-        check_columns(table, columns.schema, "path", wanted)
-        rows = [[str(word) for word in words(value)] for value in columns[wanted].to_pylist()]
-        names = sorted({word for row in rows for word in row})
-        if all(name.isdecimal() for name in names):
-            numbers = {name: int(name) for name in names}
-        else:
-            numbers = {name: number for number, name in enumerate(names)}
-            self.class_names, self.num_classes = names, len(names)
-        if not self.multi_label and any(len(row) != 1 for row in rows):
-            raise DataError(
-                f"{table}: the column `label` holds one label a row; if there are several, call it `labels`"
-            )
-        paths = [posixpath.normpath(str(path)) for path in columns["path"].to_pylist()]
-        if len(set(paths)) < len(paths):
-            raise DataError(f"{table}: {Counter(paths).most_common(1)[0][0]} is listed more than once")
-        found = {path: tuple(numbers[word] for word in row) for path, row in zip(paths, rows, strict=True)}
+    def _by_table(
+        self, sizes: dict[str, int], files: Mapping[str, int], table: str, classes: ClassList | None
+    ) -> dict[str, tuple[int, ...]]:
+        rows = read_rows(table)
+        self.multi_label = rows.multi_label
+        numbers = self._number(number_labels(rows.labels, rows.paths, table, classes))
+        found: dict[str, tuple[int, ...]] = {}
+        absent = []
+        for place, (path, labels) in enumerate(zip(rows.paths, rows.labels, strict=True), 1):
+            if not path.strip():
+                absent.append(Skipped(f"row {place}", NO_PATH))
+                continue
+            path = posixpath.normpath(path)
+            if path in found:
+                raise DataError(f"{table}: {path} is listed more than once")
+            found[path] = tuple(numbers[label] for label in labels if label in numbers)
+        absent += [Skipped(path, NO_FILE) for path in sorted(found.keys() - files.keys())]
+        self.found += len(absent)
+        listed = found.keys() & sizes.keys()
+        unlabelled = set() if self.multi_label else {path for path in listed if not found[path]}
         self.skipped += [Skipped(path, NO_ROW) for path in sorted(sizes.keys() - found.keys())]
-        absent = sorted(found.keys() - listing.files.keys())
-        self.skipped += [Skipped(path, NO_FILE) for path in absent]
-        self.found = listing.found + len(absent)
-        return {path: found[path] for path in found.keys() & sizes.keys()}
+        self.skipped += [Skipped(path, NO_LABEL) for path in sorted(unlabelled)] + absent
+        return {path: found[path] for path in listed - unlabelled}
+
+    def _number(self, numbering: Numbering) -> Mapping[str, int]:
+        self.class_names, self.num_classes = numbering.class_names, numbering.num_classes
+        self.warnings = numbering.warnings
+        return numbering.numbers
 
 
 def unique_keys(paths: Sequence[str]) -> list[str]:

@@ -20,6 +20,7 @@ from data.__main__ import main
 from data.images.transcode import Transcode
 from data.packing.pack import Options, pack
 from data.packing.source import Item, Reading, Skipped, Source
+from data.shards.class_names import read_class_list
 from data.version import VERSION
 from infra.local.stores import gcs_server, reached_by, s3_server
 
@@ -171,8 +172,9 @@ def test_any_name_is_kept(tmp_path):
     (line,) = (tmp_path / "skipped.jsonl").read_text().splitlines()
     assert json.loads(line) == {"key": "a\udcff\n\u2028/x.txt", "reason": "unread: text"}
     names = (tmp_path / "classes.txt").read_bytes().split(b"\n")
-    assert names[:3] == [b"plain", b"two words, a comma", rb"line\nbreak\u2028"]
-    assert names[3:] == ["猫".encode(), b"\xff", rb"\ud800", rb"\x85", b""]
+    assert names[:3] == [b"plain", b"two words, a comma", rb'"line\nbreak\u2028"']
+    assert names[3:] == ["猫".encode(), rb'"\udcff"', rb'"\ud800"', rb'"\u0085"', b""]
+    assert list(read_class_list(f"{tmp_path}/classes.txt").names) == source.class_names
 
 
 def test_a_set_of_an_earlier_version_says_what_it_can(tmp_path):

@@ -1,9 +1,11 @@
 import io
+from collections import Counter
 from pathlib import Path
 
 import fsspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv
 import pyarrow.parquet
 import pytest
 import webdataset
@@ -11,7 +13,9 @@ from PIL import Image
 
 from data import DataError, open_index
 from data.packing.pack import Options, pack
+from data.shards.class_names import read_class_list
 from data.sources.folder import Folder, unique_keys
+from data.sources.holdout import Holdout
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -167,3 +171,86 @@ def test_changed_images_are_another_set(images, tmp_path):
     save(images / "dog" / "more.jpg", "JPEG")
     with pytest.raises(DataError, match="already holds 'folder"):
         pack(str(tmp_path / "out"), Folder(str(images)))
+
+
+def packed_labels(folder: Path) -> dict[str, int]:
+    return {key: int(sample["cls"]) for key, sample in samples(folder).items()}
+
+
+def test_folders_that_are_numbers_are_class_numbers(tmp_path):
+    """Also with a gap; sorted as text, 10 would come before 2."""
+    for number in (0, 1, 2, 3, 4, 5, 6, 8, 9, 10):
+        save(tmp_path / "images" / str(number) / "a.png", "PNG")
+    packed = pack(str(tmp_path / "out"), Folder(str(tmp_path / "images")))
+    assert all(int(key.split("/")[0]) == label for key, label in packed_labels(tmp_path / "out").items())
+    assert packed.index.class_names == tuple(str(number) for number in range(11))
+    assert packed.index.num_classes == 11
+
+
+def test_a_list_of_classes_gives_a_part_the_same_numbers(images, tmp_path):
+    """A test folder that lacks a class keeps the numbers of the training set."""
+    train = pack(str(tmp_path / "train"), Folder(str(images))).index
+    save(tmp_path / "test" / "dog" / "a.png", "PNG")
+    classes = read_class_list(train.url)
+    test = pack(str(tmp_path / "out"), Folder(str(tmp_path / "test"), classes=classes)).index
+    assert packed_labels(tmp_path / "out") == {"dog/a": 1}
+    assert (test.class_names, test.num_classes) == (train.class_names, 2)
+
+
+def test_holding_out(tmp_path):
+    """Both parts have one list of classes, and each image goes to one of them; the keys are those of the whole set."""
+    for number in range(40):
+        save(tmp_path / "images" / ("a", "b", "b", "b")[number % 4] / f"{number}.png", "PNG")
+    save(tmp_path / "images" / "alone" / "x.png", "PNG")
+    save(tmp_path / "images" / "stray.png", "PNG")
+    source = Folder(str(tmp_path / "images"))
+    parts = source.split(Holdout(20, is_percentage=True))
+    packed = {name: pack(str(tmp_path / name), part) for name, part in parts.items()}
+    found = {name: packed_labels(tmp_path / name) for name in parts}
+    assert Counter(found["val"].values()) == {0: 2, 2: 6}
+    assert Counter(found["train"].values()) == {0: 8, 1: 1, 2: 24}
+    pack(str(tmp_path / "all"), source)
+    assert found["train"] | found["val"] == packed_labels(tmp_path / "all")
+    for one in packed.values():
+        assert one.index.class_names == ("a", "alone", "b")
+        assert one.index.num_classes == 3
+    assert [one.skipped for one in packed.values()] == [{"in no class folder": 1}, {}]
+    assert packed["train"].index.source.startswith("folder/train ")
+
+
+def test_names_with_blanks_and_rows_without_a_label(images, tmp_path):
+    table = tmp_path / "labels.csv"
+    table.write_bytes(
+        b'path,label\ncat/1.jpg,"golden retriever, old"\ncat/1.png,caf\xe9\ndog/called.jpg,\n,lost\n'
+        b'dog/new.webp,"line\nbreak"\ngone.jpg,\n'
+    )
+    source = Folder(str(images), str(table))
+    packed = pack(str(tmp_path / "out"), source)
+    names = ("caf\udce9", "golden retriever, old", "line\nbreak", "lost")
+    assert packed.index.class_names == names
+    assert packed_labels(tmp_path / "out") == {"cat/1": 1, "cat/1~2": 0, "dog/new": 2}
+    skipped = [(one.key, one.reason) for one in source.skipped]
+    assert ("dog/called.jpg", "no label in the label table") in skipped
+    assert ("gone.jpg", "in the label table, no such file") in skipped
+    assert ("row 4", "no path in the label table") in skipped
+    assert read_class_list(f"{tmp_path}/out/classes.txt").names == names
+
+
+@pytest.mark.parametrize("kind", [pa.float64(), pa.int32(), pa.string(), pa.dictionary(pa.int8(), pa.string())])
+def test_whole_floats_are_numbers(images, tmp_path, kind):
+    """pandas writes a column of integers as floats if one is missing."""
+    values = pa.array([10, None, 2]).cast(pa.string()).cast(kind)
+    rows = pa.table({"path": ["cat/1.jpg", "cat/1.png", "dog/new.webp"], "label": values})
+    pa.parquet.write_table(rows, tmp_path / "labels.parquet")
+    packed = pack(str(tmp_path / "out"), Folder(str(images), f"{tmp_path}/labels.parquet"))
+    assert packed_labels(tmp_path / "out") == {"cat/1": 10, "dog/new": 2}
+    assert packed.skipped["no label in the label table"] == 1
+    assert packed.index.num_classes == 11
+
+
+@pytest.mark.parametrize("cell", ['["golden retriever", "cat"]', "['golden retriever', 'cat']"])
+def test_lists_of_names_in_a_cell(images, tmp_path, cell):
+    pa.csv.write_csv(pa.table({"path": ["cat/1.jpg"], "labels": [cell]}), tmp_path / "labels.csv")
+    packed = pack(str(tmp_path / "out"), Folder(str(images), f"{tmp_path}/labels.csv"))
+    assert packed.index.class_names == ("cat", "golden retriever")
+    assert samples(tmp_path / "out")["cat/1"]["json"] == b'{"labels": [1, 0]}'
