@@ -108,5 +108,5 @@ def test_labels_of_a_list():
     assert (found.numbers, found.class_names, found.num_classes) == ({"0": 0, "2.0": 2}, ("b", "a", "c"), 3)
     with pytest.raises(DataError, match=r"row 2 \(1.jpg\): label bird is no class of pets.txt"):
         labels("cat", "bird", given=PETS)
-    with pytest.raises(DataError, match="label 4 is not below 4, the number of classes of pets.txt"):
+    with pytest.raises(DataError, match=r"label 4 is not below 4, the number of classes of pets.txt"):
         labels("0", "4", given=PETS)
