@@ -9,7 +9,7 @@ from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.packing.pack import Options
 from data.packing.source import Source
-from data.sources.holdout import Holdout
+from data.sources.classes.holdout import Holdout
 from data.sources.vtab import TASKS
 
 Splits = Iterator[tuple[str, Source, Options]]

@@ -11,8 +11,8 @@ from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.shards.class_names import ClassList
-from data.sources.holdout import Holdout, hold_out
-from data.sources.numbering import Numbering, number_folders, number_labels
+from data.sources.classes.holdout import Holdout, hold_out
+from data.sources.classes.numbering import Numbering, number_folders, number_labels
 from data.sources.table import read_rows
 from data.sources.walk import walk
 
@@ -39,9 +39,9 @@ NO_FILE = "in the label table, no such file"
 class Folder(Source):
     """Images under a local folder or fsspec URL, at any depth.
 
-    Without a table the classes are the folders directly in it, empty ones too. With a table (CSV or Parquet), each row has a `path`
-    relative to the folder and a `label`, or in a multi-label set `labels`. `data.sources.numbering` says which number
-    a class has.
+    Without a table the classes are the folders directly in it, empty ones too. With a table (CSV or Parquet), each row
+    has a `path` relative to the folder and a `label`, or in a multi-label set `labels`. `data.sources.classes.numbering` says
+    which number a class has.
 
     Keys are the images' paths without their extension. Dots in the file name become `_`, since WebDataset ends a key at
     the first dot. Keys that would be equal get `~2`, `~3` ...

@@ -14,8 +14,8 @@ from PIL import Image
 from data import DataError, open_index
 from data.packing.pack import Options, pack
 from data.shards.class_names import read_class_list
+from data.sources.classes.holdout import Holdout
 from data.sources.folder import Folder, unique_keys
-from data.sources.holdout import Holdout
 
 
 def samples(folder: Path) -> dict[str, dict[str, bytes]]:

@@ -2,7 +2,7 @@ import pytest
 
 from data import DataError
 from data.shards.class_names import ClassList
-from data.sources.numbering import number_folders, number_labels
+from data.sources.classes.numbering import number_folders, number_labels
 
 PETS = ClassList("pets.txt", ("dog", "cat", "a, b", "7"))
 TEN = ClassList("ten", tuple(str(number) for number in range(10)))

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import DataError
-from data.sources.holdout import Holdout, hold_out
+from data.sources.classes.holdout import Holdout, hold_out
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,1 @@
+"""Which class an image belongs to: numbers of names and labels, and the split of a set in proportion to its classes."""
