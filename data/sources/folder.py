@@ -40,8 +40,8 @@ class Folder(Source):
     """Images under a local folder or fsspec URL, at any depth.
 
     Without a table the classes are the folders directly in it, empty ones too. With a table (CSV or Parquet), each row
-    has a `path` relative to the folder and a `label`, or in a multi-label set `labels`. `data.sources.classes.numbering` says
-    which number a class has.
+    has a `path` relative to the folder and a `label`, or in a multi-label set `labels`. The numbers of the classes are
+    those of `data.sources.classes.numbering`.
 
     Keys are the images' paths without their extension. Dots in the file name become `_`, since WebDataset ends a key at
     the first dot. Keys that would be equal get `~2`, `~3` ...
