@@ -57,6 +57,7 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
     packed: dict[str, Packed] = {}
     warnings: dict[str, list[str]] = {}
     with session(options.workers) as runner:
+        options.runner = runner  # for sources that read images before they can list them
         for split, source, how in options.sources(options):
             packed[split] = pack(
                 storage.join(options.dest, split) if split else options.dest,

@@ -170,9 +170,19 @@ def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
 
 def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
     def splits(options: argparse.Namespace) -> Splits:
-        from data.sources.imagenet import imagenet21k
+        from data.sources.imagenet import check_imagenet21k, imagenet21k
 
-        for split, source in imagenet21k(options.images, options.holdout).items():
+        merge = options.merge_identical
+        if not options.force:
+            check_imagenet21k(options.dest, merge)
+        found = imagenet21k(
+            options.images,
+            options.holdout,
+            merge_into=options.dest if merge else None,
+            runner=options.runner,
+            force=options.force,
+        )
+        for split, source in found.items():
             yield split, source, _options(options)
 
     imagenet21k_parser = _source(
@@ -181,6 +191,10 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
         "ImageNet-21k's class tars to DEST/train and DEST/val",
         "--from URL is the folder of nNNNNNNNN.tar, or an uncompressed tar that holds them. The release has no "
         "validation images. As in the authors' code, 51,200 images are held out; here they are drawn from all images. "
+        "The same picture stands in several class tars. Images with the same bytes become one sample that has the "
+        "classes of all of them (a multi-label set), so that no copy of a held-out image stays in train. For this all "
+        "images are read once more at first; their SHA-256 stay in DEST/digests, where a second start finds them: 32 "
+        "bytes an image, which you may delete at the end. "
         f"{TRANSCODING}",
         "gs://bucket/imagenet21k --from /downloads/winter21_whole --workers 64 --resize 256",
         splits,
@@ -188,6 +202,13 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
     _from(imagenet21k_parser, "the folder or the tar")
     imagenet21k_parser.add_argument(
         "--holdout", type=int, default=51_200, metavar="N", help="images in val; 0 for none (51,200)"
+    )
+    imagenet21k_parser.add_argument(
+        "--merge-identical",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="merge images with the same bytes (yes); --no-merge-identical packs each file with its one label, as "
+        "earlier versions did: copies of held-out images stay in train",
     )
     _shuffling(imagenet21k_parser)
     _transcoding(imagenet21k_parser)

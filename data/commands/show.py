@@ -58,6 +58,8 @@ def run_show(options: argparse.Namespace) -> Outcome:
     print(f"  images   {_image_sizes(found)}")
     print(f"  fields   {', '.join(index.extensions)}")
     print(f"  source   {index.source or 'another tool'}")
+    if "merge_identical" in index.about:
+        print(f"  merged   {_merged(index)}")
     print(f"  digest   {index.digest}")
     record = facts(index) | {"label_counts": {str(label): count for label, count in sorted(index.label_counts.items())}}
     if not options.no_sheet:
@@ -65,6 +67,14 @@ def run_show(options: argparse.Namespace) -> Outcome:
         print(f"  sheet    {len(found)} samples in {options.sheet}")
         record["sheet"] = options.sheet
     return record, 0
+
+
+def _merged(index: Index) -> str:
+    """What became of files with the same bytes."""
+    if not index.about["merge_identical"]:
+        return "none: files with the same bytes are samples of their own"
+    merged = index.about.get("merged", 0)
+    return f"{merged:,} files with the bytes of another one, whose sample has the classes of all"
 
 
 def _class_lines(index: Index, names: Sequence[str]) -> list[str]:

@@ -14,19 +14,21 @@ from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.sources.tars.keys import Keys, binary, texts
-from data.sources.tars.members import HIDDEN, Archive, Members, is_hidden, list_members
+from data.sources.tars.members import HIDDEN, Archive, Members, check_tars, is_hidden, list_members
+from data.sources.walk import walk
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
 NO_CLASS_TAR = "not a tar of a class"
 
 
 class TarImages(Source):
-    """Images inside tars, with one label each, or with several if the images have a column `labels`.
+    """Images inside tars, with one label each, or with several.
 
     Args:
         urls: the files.
         images: a row for each image: `name`, as bytes; `file`, its number in `urls`; `offset` and `size` there;
-            `label`; and perhaps `labels`. In Arrow the 14 million of ImageNet-21k take 0.7 GB.
+            `label`. Of images with several labels `label` is the class of their tar, `labels` are all, and `copies` is
+            the number of files that hold the image. In Arrow the 14 million of ImageNet-21k take 0.7 GB.
         class_names: by class number.
         skipped: what else lies there.
     """
@@ -43,7 +45,9 @@ class TarImages(Source):
         self.class_names, self.num_classes = class_names, len(class_names)
         self.multi_label = "labels" in images.column_names
         self.images, self.skipped = images, skipped
-        self.found = len(images) + len(skipped)
+        if "copies" in images.column_names:
+            self.merged = int(pa.compute.sum(images["copies"]).as_py() or 0) - len(images)
+        self.found = len(images) + self.merged + len(skipped)
         self._urls = urls
         self._keys = Keys(images["name"], images["label"].to_numpy(), class_names)
         version = ["keys 2"] if self._keys.differ else []  # earlier versions packed other samples
@@ -55,22 +59,29 @@ class TarImages(Source):
 
     def reading(self, positions: np.ndarray) -> Reading:
         chosen = self.images.take(positions)
-        names, label = list(texts(chosen["name"])), chosen["label"].to_pylist()
+        label = chosen["label"].to_pylist()
         labels = chosen["labels"].to_pylist() if self.multi_label else [[number] for number in label]
-        return partial(
-            _read,
-            self._keys.take(positions, names, label),
-            [f"{self.class_names[number]}/{name}" for name, number in zip(names, label, strict=True)],
-            [self._urls[number] for number in chosen["file"].to_pylist()],
-            chosen["offset"].to_pylist(),
-            chosen["size"].to_pylist(),
-            labels,
-            self.multi_label,
+        keys = self._keys.take(positions, list(texts(chosen["name"])), label)
+        return partial(_read, keys, *self.places(positions), labels, self.multi_label)
+
+    def places(self, positions: np.ndarray) -> tuple[list[str], list[tuple[str, int, int]]]:
+        """(TAR/NAME, (URL, first byte, end)) of each of these images."""
+        chosen = self.images.take(positions)
+        fronts = [self.class_names[number] for number in chosen["label"].to_pylist()]
+        urls = [self._urls[number] for number in chosen["file"].to_pylist()]
+        begins, sizes = chosen["offset"].to_pylist(), chosen["size"].to_pylist()
+        return (
+            [f"{front}/{name}" for front, name in zip(fronts, texts(chosen["name"]), strict=True)],
+            [(url, begin, begin + size) for url, begin, size in zip(urls, begins, sizes, strict=True)],
         )
 
     def chosen(self, name: str, positions: np.ndarray, skipped: Sequence[Skipped] = ()) -> "TarImages":
         """A source of the images at these positions."""
-        return TarImages(name, self._urls, self.images.take(positions), self.class_names, skipped)
+        return self.of(name, self.images.take(positions), skipped)
+
+    def of(self, name: str, images: pa.Table, skipped: Sequence[Skipped]) -> "TarImages":
+        """A source of these images, which are in the same files."""
+        return TarImages(name, self._urls, images, self.class_names, skipped)
 
 
 def tar_images(
@@ -145,10 +156,12 @@ def _in_a_tar(url: str) -> tuple[list[Archive], list[Skipped]]:
 
 
 def _in_a_folder(url: str) -> tuple[list[Archive], list[Skipped]]:
-    with storage.reporting(url):
-        names = sorted(storage.contents(url))
-    tars = [Archive(storage.join(url, name), 0, name.removesuffix(".tar")) for name in names if _is_class_tar(name)]
-    return tars, [_no_class_tar(name) for name in names if not _is_class_tar(name)]
+    listing = walk(url)
+    check_tars(url, listing.skipped)
+    names = sorted(listing.files)
+    tars = [name for name in names if "/" not in name and _is_class_tar(name)]
+    others = [*listing.skipped, *(_no_class_tar(name) for name in sorted({*names} - {*tars}))]
+    return [Archive(storage.join(url, name), 0, name.removesuffix(".tar")) for name in tars], others
 
 
 def _is_class_tar(name: str) -> bool:
@@ -170,17 +183,12 @@ def _lines(images: pa.Table) -> Iterator[str]:
 def _read(
     keys: list[str],
     names: list[str],
-    urls: list[str],
-    offsets: list[int],
-    sizes: list[int],
+    places: list[tuple[str, int, int]],
     labels: list[list[int]],
     multi_label: bool,
 ) -> Iterator[Item | Skipped]:
-    ranges = [(url, begin, begin + size) for url, begin, size in zip(urls, offsets, sizes, strict=True)]
-    contents = ahead(lambda one: read_file(*one), ranges)
-    for key, name, url, numbers, size, content in zip(keys, names, urls, labels, sizes, contents, strict=True):
-        if len(content) != size:
-            raise DataError(f"{url}: cut short: {len(content):,} of the {size:,} bytes of {name} are there")
+    contents = read_places(names, places)
+    for key, name, numbers, content in zip(keys, names, labels, contents, strict=True):
         if is_hidden(name):
             yield Skipped(name, HIDDEN)
             continue
@@ -190,3 +198,15 @@ def _read(
             yield Skipped(name, bad.cause)
             continue
         yield Item(key, {extension: image} | label_field(numbers, multi_label))
+
+
+def read_places(names: Sequence[str], places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
+    """The bytes at (URL, first byte, end), of the members with these names.
+
+    Raises:
+        DataError: a file cannot be read, or is shorter than it was.
+    """
+    for name, (url, begin, end), content in zip(names, places, ahead(lambda one: read_file(*one), places), strict=True):
+        if len(content) != end - begin:
+            raise DataError(f"{url}: cut short: {len(content):,} of the {end - begin:,} bytes of {name} are there")
+        yield content

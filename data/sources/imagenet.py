@@ -5,7 +5,8 @@ class; `ILSVRC2012_img_val.tar` holds the images alone, and the devkit has their
 1,000. Here, as in TensorFlow Datasets and torchvision, a class's number is the place of its WordNet id in sorted order.
 The file names of a PNG and 22 CMYK JPEGs end in .JPEG: they are packed by their content.
 
-ImageNet-21k (14.2M images, 21,841 or 21,843 classes by release): one tar a class, in a folder or in one large tar.
+ImageNet-21k (14.2M files, about 12.4M different images, 21,841 or 21,843 classes by release): one tar a class, in a
+folder or in one large tar.
 """
 
 import io
@@ -17,13 +18,16 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.packing.source import Skipped
+from data.ray_session import Runner, in_process
 from data.sources.class_tars import TarImages, class_tars, tar_images
+from data.sources.tars.identical import check_merging, merged, read_digests
 from data.sources.tars.members import HIDDEN, Archive, Members, is_hidden, list_members
 from data.splitmix import Purpose, key, permutation
 
 TRAIN_TAR = "ILSVRC2012_img_train.tar"
 VAL_TAR = "ILSVRC2012_img_val.tar"
 DEVKIT = "ILSVRC2012_devkit_t12.tar.gz"
+NOT_MERGED, MERGED = "imagenet21k", "imagenet21k-merged"  # names of the source in an index
 
 
 def imagenet(folder: str, split: str) -> TarImages:
@@ -34,24 +38,29 @@ def imagenet(folder: str, split: str) -> TarImages:
     """
     if split == "train":
         return class_tars("imagenet/train", storage.join(folder, TRAIN_TAR))
-    members = list_members(Archive(storage.absolute(storage.join(folder, VAL_TAR)), 0, ""))
+    everything = list_members(Archive(storage.absolute(storage.join(folder, VAL_TAR)), 0, ""))
     classes, truth = read_devkit(storage.join(folder, DEVKIT))
-    found = [None if is_hidden(name) else re.search(r"_(\d{8})\.JPEG$", name) for name in members.names]
-    skipped = [_other(name) for name, match in zip(members.names, found, strict=True) if not match]
-    images = np.array([match is not None for match in found], bool)
+    numbers = np.array([_validation_number(name) for name in everything.names], np.int64)
+    others = [_other(everything.names[place]) for place in np.flatnonzero(numbers == 0).tolist()]
     members = Members(
-        members.url,
-        [name for name, match in zip(members.names, found, strict=True) if match],
-        members.offsets[images],
-        members.sizes[images],
-        [*members.skipped, *skipped],
+        everything.url,
+        [everything.names[place] for place in np.flatnonzero(numbers).tolist()],
+        everything.offsets[numbers > 0],
+        everything.sizes[numbers > 0],
+        [*everything.skipped, *others],
     )
-    numbers = np.array([int(match[1]) for match in found if match], np.int64)
+    numbers = numbers[numbers > 0]
     if len(numbers) != len(truth) or not np.array_equal(np.sort(numbers), np.arange(1, len(truth) + 1)):
         raise DataError(
             f"{members.url}: its images are not the images 1 to {len(truth):,} whose classes are in {DEVKIT}"
         )
     return tar_images("imagenet/val", [members], [truth[numbers - 1]], classes)
+
+
+def _validation_number(name: str) -> int:
+    """The number in the name of a validation image; 0 if it is none."""
+    match = None if is_hidden(name) else re.search(r"_(\d{8})\.JPEG$", name)
+    return int(match[1]) if match else 0
 
 
 def _other(name: str) -> Skipped:
@@ -86,22 +95,51 @@ def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
     return classes, np.array([places[int(line)] for line in ground_truth.split()], np.int64)
 
 
-def imagenet21k(url: str, holdout: int) -> dict[str, TarImages]:
+def imagenet21k(
+    url: str, holdout: int, *, merge_into: str | None = None, runner: Runner = in_process, force: bool = False
+) -> dict[str, TarImages]:
     """{"train": ..., "val": ...} from the class tars at `url`. The release has no validation set.
+
+    The same picture stands in several class tars. With `merge_into`, images with the same bytes are one sample with the
+    classes of all of them, and images are held out by content; without it, a copy of a held-out image can be in train.
 
     Args:
         holdout: number of images of val, drawn from all images. 0: there is no val.
+        merge_into: DEST; DEST/digests gets a list of all images' SHA-256.
+        runner: runs the calls that read the images for that.
+        force: replace the digests of other images.
 
     Raises:
         DataError: there are no tars, or not more than `holdout` images.
     """
     everything = class_tars("imagenet21k/train", url)
-    if not holdout:
-        return {"train": everything}
-    if holdout >= len(everything):
+    if merge_into is not None and len(everything):
+        digests = read_digests(merge_into, everything, runner, force=force)
+        everything = merged(f"{MERGED}/train", everything, digests)
+    name = everything.name.removesuffix("/train")
+    if holdout >= len(everything) > 0:
         raise DataError(f"{url}: cannot hold out {holdout:,} of {len(everything):,} images")
-    order = permutation(key(Purpose.HOLDOUT), len(everything))
-    return {
-        "train": everything.chosen("imagenet21k/train", np.sort(order[holdout:])),
-        "val": everything.chosen("imagenet21k/val", np.sort(order[:holdout])),
-    }
+    splits = {"train": everything}
+    if holdout:
+        order = permutation(key(Purpose.HOLDOUT), len(everything))
+        splits = {
+            "train": everything.chosen(f"{name}/train", np.sort(order[holdout:]), everything.skipped),
+            "val": everything.chosen(f"{name}/val", np.sort(order[:holdout])),
+        }
+    for split in splits.values():
+        split.about = {"merge_identical": merge_into is not None}
+    return splits
+
+
+def check_imagenet21k(dest: str, merge: bool) -> None:
+    """Check that DEST/train and DEST/val are not packed, or begun, with the other choice of merging.
+
+    Raises:
+        DataError: one is.
+    """
+    if merge:
+        advice = "its identical images are not merged: go on with --no-merge-identical"
+        check_merging(dest, ("train", "val"), MERGED, NOT_MERGED, advice)
+    else:
+        advice = "its identical images are merged: go on without --no-merge-identical"
+        check_merging(dest, ("train", "val"), NOT_MERGED, MERGED, advice)

@@ -25,8 +25,9 @@ from data.shards.fields import IMAGE_EXTENSIONS, image_bytes
 from data.sources.label_table import Found, LabelTable
 from data.sources.table import check_columns, read_table, words
 from data.sources.tars.keys import front
-from data.sources.tars.members import HIDDEN, is_hidden
+from data.sources.tars.members import HIDDEN, check_tars, is_hidden
 from data.sources.tars.repeats import CHUNK, Plain, Repeats, arrivals
+from data.sources.walk import walk
 
 NO_ROW = "no row in the label table"
 SEVERAL_ROWS = "several rows of one key in img2dataset's Parquet file"
@@ -69,7 +70,8 @@ class Img2dataset(Source):
         num_classes: 0 means the largest label + 1.
 
     Raises:
-        DataError: there are no tars, img2dataset did not finish one, or the table cannot be read.
+        DataError: there are no tars, img2dataset did not finish one, one is a pipe or a link that leads nowhere, or the
+            table cannot be read.
     """
 
     mixed = True
@@ -79,9 +81,9 @@ class Img2dataset(Source):
         self.name, self.num_classes = "img2dataset", num_classes
         self._columns = columns
         folder = storage.absolute(url)
-        with storage.reporting(url):
-            files = sorted(storage.contents(folder))
-        names = [name for name in files if name.endswith(".tar") and not is_hidden(name)]
+        listing = walk(folder)
+        check_tars(url, listing.skipped)
+        names = sorted(name for name in listing.files if _is_tar(name))
         if not names:
             raise DataError(f"{url}: no .tar files there")
         self._urls = [storage.join(folder, name) for name in names]
@@ -91,7 +93,8 @@ class Img2dataset(Source):
         self._starts = np.concatenate([[0], np.cumsum(counts)])
         self._repeats = Repeats(self._urls)
         self.skipped = [
-            *_others(files, names),
+            *listing.skipped,
+            *_others(sorted(listing.files), names),
             *(
                 Skipped(f"{name[:-4]}.parquet", NOT_GOT, failed)
                 for name, (_, failed) in zip(names, counted, strict=True)
@@ -103,8 +106,8 @@ class Img2dataset(Source):
         self.mean_bytes = sum(sizes) / max(len(self), 1)
         described = self._table.fingerprint if self._table else ""
         version = ["keys 2"] if self._repeats.any() else []  # earlier versions gave images the labels of others
-        listing = zip(names, counts, sizes, strict=True)
-        self.fingerprint = fingerprint([*version, described, columns, num_classes, *listing])
+        tars = zip(names, counts, sizes, strict=True)
+        self.fingerprint = fingerprint([*version, described, columns, num_classes, *tars])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -124,6 +127,10 @@ class Img2dataset(Source):
         rows = [_rows(span.url, self._columns.key, self._table) for span in spans]
         wanted = sorted({row for of_a_tar in rows for row in of_a_tar.values() if row >= 0})
         return partial(_read_joined, spans, rows, self._table.reading(wanted))
+
+
+def _is_tar(name: str) -> bool:
+    return name.endswith(".tar") and "/" not in name and not is_hidden(name)
 
 
 def _counts(url: str) -> tuple[int, int]:

@@ -11,10 +11,12 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.packing.source import Skipped
+from data.sources.walk.local import SAME_FILE
+from data.sources.walk.names import is_hidden as is_hidden_folder
+from data.sources.walk.names import is_system_file
 
 HEADER_CHUNK = 1 << 20  # bytes of a request while headers are read from an object store
 HIDDEN = "hidden or system file"
-SYSTEM = frozenset(["__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information", "Thumbs.db"])
 FOLDER = "a folder in a tar; its files are read by their own names"
 LINK = "a link in a tar; the file it points to is read by its own name"
 DANGLING = "a link in a tar to a file that is not in the tar"
@@ -50,8 +52,22 @@ class Members(NamedTuple):
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a system keeps this member for itself: `._001.jpg`, `.DS_Store`, `__MACOSX/001.jpg`."""
-    return any((part.startswith(".") and part not in (".", "..")) or part in SYSTEM for part in name.split("/"))
+    """Whether a system keeps this member for itself: `._001.jpg`, `Thumbs.db`, `__MACOSX/001.jpg`."""
+    *folders, base = name.split("/")
+    if base.startswith("._") or is_system_file(base):
+        return True
+    return any(is_hidden_folder(folder) for folder in folders if folder not in (".", ".."))
+
+
+def check_tars(url: str, skipped: Sequence[Skipped]) -> None:
+    """Check that no tar is among the things that a walk through the folder at `url` left out.
+
+    Raises:
+        DataError: one is a pipe, or a link that leads nowhere ...
+    """
+    for one in skipped:
+        if one.key.endswith(".tar") and "/" not in one.key and not is_hidden(one.key) and one.reason != SAME_FILE:
+            raise DataError(f"{url}: {one.key}: {one.reason}; its images would be lost: mend it, or move it away")
 
 
 def list_members(archive: Archive) -> Members:

@@ -402,7 +402,7 @@ def test_on_ray_with_a_kill_in_the_middle(tmp_path):
         (("pack", "folder", "/tmp/x", "--from", "/nowhere"), "/nowhere: does not exist"),
         (("pack", "shapes", "/tmp/x", "--classes", "5"), "classes = 5: choose 10 to 1,000"),
         (("pack", "imagenet", "/tmp/x", "--from", "/nowhere"), "/nowhere/ILSVRC2012_img_train.tar: does not exist"),
-        (("pack", "img2dataset", "/tmp/x", "--from", "/nowhere"), "/nowhere: no .tar files there"),
+        (("pack", "img2dataset", "/tmp/x", "--from", "/nowhere"), "/nowhere: does not exist"),
         (("show", "gs-typo://bucket/x"), "Protocol not known: gs-typo"),
     ],
 )
