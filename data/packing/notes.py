@@ -103,9 +103,7 @@ def finish(folder: str, entry: Entry) -> None:
 
 def clear(folder: str) -> None:
     """Remove the notes."""
-    fs, path = storage.resolve(storage.join(folder, FOLDER))
-    if fs.exists(path):
-        fs.rm(path, recursive=True)
+    storage.remove_folder(storage.join(folder, FOLDER))
 
 
 def _to_json(entry: Entry) -> bytes:

@@ -34,8 +34,9 @@ def index_shards(
     """Scan existing WebDataset tars and write `index.json` in their common folder.
 
     Args:
-        url: a folder (all *.tar in it), a tar, or a pattern with braces or stars: train-{0000..0099}.tar. The order of
-            the shards, and so the sample ids, is that of the braces, or else of the names.
+        url: a folder (all *.tar in it), a tar, or a pattern with braces or stars: train-{0000..0099}.tar. A folder or a
+            file of that very name is no pattern. The order of the shards, and so the sample ids, is that of the braces,
+            or else of the names.
         workers: number of tars that are scanned at a time; more than one are scanned on Ray.
         num_classes: number of classes: samples with larger labels will be masked. 0: the largest label + 1.
         progress: called with (shards done, shards in all).
@@ -75,17 +76,12 @@ def find_shards(url: str) -> tuple[str, list[str]]:
         DataError: there are none, or they have no folder in common.
     """
     url = storage.absolute(url)
-    if "{" in url:
-        try:
-            urls = list(braceexpand(url))
-        except ValueError as error:
-            raise DataError(f"{url}: the braces do not match") from error
-    elif "*" in url:
-        urls = [
-            storage.join(storage.parent(url), name)
-            for name in storage.matching(storage.parent(url), posixpath.basename(url))
-        ]
-    elif url.endswith(".tar"):
+    if "{" in url and not _is_there(url):
+        urls = _expand_braces(url)
+    elif "*" in url and not _is_there(url):
+        folder = storage.parent(url)
+        urls = [storage.join(folder, name) for name in storage.matching(folder, posixpath.basename(url))]
+    elif url.endswith(".tar") and not storage.is_folder(url):
         urls = [url]
     else:
         urls = [storage.join(url, name) for name in storage.matching(url, "*.tar")]
@@ -97,6 +93,25 @@ def find_shards(url: str) -> tuple[str, list[str]]:
             raise DataError(f"{url}: the shards have no common folder for their index")
         folder = storage.parent(folder)
     return folder, [other[len(folder) + 1 :] for other in urls]
+
+
+def _expand_braces(url: str) -> list[str]:
+    """Every URL of a pattern with braces. A folder whose name has the braces itself is no pattern."""
+    parts = url.split("/")
+    first = next(number for number, part in enumerate(parts) if "{" in part)
+    while "{" in parts[first] and _is_there("/".join(parts[: first + 1])):
+        first += 1
+    folder = "/".join(parts[:first])
+    try:
+        return [f"{folder}/{rest}" for rest in braceexpand("/".join(parts[first:]))]
+    except ValueError as error:
+        raise DataError(f"{url}: the braces do not match") from error
+
+
+def _is_there(url: str) -> bool:
+    """Whether a file or a folder has the name `url`. No bucket has a name with braces or stars."""
+    bucket = url.partition("://")[2].partition("/")[0]
+    return not any(sign in bucket for sign in "{*") and storage.exists(url)
 
 
 def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:

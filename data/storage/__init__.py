@@ -2,22 +2,21 @@
 Use it as `from data import storage; storage.read(url)`."""
 
 from data.storage.files import (
-    contents,
     describe,
     exists,
     get_file,
-    matching,
+    is_folder,
     open_read,
     open_write,
     put_file,
     read,
     read_range,
     remove,
-    remove_folder,
     reporting,
     size,
     write_atomic,
 )
+from data.storage.listing import contents, find, matching, remove_folder
 from data.storage.urls import absolute, check_reachable, is_absolute, is_local, join, parent, resolve
 
 __all__ = [
@@ -26,8 +25,10 @@ __all__ = [
     "contents",
     "describe",
     "exists",
+    "find",
     "get_file",
     "is_absolute",
+    "is_folder",
     "is_local",
     "join",
     "matching",

@@ -3,12 +3,15 @@
 Every function resolves its file system from the URL when it is called and keeps none: fsspec caches instances by
 process and thread, and an object made before a fork (a gcsfs session, an event loop) does not survive it.
 
-Every request has a time limit and is retried (patience.py).
+Every request has a time limit and is retried (patience.py). Names are literal (urls.py). On a local disk, what is read
+must be a regular file: the open of a pipe would wait for its writer, and a device has no end.
 """
 
+import errno
+import hashlib
 import io
 import os
-import posixpath
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +22,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from data.errors import DataError
 from data.storage.patience import ShortRead, limit, limited, may_pass, patiently
-from data.storage.urls import resolve
+from data.storage.urls import is_web, resolve
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -49,6 +52,7 @@ def describe(error: BaseException) -> str:
 def read(url: str) -> bytes:
     """The whole content. Raises the file system's own errors: FileNotFoundError, PermissionError, OSError ..."""
     fs, path = resolve(url)
+    _check_regular(fs, path)
 
     def attempt() -> bytes:
         if not fs.async_impl:
@@ -75,6 +79,7 @@ def read_range(
         FileNotFoundError, PermissionError, OSError, ...: the file system's own errors, after all tries.
     """
     fs, path = resolve(url)
+    _check_regular(fs, path)
 
     def attempt() -> bytes:
         try:
@@ -97,6 +102,7 @@ def read_range(
 def open_read(url: str, chunk: int) -> IO[bytes]:
     """A file for reading from start to end, in requests of about `chunk` bytes."""
     fs, path = resolve(url)
+    _check_regular(fs, path)
     if isinstance(fs, LocalFileSystem):
         return cast(IO[bytes], fs.open(path, "rb"))
     return io.BufferedReader(_Ranges(url), chunk)
@@ -120,7 +126,8 @@ def write_atomic(url: str, content: bytes) -> None:
     fs, path = resolve(url)
     if isinstance(fs, LocalFileSystem):
         fs.makedirs(fs._parent(path), exist_ok=True)
-        partial = f"{path}.{os.getpid()}.partial"
+        digest = hashlib.blake2b(os.fsencode(path), digest_size=8).hexdigest()  # a longer name may be too long
+        partial = os.path.join(fs._parent(path), f"{digest}.{os.getpid()}.partial")
         with open(partial, "wb") as file:
             file.write(content)
             file.flush()
@@ -154,6 +161,7 @@ def put_file(path: Path, url: str) -> None:
 def get_file(url: str, path: Path) -> None:
     """Copy the file at `url` to local disk. Raises the file system's own errors, such as FileNotFoundError."""
     fs, there = resolve(url)
+    _check_regular(fs, there)
 
     def attempt() -> None:
         length = _length(fs, there) or 0
@@ -164,52 +172,30 @@ def get_file(url: str, path: Path) -> None:
     patiently(attempt)
 
 
-def contents(folder: str) -> dict[str, int]:
-    """Size in bytes of each file in `folder`, by name; of a folder in it, any number. Empty if there is no folder."""
-    fs, path = resolve(folder)
-
-    def attempt() -> list[dict[str, Any]]:
-        fs.invalidate_cache()
-        return cast(list[dict[str, Any]], fs.ls(path, detail=True, **limited(fs)))
-
-    try:
-        entries = patiently(attempt)
-    except FileNotFoundError:
-        return {}
-    # object stores may list the folder itself
-    return {
-        posixpath.basename(entry["name"].rstrip("/")): int(entry["size"] or 0)
-        for entry in entries
-        if entry["name"].strip("/") != path.strip("/")
-    }
-
-
-def remove_folder(url: str) -> None:
-    """Delete a folder and everything in it, if it exists."""
-    fs, path = resolve(url)
-
-    def attempt() -> None:
-        fs.invalidate_cache()
-        fs.rm(path, recursive=True, **limited(fs))
-
-    with suppress(FileNotFoundError):
-        patiently(attempt)
-
-
 def exists(url: str) -> bool:
-    """Whether a file or a folder exists there."""
+    """Whether a file or a folder exists there. Raises the file system's own errors if it cannot say."""
     fs, path = resolve(url)
-    if isinstance(fs, LocalFileSystem):
-        return cast(bool, fs.exists(path))
     return patiently(lambda: _is_there(fs, path))
+
+
+def is_folder(url: str) -> bool:
+    """Whether a folder exists there. A web server does not say: False."""
+    fs, path = resolve(url)
+    if is_web(fs):
+        return False
+    try:
+        return patiently(lambda: bool(_info(fs, path)["type"] == "directory"))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def size(url: str) -> int | None:
     """Length in bytes, or None if there is no file."""
     fs, path = resolve(url)
     try:
+        _check_regular(fs, path, folders=True)
         return patiently(lambda: _length(fs, path))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
 
 
@@ -225,20 +211,9 @@ def remove(url: str) -> None:
         patiently(attempt)
 
 
-def matching(folder: str, pattern: str) -> list[str]:
-    """Names in `folder` that match a glob pattern, sorted. Empty if the folder does not exist."""
-    fs, path = resolve(folder)
-
-    def attempt() -> list[str]:
-        fs.invalidate_cache()
-        return cast(list[str], fs.glob(f"{path.rstrip('/')}/{pattern}", **limited(fs)))
-
-    return sorted(posixpath.basename(found) for found in patiently(attempt))
-
-
 def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
     """One request for bytes begin .. end-1."""
-    if _is_web(fs):
+    if is_web(fs):
         from data.storage import web
 
         return web.read_range(fs, path, begin, end, limit(end - begin))
@@ -247,23 +222,44 @@ def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> by
 
 def _length(fs: fsspec.AbstractFileSystem, path: str) -> int | None:
     """Present length of an object; None if the server does not state it. Raises FileNotFoundError."""
-    if _is_web(fs):
+    if is_web(fs):
         from data.storage import web
 
         return web.length(fs, path, limit(0))
+    return cast(int | None, _info(fs, path)["size"])
+
+
+def _info(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, Any]:
+    """What a store says about a file or a folder now. Raises FileNotFoundError."""
     fs.invalidate_cache()
-    return cast(int | None, fs.info(path, **limited(fs))["size"])
+    return cast(dict[str, Any], fs.info(path, **limited(fs)))
 
 
-def _is_web(fs: fsspec.AbstractFileSystem) -> bool:
-    """Whether a file system is fsspec's for HTTP. Only then is `storage/web.py` imported, with aiohttp."""
-    return "http" in fs.protocol
+def _check_regular(fs: fsspec.AbstractFileSystem, path: str, folders: bool = False) -> None:
+    """Check that a local path is a file, or a link to one. Other stores pass.
+
+    Args:
+        folders: let a folder pass, too.
+
+    Raises:
+        DataError: it is a pipe, a device or a socket.
+        IsADirectoryError, FileNotFoundError, PermissionError, ...: the disk's own errors.
+    """
+    if not isinstance(fs, LocalFileSystem):
+        return
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        if not folders:
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+    elif not stat.S_ISREG(mode):
+        kind = "a pipe" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise DataError(f"{path}: is {kind}, not a file; remove it, or name a file")
 
 
 def _is_there(fs: fsspec.AbstractFileSystem, path: str) -> bool:
     try:
         _length(fs, path)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
 

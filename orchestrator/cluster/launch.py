@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import ray
 import ray.train
 from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from data import storage
 from orchestrator.cluster.board import Board
 from orchestrator.cluster.code_check import SameCode, other_code_here
 from orchestrator.cluster.connect import connect, missing_resources, worker_environment
@@ -74,9 +74,9 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
     private = connect(job, environment)
     board = start_board(job, run_id)
     remove_ray_checkpoint_list(url)
-    fs, folder = fsspec.core.url_to_fs(url)
+    fs, folder = storage.resolve(url)
     parent, _, name = folder.rpartition("/")
-    local = "file" in fs.protocol
+    local = storage.is_local(url)
     trainer = Trainer(
         # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
         partial(work, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),

@@ -4,7 +4,7 @@ import tarfile
 
 import pytest
 
-from data import DataError, open_index
+from data import DataError, open_index, storage
 from data.packing.scan import find_shards, index_shards
 from data.shards.writer import ShardWriter
 from data.version import VERSION
@@ -49,7 +49,7 @@ def test_patterns(digits, monkeypatch):
     assert find_shards(f"{train}/00000[1-2]*.tar") == (train, names[1:3])
     assert find_shards(f"{train}/000003.tar") == (train, names[3:])
     assert find_shards(f"{digits}/{{train,test}}/000000.tar") == (str(digits), ["train/000000.tar", "test/000000.tar"])
-    assert find_shards("gs://bucket/a/{0..1}.tar") == ("gs://bucket/a", ["0.tar", "1.tar"])
+    assert find_shards("memory://bucket/a/{0..1}.tar") == ("memory://bucket/a", ["0.tar", "1.tar"])
     for url in (str(digits), f"{train}/*.zip"):
         with pytest.raises(DataError, match=r"no .tar files there"):
             find_shards(url)
@@ -59,6 +59,23 @@ def test_patterns(digits, monkeypatch):
     assert find_shards("train/000003.tar") == find_shards("./train/000003.tar") == (train, names[3:])
     with pytest.raises(DataError, match="the braces do not match"):
         find_shards(f"{train}/{{0..1.tar")
+
+
+@pytest.mark.parametrize("home", ["memory:/", ""])
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path, home):
+    """Of a folder or a file, if it exists; also of a folder in which a pattern begins."""
+    top = f"{home}{tmp_path}"
+    for folder in ("set [v2]", "{a,b}", "v*", "a", "b", "v1", "x.tar", "deep/{x}"):
+        for name in ("0.tar", "1.tar", "{0,1}.tar", "*.tar"):
+            storage.write_atomic(f"{top}/{folder}/{name}", b"")
+    for folder in ("set [v2]", "{a,b}", "v*", "x.tar"):
+        assert find_shards(f"{top}/{folder}") == (f"{top}/{folder}", ["*.tar", "0.tar", "1.tar", "{0,1}.tar"])
+    assert find_shards(f"{top}/v*/*.tar") == (f"{top}/v*", ["*.tar"])
+    assert find_shards(f"{top}/v*/?.tar") == (f"{top}/v*", ["*.tar", "0.tar", "1.tar"])
+    assert find_shards(f"{top}/{{a,b}}/{{0,1}}.tar") == (f"{top}/{{a,b}}", ["{0,1}.tar"])
+    assert find_shards(f"{top}/{{a,b}}/{{1,0}}.tar") == (f"{top}/{{a,b}}", ["1.tar", "0.tar"])
+    assert find_shards(f"{top}/deep/{{x}}/{{1,0}}.tar") == (f"{top}/deep/{{x}}", ["1.tar", "0.tar"])
+    assert find_shards(f"{top}/{{b,a}}/0.tar") == (f"{top}", ["b/0.tar", "a/0.tar"])
 
 
 @pytest.mark.parametrize(
