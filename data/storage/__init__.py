@@ -16,16 +16,17 @@ from data.storage.files import (
     size,
     write_atomic,
 )
-from data.storage.listing import contents, find, matching, remove_folder
+from data.storage.listing import Entry, contents, entries, matching, remove_folder
 from data.storage.urls import absolute, check_reachable, is_absolute, is_local, join, parent, resolve
 
 __all__ = [
+    "Entry",
     "absolute",
     "check_reachable",
     "contents",
     "describe",
+    "entries",
     "exists",
-    "find",
     "get_file",
     "is_absolute",
     "is_folder",

@@ -25,33 +25,39 @@ REMOVALS = 16  # requests at a time that delete files
 
 
 @dataclass(frozen=True)
-class _Entry:
-    """A file or a folder in a folder. `size` is in bytes, 0 if the store does not say."""
+class Entry:
+    """What is in a folder. `size` is in bytes, 0 if the store does not say; a link to a folder is no folder."""
 
     name: str
     size: int
     is_folder: bool
 
 
+def entries(folder: str) -> list[Entry]:
+    """What is in `folder`, in any order.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: there is no folder. Of a bucket's, the list may also be empty.
+        PermissionError, OSError, DataError, ...: the store cannot list it.
+    """
+    fs, path = resolve(folder)
+    if isinstance(fs, LocalFileSystem):
+        return _scan(path)
+    if is_web(fs):
+        from data.storage import web
+
+        return [Entry(*found) for found in patiently(lambda: web.entries(fs, path, limit(0)))]
+    return _ls(fs, path)
+
+
 def contents(folder: str) -> dict[str, int]:
     """Size in bytes of each file in `folder`, by name; of a folder in it, any number. Empty if there is no folder."""
-    return {entry.name: entry.size for entry in _entries(folder)}
+    return {entry.name: entry.size for entry in _entries_if_any(folder)}
 
 
 def matching(folder: str, pattern: str) -> list[str]:
     """Names in `folder` that match a glob pattern, sorted. Empty if the folder does not exist."""
-    return sorted(entry.name for entry in _entries(folder) if fnmatch.fnmatchcase(entry.name, pattern))
-
-
-def find(folder: str) -> dict[str, int]:
-    """Size in bytes of every file under `folder`, by its path there. Empty if there is no folder.
-
-    A link to a folder counts as a file: it may lead back to a folder above it.
-    """
-    fs, path = resolve(folder)
-    if not _is_flat(fs):
-        return {name: entry.size for name, entry in _walk(folder) if not entry.is_folder}
-    return {name: int(entry["size"] or 0) for name, entry in _under(fs, path).items() if not name.endswith("/")}
+    return sorted(entry.name for entry in _entries_if_any(folder) if fnmatch.fnmatchcase(entry.name, pattern))
 
 
 def remove_folder(url: str) -> None:
@@ -105,32 +111,24 @@ def _under(fs: fsspec.AbstractFileSystem, path: str) -> dict[str, dict[str, Any]
     return {name[len(path) + 1 :]: entry for name, entry in found.items() if name.startswith(f"{path}/")}
 
 
-def _walk(folder: str, prefix: str = "") -> Iterator[tuple[str, _Entry]]:
+def _walk(folder: str, prefix: str = "") -> Iterator[tuple[str, Entry]]:
     """Every file and folder under `folder` with its path, which begins with `prefix`. A folder precedes its content."""
-    for entry in _entries(folder):
+    for entry in _entries_if_any(folder):
         yield f"{prefix}{entry.name}", entry
         if entry.is_folder:
             yield from _walk(join(folder, entry.name), f"{prefix}{entry.name}/")
 
 
-def _entries(folder: str) -> list[_Entry]:
-    """What is in a folder; nothing if it does not exist, or is a file."""
-    fs, path = resolve(folder)
+def _entries_if_any(folder: str) -> list[Entry]:
     try:
-        if isinstance(fs, LocalFileSystem):
-            return _scan(path)
-        if is_web(fs):
-            from data.storage import web
-
-            return [_Entry(*found) for found in patiently(lambda: web.entries(fs, path, limit(0)))]
-        return _ls(fs, path)
+        return entries(folder)
     except (FileNotFoundError, NotADirectoryError):
         return []
 
 
-def _scan(path: str) -> list[_Entry]:
+def _scan(path: str) -> list[Entry]:
     with os.scandir(path) as found:
-        return [_Entry(entry.name, _size(entry), entry.is_dir(follow_symlinks=False)) for entry in found]
+        return [Entry(entry.name, _size(entry), entry.is_dir(follow_symlinks=False)) for entry in found]
 
 
 def _size(entry: os.DirEntry[str]) -> int:
@@ -140,13 +138,13 @@ def _size(entry: os.DirEntry[str]) -> int:
         return 0
 
 
-def _ls(fs: fsspec.AbstractFileSystem, path: str) -> list[_Entry]:
+def _ls(fs: fsspec.AbstractFileSystem, path: str) -> list[Entry]:
     def attempt() -> list[dict[str, Any]]:
         fs.invalidate_cache()
         return cast(list[dict[str, Any]], fs.ls(path, detail=True, **limited(fs)))
 
     return [
-        _Entry(posixpath.basename(entry["name"].rstrip("/")), int(entry["size"] or 0), entry["type"] == "directory")
+        Entry(posixpath.basename(entry["name"].rstrip("/")), int(entry["size"] or 0), entry["type"] == "directory")
         for entry in patiently(attempt)
         if entry["name"].strip("/") != path.strip("/")  # of a file, and of an object that marks the folder
     ]

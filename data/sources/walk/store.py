@@ -14,7 +14,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from data import storage
 from data.sources.walk.listing import HIDDEN, Listing, leaves_out
-from data.storage.patience import limited, patiently
+from data.storage.patience import patiently
 
 BUCKETS = ("gs", "gcs", "s3", "s3a")
 NO_NAME = "in a folder without a name"
@@ -66,7 +66,7 @@ def _found(url: str) -> Found:
     elif any(protocol in fs.protocol for protocol in BUCKETS):
         found = _in_bucket(fs, path)
     else:
-        found = _in_folders(fs, path)
+        found = _in_folders(url, path)
     return ((name[len(path) + 1 :], size) for name, size in found if len(name) > len(path) + 1)
 
 
@@ -84,17 +84,15 @@ def _in_memory(fs: MemoryFileSystem, path: str) -> Found:
     return ((name, size) for name, size in found.items() if name.startswith(f"{path}/"))
 
 
-def _in_folders(fs: fsspec.AbstractFileSystem, path: str) -> Found:
+def _in_folders(url: str, path: str) -> Found:
     """Folder by folder. Of a link, a store of this kind says what it leads to, or nothing."""
-    waiting = deque([path])
+    waiting = deque([(url, path)])
     while waiting:
-        folder = waiting.popleft()
-        for found in patiently(lambda folder=folder: fs.ls(folder, detail=True, **limited(fs))):  # type: ignore[misc]
-            name = found["name"].rstrip("/")
-            if not name.startswith(f"{folder}/"):
-                continue  # the folder itself
-            if found["type"] == "directory":
+        folder, at = waiting.popleft()
+        for entry in storage.entries(folder):
+            name = f"{at}/{entry.name}"
+            if entry.is_folder:
                 yield f"{name}/", 0
-                waiting.append(name)
+                waiting.append((storage.join(folder, entry.name), name))
             else:
-                yield name, int(found["size"] or 0)
+                yield name, entry.size

@@ -24,6 +24,17 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield url
 
 
+def find(folder: str) -> dict[str, int]:
+    """Size of every file under a folder, by its path."""
+    found: dict[str, int] = {}
+    for entry in storage.entries(folder):
+        if entry.is_folder:
+            found |= {f"{entry.name}/{path}": size for path, size in find(storage.join(folder, entry.name)).items()}
+        else:
+            found[entry.name] = entry.size
+    return found
+
+
 def names_on(place: str) -> list[str]:
     return [name for name in ALL if not (place.startswith("s3://") and name in NOT_ON_S3)]
 
@@ -42,7 +53,7 @@ def write_tree(url: str) -> dict[str, bytes]:
 
 def test_files_and_folders_of_every_name(place: str, tmp_path: Path) -> None:
     held = write_tree(f"{place}/tree")
-    assert storage.find(f"{place}/tree") == {path: len(content) for path, content in held.items()}
+    assert find(f"{place}/tree") == {path: len(content) for path, content in held.items()}
     assert set(storage.contents(f"{place}/tree")) == set(names_on(place))
     for name in names_on(place)[: len(NAMES)]:
         url = storage.join(f"{place}/tree", name)
@@ -71,10 +82,9 @@ def test_a_folder_of_every_name_is_removed_and_its_neighbours_stay(place: str) -
         folders -= {name}
         assert set(storage.contents(f"{place}/removed")) == folders, name
     left = {path: len(content) for path, content in held.items() if path.split("/")[0] in NEIGHBOURS}
-    assert storage.find(f"{place}/removed") == left
+    assert find(f"{place}/removed") == left
     storage.remove_folder(f"{place}/removed/nothing[1]")
     storage.remove_folder(f"{place}/removed")
-    assert storage.find(f"{place}/removed") == {}
     assert not storage.exists(f"{place}/removed")
 
 
@@ -97,7 +107,7 @@ def test_a_folder_goes_but_not_the_file_whose_name_it_begins_with(place: str) ->
     for name in ("v/1", "v1", "v.tar"):
         storage.write_atomic(f"{place}/begins/{name}", b"1")
     storage.remove_folder(f"{place}/begins/v")
-    assert storage.find(f"{place}/begins") == {"v1": 1, "v.tar": 1}
+    assert find(f"{place}/begins") == {"v1": 1, "v.tar": 1}
 
 
 def test_names_over_https(tmp_path: Path) -> None:
@@ -112,7 +122,7 @@ def test_names_over_https(tmp_path: Path) -> None:
         with file_server(tmp_path, ranges=ranges) as server:
             if not ranges:  # aiohttp's listing does not tell folders from files
                 files = {f"{name}/{file}" for name in names for file in (f"{name}.txt", "000.tar")}
-                assert set(storage.find(server.url)) == files
+                assert set(find(server.url)) == files
             for name in names:
                 url = storage.join(server.url, name)
                 assert set(storage.contents(url)) == {f"{name}.txt", "000.tar"}
@@ -137,9 +147,9 @@ def test_bytes_that_are_no_text_are_a_name_on_a_local_disk(tmp_path: Path) -> No
     name = os.fsdecode(b"v\xff[1]")
     for folder in (name, "v1"):
         storage.write_atomic(f"{tmp_path}/{folder}/000.tar", b"1")
-    assert storage.find(str(tmp_path)) == {f"{name}/000.tar": 1, "v1/000.tar": 1}
+    assert find(str(tmp_path)) == {f"{name}/000.tar": 1, "v1/000.tar": 1}
     storage.remove_folder(f"{tmp_path}/{name}")
-    assert storage.find(str(tmp_path)) == {"v1/000.tar": 1}
+    assert find(str(tmp_path)) == {"v1/000.tar": 1}
 
 
 def test_a_name_begins_with_a_tilde_and_a_path_from_home_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -196,11 +206,13 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
-    for call in (storage.contents, storage.find, partial(storage.matching, pattern="*.tar")):
+    for call in (storage.contents, storage.entries, find):
         with pytest.raises(PermissionError):
             call(str(closed))
     with pytest.raises(PermissionError):
-        storage.find(str(tmp_path / "tree"))
+        storage.matching(str(closed), "*.tar")
+    with pytest.raises(PermissionError):
+        find(str(tmp_path / "tree"))
 
 
 @pytest.mark.parametrize("kind", ["gs", "s3", "http"])
@@ -209,7 +221,7 @@ def test_a_store_that_fails_is_no_empty_folder(tmp_path: Path, kind: str, monkey
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.5)
     server = {"gs": gcs_server, "s3": s3_server, "http": partial(file_server, tmp_path)}[kind]
     with server() as target, FaultyProxy(target, fail=1.0) as proxy, reached_by(proxy.server) as url:
-        for call in (storage.contents, storage.find, storage.exists, partial(storage.matching, pattern="*.tar")):
+        for call in (storage.contents, storage.entries, storage.exists):
             with pytest.raises((OSError, ClientError)) as raised:
                 call(f"{url}/v")
             assert not isinstance(raised.value, FileNotFoundError)
