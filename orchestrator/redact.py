@@ -105,6 +105,11 @@ def print_error(text: str) -> None:
     print(redact_text(f"error: {text}"), file=sys.stderr)
 
 
+def print_warning(text: str) -> None:
+    """Print a warning on stderr, in one line."""
+    print(redact_text(f"warning: {text}"), file=sys.stderr)
+
+
 def redact_logs() -> None:
     """From now on, remove the credentials from every log record of this process, including libraries'."""
     make = logging.getLogRecordFactory()

@@ -169,8 +169,8 @@ def concatenate(indexes: Sequence[Index]) -> Index:
     """One index of several data sets: sample ids of the first, then of the second, and so on.
 
     Shard URLs become absolute, so its digest depends on the sets' URLs: identify a set by its own index's digest. It
-    has as many classes as the set with the most; it is multi-label if any set is; it counts labels if all sets do.
-    The stride is the least common multiple.
+    has as many classes as the set with the most, and the names of the first set that has names; it is multi-label if
+    any set is; it counts labels if all sets do. The stride is the least common multiple.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -193,6 +193,7 @@ def concatenate(indexes: Sequence[Index]) -> Index:
         source=" + ".join(dict.fromkeys(index.source for index in indexes)),
         stride=stride,
         label_counts=label_counts,
+        class_names=next((index.class_names for index in indexes if index.class_names), ()),
     )
 
 

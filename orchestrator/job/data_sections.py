@@ -110,6 +110,9 @@ class HeldOutSet(DataSet):
     """A set to measure on."""
 
     augment: HeldOutAugment = HeldOutAugment(crop="center")
+    check_classes: bool = True
+    """Compare its classes with those of the other sets before the run; a difference is an error. false = a difference
+    is meant, as in a test set of fewer classes."""
 
 
 def _without_nulls(sets: Any) -> Any:

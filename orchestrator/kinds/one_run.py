@@ -8,6 +8,7 @@ from orchestrator.job.errors import unexpected_errors_in
 from orchestrator.job.kinds import NetworkJob, PretrainJob
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
+from orchestrator.run.class_names import keep_class_names
 from orchestrator.run.folder import open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
 from orchestrator.run.paths import absolute
@@ -61,7 +62,9 @@ def prepare(job: NetworkJob) -> tuple[NetworkJob, str, Inputs]:
     with unexpected_errors_in(job.source):
         inputs = open_inputs(job)
         job = absolute(job)
-        return job, open_run(job, inputs.train.digest), inputs
+        run_id = open_run(job, inputs.train.digest)
+        keep_class_names(job, inputs.train.index.class_names)
+        return job, run_id, inputs
 
 
 def train(job: NetworkJob, run_id: str, task: str) -> int:

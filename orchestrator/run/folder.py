@@ -2,6 +2,7 @@
 
     run.json        the run's identity and the digest of its training set
     job.yaml        the resolved job as it was last started, without credentials
+    classes.json    names of the training set's classes, if they have names (`run/class_names.py`)
     step-*/         checkpoints (`checkpoint/restore.py`)
     samples/        sample ids by step, if the job asks for them (`history/ledger.py`)
     profile/        traced steps, if the job asks for them (`history/profile/profiler.py`)
@@ -27,12 +28,20 @@ from orchestrator.redact import redact_fields
 from orchestrator.run.recipe import recipe
 
 RUN, JOB = "run.json", "job.yaml"
+MANIFEST = "manifest.json"  # of a complete checkpoint
 RAY_CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
 
 
 def run_url(job: NetworkJob) -> str:
     """The run's folder, of a job with absolute URLs."""
     return f"{job.checkpoint.url.rstrip('/')}/{job.name}"
+
+
+def has_checkpoint(job: NetworkJob) -> bool:
+    """Whether the run of a job with absolute URLs has a complete checkpoint."""
+    url = run_url(job)
+    names = [name for name in storage.contents(url) if name.startswith("step-")]
+    return any(storage.exists(f"{url}/{name}/{MANIFEST}") for name in names)
 
 
 def open_run(job: NetworkJob, digest: str) -> str:

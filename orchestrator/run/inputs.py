@@ -4,6 +4,7 @@ They import neither Ray nor torch.
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Model
 from orchestrator.job.tables import SOURCES
+from orchestrator.run.class_names import LabelledSet, check_classes, warn_of_labels, with_class_names
 from orchestrator.run.paths import PathError, resolve_url
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
@@ -57,22 +59,30 @@ def open_inputs(job: NetworkJob) -> Inputs:
         raise problem(job, "model.init_from", "this version starts every run from random weights; remove the key")
     if job.data.pack is not None:
         _pack(job, job.data.pack)
-    train = _training_set(job)
+    sources: list[LabelledSet] = []
+    train = _training_set(job, sources)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
+    _check_classes(job, sources, held_out)
     _check_memory(job, train, held_out)
     if job.data.cache_dir is not None:
         _check_cache(job, job.data.cache_dir)
     return Inputs(train, held_out, _calendar(job, train))
 
 
-def _training_set(job: NetworkJob) -> TrainingSet:
+def _training_set(job: NetworkJob, sources: list[LabelledSet]) -> TrainingSet:
+    """The training set. The sets that it consists of are added to `sources`."""
+
+    def open_set(key: str, url: str) -> Index:
+        sources.append(LabelledSet(key, url, _open(job, key, url)))
+        return sources[-1].index
+
     try:
         return open_training_set(
             job.data.train,
             seed=job.seed,
             batch_size=job.batch_size,
             resolve=partial(_resolve, job),
-            open_set=partial(_open, job),
+            open_set=open_set,
         )
     except TrainingSetError as error:
         raise problem(job, error.key, str(error)) from error
@@ -87,6 +97,17 @@ def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:
     if job.profile is not None and job.profile.steps[1] > total:
         raise problem(job, "profile.steps", f"beyond the run of {total} steps")
     return calendar
+
+
+def _check_classes(job: NetworkJob, sources: Sequence[LabelledSet], held_out: Mapping[str, Index]) -> None:
+    if not isinstance(job.model, Model):
+        return
+    named = [
+        (name, LabelledSet(f"data.eval.{name}.url", one.url, held_out[name])) for name, one in job.data.eval.items()
+    ]
+    warn_of_labels(job, [*sources, *(one for _, one in named)])
+    compared = [*sources, *(one for name, one in named if job.data.eval[name].check_classes)]
+    check_classes(job, compared, job.model.num_classes)
 
 
 def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index]) -> None:
@@ -117,7 +138,7 @@ def _open(job: NetworkJob, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
         storage.check_reachable(resolved)
-        index = open_index(resolved)
+        index = with_class_names(open_index(resolved))
     except DataError as error:
         raise _at(job, key, url, resolved, str(error)) from error
     if isinstance(job.model, Model) and index.num_classes > job.model.num_classes:
