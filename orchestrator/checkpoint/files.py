@@ -89,9 +89,11 @@ def disk_full(path: Path, size: int) -> CheckpointError:
     return CheckpointError(f"{path.parent} is full: {path.name} needs {size:,} bytes and {free:,} are free")
 
 
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
+def sha256(path: Path, *, fresh: bool = False) -> str:
+    """Hex digest of a file; with `fresh`, as it is on the disk now, not in the node's memory."""
     with path.open("rb") as stream:
+        if fresh and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(stream.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
@@ -104,6 +106,13 @@ def staging_folder(run_url: str) -> Path:
         return Path(storage.resolve(run_url)[1]) / ".staging"
     run = hashlib.sha256(run_url.encode()).hexdigest()[:12]
     return Path(tempfile.gettempdir()) / f"vit-staging-{os.getuid()}-{run}"
+
+
+def clear_staging(folder: Path) -> None:
+    """Delete a staging folder with what earlier attempts left in it; of a link, the link alone."""
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _content(piece: Piece) -> memoryview:

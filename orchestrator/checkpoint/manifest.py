@@ -4,6 +4,7 @@
         rank-00000-of-00002.000.safetensors    fragments of rank 0, in files of about half a gigabyte
         rank-00001-of-00002.000.safetensors
         manifest.json                          step, totals, size and SHA-256 of each file and of itself, each fragment
+        owner.json, passed_over.json           `checkpoint/notes.py`
 
 A folder without a manifest is not a checkpoint. The random suffix separates a new attempt at a step from the remains of
 an earlier one that crashed.
@@ -18,21 +19,29 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Literal, Self
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from data import storage
+from orchestrator.checkpoint.notes import MARK, OWNER, Origin, Owner, is_link, pass_over, read_origin
+from orchestrator.checkpoint.outage import is_outage
 from orchestrator.names import SKIPPED
 
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 512 * 2**20  # a thousand ranks at ZeRO 3 need a fifth of this
+USING_PREVIOUS = "using the previous one"
 WEIGHT = "weight"  # state of the float32 weights; the others are the optimizer's keys: exp_avg, momentum_buffer, ...
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
 
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}-of-\d{5}\.\d{3}\.safetensors$")]
 Size = Annotated[int, Field(ge=0, lt=2**63)]
+Total = Annotated[int | float, Field(ge=0, allow_inf_nan=False)]
 Fragment = tuple[str, str, Size, Size, FileName]  # state, parameter, start, numel, file
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -66,7 +75,7 @@ class Manifest(Part):
     format: Literal[1, 2] = 2  # format 1 has no digest of itself
     step: Size
     world_size: Size
-    totals: dict[str, Any]
+    totals: dict[str, Total]
     metrics: dict[str, float]
     _name: str = ""
 
@@ -84,6 +93,10 @@ class Manifest(Part):
     def updates(self) -> int:
         """Number of updates of the weights: steps without the skipped ones."""
         return self.step - int(self.metrics.get(SKIPPED, 0))
+
+    def missing_from(self, sizes: dict[str, int]) -> str | None:
+        """A file of the checkpoint that is missing from a folder with files of these sizes, or has another size."""
+        return next((name for name, entry in self.files.items() if sizes.get(name) != entry.bytes), None)
 
     @model_validator(mode="after")
     def _is_whole(self) -> Self:
@@ -133,6 +146,10 @@ class Manifest(Part):
         manifest._name = name
         if (found := _NAME.fullmatch(name)) and int(found[1]) != manifest.step:
             raise ValueError(f"it belongs to step {manifest.step}")
+        if (steps := manifest.totals.get("steps", manifest.step)) != manifest.step:
+            raise ValueError(f"it belongs to step {manifest.step}, and its totals to step {steps}")
+        if not 0 <= (skipped := manifest.metrics.get(SKIPPED, 0)) <= manifest.step:
+            raise ValueError(f"{SKIPPED} = {skipped} at step {manifest.step}")
         return manifest
 
 
@@ -145,43 +162,91 @@ def new_name(step: int, suffix: int) -> str:
     return f"step-{step:09d}-{suffix:08x}"
 
 
-def complete_checkpoints(run_url: str, warn: Callable[[str], None] = log.warning) -> Iterator[Manifest]:
+@dataclass(frozen=True)
+class Unfit:
+    """A complete checkpoint that cannot be used.
+
+    Attributes:
+        name: its folder in the run.
+        reason: why, in one line that names the file.
+        foreign: whether it is of another run, and otherwise perhaps intact.
+    """
+
+    name: str
+    reason: str
+    foreign: bool = False
+
+    def __str__(self) -> str:
+        """The line for the terminal."""
+        return f"checkpoint {self.name}: {self.reason}; {'it is passed over' if self.foreign else USING_PREVIOUS}"
+
+
+def complete_checkpoints(
+    run_url: str, warn: Callable[[str], None] = log.warning, owner: Owner | None = None
+) -> Iterator[Manifest]:
     """The complete checkpoints of a run, newest first: those with a valid manifest and files of the right sizes.
 
-    `warn` receives a line for each checkpoint that was complete once and is damaged.
+    Args:
+        warn: receives a line for each checkpoint that was complete once and cannot be used.
+        owner: the run that they must be of. None: any.
 
     Raises:
         OSError: the store cannot be read. An outage does not count as damage.
     """
-    for name in sorted(_names(run_url), reverse=True):
-        sizes = storage.contents(f"{run_url}/{name}")
-        if MANIFEST not in sizes:
-            continue  # unfinished
-        try:
-            if sizes[MANIFEST] > MOST_MANIFEST_BYTES:
-                raise ValueError(f"{sizes[MANIFEST]} bytes are too many for a manifest")
-            manifest = Manifest.parse(name, storage.read(f"{run_url}/{name}/{MANIFEST}").decode())
-        except ValueError as error:  # includes a wrong text encoding
-            warn(f"checkpoint {name}: unreadable manifest ({storage.describe(error)}); using the previous one")
-            continue
-        wrong = [file for file, entry in manifest.files.items() if sizes.get(file) != entry.bytes]
-        if wrong:
-            warn(f"checkpoint {name}: {wrong[0]} missing or truncated; using the previous one")
-            continue
-        yield manifest
+    for found in survey(run_url, owner):
+        if isinstance(found, Manifest):
+            yield found
+        else:
+            warn(str(found))
 
 
-def prune(run_url: str, keep: int) -> None:
+def survey(run_url: str, owner: Owner | None) -> Iterator[Manifest | Unfit]:
+    """The complete checkpoints of a run, newest first, fit or not. A file that cannot be read is read again.
+
+    Of two at one step, the one that was written later is newer. Those that an earlier start has passed over are left
+    out.
+
+    Raises:
+        OSError: the store cannot be read.
+    """
+    for _, names in itertools.groupby(sorted(_names(run_url), reverse=True), key=_step):
+        judged = [found for name in names if (found := _judge(run_url, name, owner))]
+        yield from (each for _, each in sorted(judged, key=lambda found: found[0], reverse=True))
+
+
+def passed_over(run_url: str) -> list[str]:
+    """The complete checkpoints of a run that an earlier start has passed over."""
+    return [name for name in _names(run_url) if {MANIFEST, MARK} <= storage.contents(f"{run_url}/{name}").keys()]
+
+
+def prune(run_url: str, keep: int, newest: str | None = None, owner: Owner | None = None) -> None:
     """Delete unfinished checkpoints, and all complete ones but the newest `keep`.
 
     No checkpoint of the run may be in progress. Ray Train's own pruning deletes only checkpoints that were registered
     with it, and a crash may prevent that.
+
+    Args:
+        newest: the checkpoint that was just written. What has a later step was left behind by a start that went back,
+            and is marked: it does not count as kept. Unless this one can be listed, nothing is deleted. None: the first
+            one that is fit.
+        owner: the run. Checkpoints of other runs are neither counted nor deleted.
     """
-    kept = [manifest.name for manifest in itertools.islice(complete_checkpoints(run_url), keep)]
-    for name in _names(run_url):
-        if kept and name not in kept and name < max(kept):
-            storage.remove(f"{run_url}/{name}/{MANIFEST}")  # first: if killed now, the rest is not a checkpoint
-            storage.remove_folder(f"{run_url}/{name}")
+    kept: list[str] = []
+    later: list[str] = []
+    for found in survey(run_url, owner):
+        if isinstance(found, Manifest) and (kept or newest in (None, found.name)):
+            kept.append(found.name)
+        elif not kept:
+            later.append(found.name)
+            if newest is not None:
+                _leave_behind(run_url, found, newest)
+        if len(kept) == keep:
+            break
+    if kept:
+        for name in _names(run_url):
+            older = _step(name) <= _step(kept[0]) and name not in (*kept, *later)
+            if older and not _is_foreign(f"{run_url}/{name}", owner):
+                delete(f"{run_url}/{name}")
     remove_unfinished(run_url)
 
 
@@ -189,8 +254,87 @@ def remove_unfinished(run_url: str) -> None:
     """Delete the checkpoints of a run that have no manifest. None may be in progress."""
     for name in _names(run_url):
         if MANIFEST not in storage.contents(f"{run_url}/{name}"):
-            storage.remove_folder(f"{run_url}/{name}")
+            delete(f"{run_url}/{name}")
+
+
+def delete(folder: str) -> None:
+    """Delete a checkpoint; of a link, the link alone."""
+    if not is_link(folder):
+        with suppress(IsADirectoryError, NotADirectoryError):
+            storage.remove(f"{folder}/{MANIFEST}")  # first: if killed now, the rest is not a checkpoint
+    try:
+        storage.remove_folder(folder)
+    except NotADirectoryError:  # a file with the name of a checkpoint
+        storage.remove(folder)
+
+
+def _judge(run_url: str, name: str, owner: Owner | None) -> tuple[int, Manifest | Unfit] | None:
+    """When a checkpoint was written, and its manifest or why it is unfit. None: unfinished, or passed over before."""
+    folder, origin = f"{run_url}/{name}", Origin()
+    try:
+        file = "its folder"
+        sizes = _twice(lambda: storage.contents(folder))
+        if MANIFEST not in sizes or MARK in sizes:
+            return None
+        file = OWNER
+        origin = _twice(lambda: read_origin(folder, sizes))
+        if owner is not None and origin.run not in (None, owner.run):
+            reason = f"{OWNER}: it belongs to the run {origin.run}, and this is {owner.run}"
+            return origin.written, Unfit(name, reason, foreign=True)
+        file = MANIFEST
+        manifest = _twice(lambda: _read_manifest(run_url, name, sizes[MANIFEST]))
+        if wrong := manifest.missing_from(sizes):
+            wrong = manifest.missing_from(storage.contents(folder))
+    except Exception as error:  # of any file system; a ValueError includes a wrong text encoding
+        if is_outage(error, folder):
+            raise
+        if file == MANIFEST:
+            why = f"unreadable manifest ({MANIFEST}: {storage.describe(error)})"
+        else:
+            why = str(error) if isinstance(error, ValueError) else f"{file}: {storage.describe(error)}"
+        return origin.written, Unfit(name, why)
+
+    if owner is not None and manifest.step > owner.total_steps:
+        reason = f"{MANIFEST}: it belongs to step {manifest.step:,}, and the run has {owner.total_steps:,} steps"
+        return origin.written, Unfit(name, reason)
+    return origin.written, Unfit(name, f"{wrong} missing or truncated") if wrong else manifest
+
+
+def _read_manifest(run_url: str, name: str, size: int) -> Manifest:
+    if size > MOST_MANIFEST_BYTES:
+        raise ValueError(f"{size} bytes are too many for a manifest")
+    return Manifest.parse(name, storage.read(f"{run_url}/{name}/{MANIFEST}").decode())
+
+
+def _twice(read: Callable[[], T]) -> T:
+    """The result of `read()`, which is called again if it fails: one failure proves nothing about a file."""
+    try:
+        return read()
+    except Exception:  # of any file system
+        return read()
+
+
+def _leave_behind(run_url: str, found: Manifest | Unfit, newest: str) -> None:
+    reason = found.reason if isinstance(found, Unfit) else "the run went back, and has written another one since"
+    try:
+        pass_over(f"{run_url}/{found.name}", reason, newest)
+    except Exception as error:  # of any file system; the next complete checkpoint tries again
+        log.warning("checkpoint %s: it cannot be marked as passed over (%s)", found.name, storage.describe(error))
+
+
+def _is_foreign(folder: str, owner: Owner | None) -> bool:
+    try:
+        return owner is not None and read_origin(folder, storage.contents(folder)).run not in (None, owner.run)
+    except Exception as error:  # of any file system
+        if is_outage(error, folder):
+            raise
+        return False
 
 
 def _names(run_url: str) -> list[str]:
     return [name for name in storage.contents(run_url) if _NAME.fullmatch(name)]
+
+
+def _step(name: str) -> str:
+    """The part of a folder's name that sorts by step."""
+    return name.rpartition("-")[0]

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,18 +29,26 @@ from orchestrator.checkpoint.fragments import (
     parameter_sizes,
     publish_weights,
 )
-from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, complete_checkpoints
-from orchestrator.checkpoint.outage import StoreRetry
+from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, Unfit, passed_over, survey
+from orchestrator.checkpoint.notes import MARK, Owner, pass_over
+from orchestrator.checkpoint.outage import StoreRetry, is_outage
 from orchestrator.engine.step import Engine
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
 
-def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warning) -> Manifest | None:
+def restore(
+    engine: Engine, run_url: str, warn: Callable[[str], None] = log.warning, owner: Owner | None = None
+) -> Manifest | None:
     """Load the newest complete and intact checkpoint of a run, the same on all ranks.
 
+    Newer ones that are unfit get a mark with the reason: from now on they do not count.
+
     Args:
-        warn: receives a line for every damaged checkpoint, and if the store is unreachable.
+        warn: receives a line for every unfit checkpoint, and if the store is unreachable.
+        owner: the run that the checkpoint must be of. None: any.
 
     Returns:
         The checkpoint's manifest; None if the run has no checkpoint.
@@ -50,39 +58,62 @@ def restore(engine: Engine, run_url: str, warn: Callable[[str], None] = log.warn
             starting over would be worse than stopping; or the local disk has no room for files from a bucket.
         Exception: the store's error, after an hour, or at once if a retry is pointless.
     """
-    retry = StoreRetry(run_url, warn if dist.get_rank() == 0 else log.warning)
-    manifests, any_damaged = _complete_ones(run_url, retry, warn)
-    for manifest in manifests:
-        with ExitStack() as stack:
-            reader = _Reader(engine, manifest, f"{run_url}/{manifest.name}", retry, stack)
-            damage = reader.fetch()
-            damaged_ranks = torch.tensor(float(damage is not None), device=engine.device)
-            dist.all_reduce(damaged_ranks)
-            if damaged_ranks > 0:
-                if damage is not None:
-                    warn(f"checkpoint {manifest.name}: {damage}; using the previous one")
-                any_damaged = True
-                continue
-            reader.load()
-        publish_weights(engine)
-        return manifest
+    first = dist.get_rank() == 0
+    retry = StoreRetry(run_url, warn if first else log.warning)
+    unfit: list[Unfit] = []
+    for found in _on_rank_0(lambda: retry(lambda: list(survey(run_url, owner)))):
+        if isinstance(found, Unfit):
+            unfit.append(found)
+        elif damage := _load(engine, found, f"{run_url}/{found.name}", retry):
+            unfit.append(Unfit(found.name, damage))
+        else:
+            if first:
+                _mark(run_url, unfit, found.name, warn)
+            return found
+        if first:
+            warn(str(unfit[-1]))
 
-    if any_damaged:
-        raise CheckpointError(f"{run_url}: none of its checkpoints is intact; see the log, or move them")
+    marked = _on_rank_0(lambda: retry(lambda: passed_over(run_url)))
+    if marked or not all(each.foreign for each in unfit):
+        hint = f"; without the file {MARK}, {marked[0]} is tried again" if marked else ""
+        raise CheckpointError(f"{run_url}: none of its checkpoints is intact; see the log, or move them{hint}")
     return None
 
 
-def _complete_ones(run_url: str, retry: StoreRetry, warn: Callable[[str], None]) -> tuple[list[Manifest], bool]:
-    """A run's complete checkpoints, newest first, and whether there are damaged ones. Rank 0 asks the store."""
-    found: list[Any] = [None, False]
-    if dist.get_rank() == 0:
-        damaged: list[str] = []
-        manifests = retry(lambda: list(complete_checkpoints(run_url, damaged.append)))
-        for message in dict.fromkeys(damaged):  # once, even if the store was asked repeatedly
-            warn(message)
-        found = [manifests, bool(damaged)]
+def _on_rank_0(work: Callable[[], T]) -> T:
+    """The result of `work()` on rank 0, on all ranks. Collective."""
+    found: list[Any] = [work() if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
-    return found[0], found[1]
+    return cast(T, found[0])
+
+
+def _load(engine: Engine, manifest: Manifest, url: str, retry: StoreRetry) -> str | None:
+    """Load a checkpoint, unless any rank finds it damaged. Collective.
+
+    Returns:
+        The damage in words, the same on all ranks; None if there is none.
+    """
+    with ExitStack() as stack:
+        reader = _Reader(engine, manifest, url, retry, stack)
+        damage = reader.fetch()
+        damaged_ranks = torch.tensor(float(damage is not None), device=engine.device)
+        dist.all_reduce(damaged_ranks)
+        if damaged_ranks > 0:
+            causes: list[str | None] = [None] * dist.get_world_size()
+            dist.all_gather_object(causes, damage)
+            return next(cause for cause in causes if cause is not None)
+        reader.load()
+    publish_weights(engine)
+    return None
+
+
+def _mark(run_url: str, unfit: list[Unfit], used: str, warn: Callable[[str], None]) -> None:
+    """Mark the checkpoints that are newer than the one in use. What cannot be marked now is marked at a later save."""
+    try:
+        for each in unfit:
+            pass_over(f"{run_url}/{each.name}", each.reason, used)
+    except Exception as error:  # of any file system
+        warn(f"checkpoint {each.name}: it cannot be marked as passed over ({storage.describe(error)})")
 
 
 class _Reader:
@@ -119,28 +150,44 @@ class _Reader:
                 self.needed[file].append((state, name, start, numel))
 
     def fetch(self) -> str | None:
-        """Fetch all needed files to local disk and check their digests.
+        """Fetch all needed files to local disk and check them. What looks damaged is read twice.
 
         Returns:
             The damage in words; None if there is none.
         """
         for file in self.needed:
-            path = self.folder / file
-            try:
-                if not self.local:
-                    self.retry(partial(storage.get_file, f"{self.url}/{file}", path))
-                if self.retry(partial(sha256, path)) != self.manifest.files[file].sha256:
-                    return f"{file} does not match its SHA-256"
-                with safe_open(path, "pt") as tensors:
-                    if (wrong := self._wrong_tensor(file, tensors)) is not None:
-                        return f"{file} lacks {wrong}"
-            except (FileNotFoundError, SafetensorError) as error:
-                return f"{file}: {error}"
-            except OSError as error:
-                if error.errno in DISK_FULL_ERRNOS:
-                    raise disk_full(path, self.manifest.files[file].bytes) from error
-                raise
+            if self._damage(file) is not None and (damage := self._damage(file, fresh=True)) is not None:
+                return damage
         return None
+
+    def _damage(self, file: str, *, fresh: bool = False) -> str | None:
+        path = self.folder / file
+        try:
+            if not self.local:
+                self.retry(partial(storage.get_file, f"{self.url}/{file}", path))
+            if self._digest(path, fresh) != self.manifest.files[file].sha256:
+                return f"{file} does not match its SHA-256"
+            with safe_open(path, "pt") as tensors:
+                if (wrong := self._wrong_tensor(file, tensors)) is not None:
+                    return f"{file} lacks {wrong}"
+        except Exception as error:  # of any file system
+            if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
+                raise disk_full(path, self.manifest.files[file].bytes) from error
+            if not isinstance(error, SafetensorError) and is_outage(error, self.url):
+                raise
+            return f"{file}: {error if isinstance(error, ValueError) else storage.describe(error)}"
+        return None
+
+    def _digest(self, path: Path, fresh: bool) -> str:
+        def attempt() -> str:
+            try:
+                return sha256(path, fresh=fresh)
+            except OSError as error:
+                if is_outage(error, self.url):
+                    raise
+                raise ValueError(storage.describe(error)) from error  # no retry helps
+
+        return self.retry(attempt)
 
     def load(self) -> None:
         """Copy the fetched fragments to the engine; the manifest was validated, so none is missing."""

@@ -23,8 +23,9 @@ import torch
 import torch.distributed as dist
 
 from data import storage
-from orchestrator.checkpoint.files import DISK_FULL_ERRNOS, Files, staging_folder, write_file
-from orchestrator.checkpoint.manifest import CheckpointError, File, new_name, prune, remove_unfinished
+from orchestrator.checkpoint.files import DISK_FULL_ERRNOS, Files, clear_staging, staging_folder, write_file
+from orchestrator.checkpoint.manifest import CheckpointError, File, delete, new_name, prune, remove_unfinished
+from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.checkpoint.snapshot import HostBuffer, owned_files, part_of
 from orchestrator.checkpoint.upload import Abandoned, publish, remove_parts
@@ -50,6 +51,7 @@ class Saver:
         keep: number of newest checkpoints to keep.
         say: receives a line if a store is unreachable or back, or a save is skipped or fails; on rank 0 only.
         report: starts an upload in the background.
+        owner: the run, which each checkpoint names.
         before: called in the background before a checkpoint is completed, repeatedly while the store is unreachable.
 
     Attributes:
@@ -65,11 +67,13 @@ class Saver:
         say: Callable[[str], None],
         *,
         report: Report,
+        owner: Owner | None = None,
         before: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._run_url = run_url
         self._keep = keep
+        self._owner = owner
         self._report = report
         self._before = before
         self._rank = dist.get_rank()
@@ -93,7 +97,7 @@ class Saver:
 
         dist.barrier()  # no rank is restoring any more
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            shutil.rmtree(self._staging, ignore_errors=True)
+            clear_staging(self._staging)
         if self._rank == 0:
             self._tidy(remove_unfinished, run_url)
 
@@ -182,6 +186,7 @@ class Saver:
                 step=step,
                 totals=totals,
                 metrics=metrics,
+                run=None if self._owner is None else self._owner.run,
                 retry=self._retry,
                 stop=self._stop,
             )
@@ -198,9 +203,9 @@ class Saver:
         if self._rank == 0:
             if self._cause is None:
                 self._tidy(remove_parts, destination)
-                self._tidy(prune, self._run_url, self._keep)
+                self._tidy(prune, self._run_url, self._keep, name, self._owner)
             else:
-                self._tidy(storage.remove_folder, destination)
+                self._tidy(delete, destination)
         self._idle.set()
 
     def _settle(self, allowance: float) -> tuple[bool, int]:

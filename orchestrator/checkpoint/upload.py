@@ -11,6 +11,7 @@ from typing import Any
 
 from data import storage
 from orchestrator.checkpoint.manifest import MANIFEST, CheckpointError, File, Manifest, Part
+from orchestrator.checkpoint.notes import MARK, OWNER, origin_text
 from orchestrator.checkpoint.outage import StoreRetry
 
 
@@ -28,6 +29,7 @@ def publish(
     step: int,
     totals: dict[str, Any],
     metrics: dict[str, float],
+    run: str | None,
     retry: StoreRetry,
     stop: threading.Event,
 ) -> None:
@@ -39,6 +41,7 @@ def publish(
         destination: URL of the checkpoint's folder, the same on all ranks.
         rank, world_size: of this process, and the number of ranks.
         step, totals, metrics: number of steps done, accounting totals and latest metrics, restored with the weights.
+        run: identity of the run, for the file beside the manifest.
         retry: repeats the requests.
         stop: once set, rank 0 stops waiting for the other ranks.
 
@@ -58,7 +61,7 @@ def publish(
 
     expected = {_part(other) for other in range(world_size)}
     pause = 0.02
-    while missing := expected - set(retry(partial(storage.contents, destination))):
+    while missing := expected - (present := retry(partial(storage.contents, destination))).keys():
         if stop.wait(pause):
             raise Abandoned(f"{len(missing)} of {world_size} ranks did not finish their upload")
         pause = min(2.0, pause * 1.5)
@@ -74,6 +77,9 @@ def publish(
         files={name: entry for part in parts for name, entry in part.files.items()},
         fragments=[fragment for part in parts for fragment in part.fragments],
     )
+    for name in present.keys() & {MANIFEST, MARK}:  # of an earlier checkpoint with this name
+        retry(partial(storage.remove, f"{destination}/{name}"))
+    retry(partial(storage.write_atomic, f"{destination}/{OWNER}", origin_text(run)))
     retry(partial(storage.write_atomic, f"{destination}/{MANIFEST}", manifest.dumps().encode()))
 
 

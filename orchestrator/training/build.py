@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import model
 from model.layers.recompute import CheckpointMode
+from orchestrator.checkpoint.notes import Owner
 from orchestrator.cluster.notices import Notices
 from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.collectives import on_all_ranks
@@ -91,8 +92,9 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     if chosen:
         reporter.say_once(chosen)
     held_out = HeldOut(task, engine, calendar, history=history, reporter=reporter, heartbeat=heartbeat, notices=notices)
+    owner = Owner(run.id, calendar.total_steps)
     checkpoints = Checkpoints(
-        job, run.url, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
+        job, run.url, owner, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
     )
     batches = TrainingBatches(
         job,

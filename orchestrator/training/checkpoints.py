@@ -6,6 +6,7 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from data import Batch
+from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.cluster.checkpoint_report import through_ray
@@ -28,6 +29,7 @@ class Checkpoints:
     Args:
         job: the job.
         run_url: the run's folder.
+        owner: the run's identity and length.
         engine: weights and optimizer state.
         health, history: what is counted, saved with the weights.
         reporter: the terminal.
@@ -38,6 +40,7 @@ class Checkpoints:
         self,
         job: NetworkJob,
         run_url: str,
+        owner: Owner,
         engine: Engine,
         *,
         health: Health,
@@ -47,6 +50,7 @@ class Checkpoints:
     ) -> None:
         self._job = job
         self._run_url = run_url
+        self._owner = owner
         self._engine = engine
         self._health = health
         self._history = history
@@ -67,7 +71,7 @@ class Checkpoints:
             Diverged: the run was rolled back, and there is no checkpoint.
         """
         with self._heartbeat.in_background():
-            restored = restore(self._engine, self._run_url, warn=self._reporter.say)
+            restored = restore(self._engine, self._run_url, self._reporter.say, self._owner)
         if self._rolled_back and not restored:
             raise Diverged(f"{self._rolled_back}; there is no checkpoint to go back to")
 
@@ -84,6 +88,7 @@ class Checkpoints:
             self._job.checkpoint.keep,
             self._reporter.say,
             report=through_ray,
+            owner=self._owner,
             before=self._ledger.write,
         )
         return step

@@ -41,3 +41,14 @@ def test_files_and_folders_are_moved_listed_and_deleted(tmp_path: Path, kind: st
     for _ in range(2):
         storage.remove_folder(f"{folder}/inner")
         assert set(storage.contents(folder)) == {"other"}
+
+
+def test_deleting_a_linked_folder_deletes_the_link(tmp_path: Path) -> None:
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside" / "file").write_bytes(b"x")
+    for target in ("outside", "absent"):
+        link = tmp_path / "link"
+        link.symlink_to(tmp_path / target)
+        storage.remove_folder(str(link))
+        assert not link.is_symlink()
+    assert (tmp_path / "outside" / "file").read_bytes() == b"x"

@@ -12,6 +12,7 @@ import pytest
 from infra.local.ranks import run_ranks
 from infra.local.stores import FaultyProxy, Server, s3_server
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest, complete_checkpoints, prune
+from orchestrator.checkpoint.notes import MARK
 from orchestrator.checkpoint.restore import restore
 from tests.orchestrator.checkpoint import saving
 from tests.orchestrator.small_run import (
@@ -149,21 +150,18 @@ def test_a_pickle_in_place_of_a_shard_is_not_run(two_checkpoints: Path, tmp_path
     assert not marker.exists()
 
 
-def test_an_unreadable_store_is_not_damage(two_checkpoints: Path, tmp_path: Path) -> None:
-    """Using an older checkpoint, or starting over, because of an outage would lose work."""
+def test_a_file_that_cannot_be_read_is_damage(two_checkpoints: Path, tmp_path: Path) -> None:
+    """Not the store: everything else in it can be read."""
     run = tmp_path / "run"
     shutil.copytree(two_checkpoints, run)
     shard = min(newest(run).glob("*.safetensors"))
-    size = shard.stat().st_size
     shard.unlink()
     shard.mkdir()  # reading it raises IsADirectoryError
     path = newest(run) / MANIFEST
     record = json.loads(path.read_text())
     record["files"][shard.name]["bytes"] = shard.stat().st_size
     path.write_text(with_digest(record))
-    assert size > 0
-    with pytest.raises(RuntimeError, match="IsADirectoryError"):
-        run_ranks(2, restored_step, str(run))
+    assert run_ranks(2, restored_step, str(run)) == [2, 2]
 
 
 def test_pruning_keeps_the_newest_complete_ones(two_checkpoints: Path, tmp_path: Path) -> None:
@@ -241,6 +239,7 @@ def restore_damaged(run: str) -> dict[str, set[int | None]]:
         path.write_bytes(damaged)
         if damaged != intact:
             found[path.suffix[1:]].add(saving.restored_step(run))
+            (path.parent / MARK).unlink(missing_ok=True)
         path.write_bytes(intact)
     assert saving.restored_step(run) == 2
     return found
