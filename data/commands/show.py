@@ -58,6 +58,7 @@ def run_show(options: argparse.Namespace) -> Outcome:
     print(f"  images   {_image_sizes(found)}")
     print(f"  fields   {', '.join(index.extensions)}")
     print(f"  source   {index.source or 'another tool'}")
+    print(f"  version  {index.about.get('packed_by', 'unknown: an earlier one')}")
     if "merge_identical" in index.about:
         print(f"  merged   {_merged(index)}")
     print(f"  digest   {index.digest}")

@@ -6,15 +6,18 @@ from collections import Counter
 
 from tqdm import tqdm
 
+from data.commands.old_sets import faults_of_old_sets, is_old
 from data.commands.parsing import Commands, Outcome, facts, summary
-from data.packing.verify import Fault, faults_of_the_whole, verify
+from data.packing.verify import Checked, Fault, faults_of_the_whole, verify
 from data.parallel import usable_cpus
 from data.progress import Progress
 from data.shards.index import open_index
 
 HELP = """\
 Read every shard and compare it with the index: length, SHA-256, tar structure, number of samples, byte offsets, keys,
-image and label fields, labels within the classes. Also search for tars that are not in the index.
+image and label fields, labels within the classes. Also search for tars that are not in the index. Of a set that an
+earlier version of this program packed, say which of its faults it has: keys that repeat, class folders "0", "1", "10",
+"2" ... that are sorted as text, system folders as classes.
 
 Each fault is printed as a line `SHARD: FAULT`. The exit code is 0 without faults and 1 with any.
 """
@@ -44,6 +47,7 @@ def run_verify(command: argparse.ArgumentParser, options: argparse.Namespace) ->
     faults: list[Fault] = []
     hashes: dict[str, str] = {}
     label_counts: Counter[int] = Counter()
+    checks: list[Checked] = []
     samples = read = 0
 
     def report(these: list[Fault]) -> None:
@@ -52,14 +56,16 @@ def run_verify(command: argparse.ArgumentParser, options: argparse.Namespace) ->
         faults.extend(these)
 
     with Progress("verify", "bytes", index.num_bytes) as progress:
-        found = verify(index, decode=options.decode, workers=options.workers)
+        found = verify(index, decode=options.decode, workers=options.workers, keys=is_old(index))
         for shard, (name, checked) in zip(index.shards, found, strict=True):
             report([Fault(name, what) for what in checked.faults])
+            checks.append(checked)
             hashes[name] = checked.sha256
             label_counts.update(checked.label_counts)
             samples, read = samples + checked.samples, read + checked.bytes
             progress.advance(shard.bytes)
         report(faults_of_the_whole(index, hashes, label_counts))
+        report(faults_of_old_sets(index, checks))
     faulty = len({fault.shard for fault in faults})
     result = f"{_counted(len(faults), 'fault')} in {_counted(faulty, 'file')}" if faults else "no faults"
     print(f"{result}: {summary(index)}")

@@ -5,12 +5,15 @@ say what is wrong. They also find faults that were there when the index was made
 an image, labels that cannot be read or are outside the classes. So they run even if the checksum is right.
 """
 
+import hashlib
 import posixpath
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import IO
+
+import numpy as np
 
 from data import storage
 from data.errors import BadSample, Cause, DataError
@@ -44,6 +47,7 @@ class Checked:
         samples, bytes: numbers of those that could be read.
         sha256: of the bytes, or "" if the shard could not be read.
         label_counts: images of each label inside the classes.
+        keys: 64 bits of the hash of each sample's key, uint64 (samples,), if they were asked for.
     """
 
     faults: list[str] = field(default_factory=list)
@@ -51,6 +55,7 @@ class Checked:
     bytes: int = 0
     sha256: str = ""
     label_counts: Counter[int] = field(default_factory=Counter)
+    keys: np.ndarray = field(default_factory=lambda: np.zeros(0, np.uint64))
 
 
 @dataclass(frozen=True)
@@ -65,17 +70,21 @@ class _Rules:
     num_classes: int
     multi_label: bool
     decode: bool
+    keys: bool
 
 
-def verify(index: Index, *, decode: bool = False, workers: int = 1) -> Iterator[tuple[str, Checked]]:
+def verify(
+    index: Index, *, decode: bool = False, workers: int = 1, keys: bool = False
+) -> Iterator[tuple[str, Checked]]:
     """Check every shard of `index`: (its name, the result), in the index's order.
 
     Args:
         decode: also decode every image.
         workers: number of processes.
+        keys: also return the hashes of all keys: 8 bytes a sample.
     """
     tasks = [_Task(index.shard_url(number), shard, index.stride) for number, shard in enumerate(index.shards)]
-    rules = _Rules(index.num_classes, index.multi_label, decode)
+    rules = _Rules(index.num_classes, index.multi_label, decode, keys)
     names = (shard.url for shard in index.shards)
     yield from zip(names, spread(partial(_check_shard, rules), tasks, workers), strict=True)
 
@@ -181,6 +190,7 @@ def _read_shard(file: IO[bytes], rules: _Rules, task: _Task, checked: Checked) -
             checked.faults.append(f"sample {number * task.stride} begins at byte {found}, the index says {indexed}")
             break  # all following offsets are shifted, too
     checked.faults += samples.faults()
+    checked.keys = np.frombuffer(bytes(samples.key_hashes), np.uint64)
 
 
 class _Samples:
@@ -189,6 +199,7 @@ class _Samples:
     def __init__(self, rules: _Rules, checked: Checked) -> None:
         self._rules, self._checked = rules, checked
         self._keys: set[str] = set()
+        self.key_hashes = bytearray()
         self._wrong: dict[str, list[str]] = {}
 
     def watch(self, found: Iterator[tar.Member]) -> Iterator[tar.Member]:
@@ -208,6 +219,8 @@ class _Samples:
         if sample.key in self._keys:
             self._note("key used before", sample.key)
         self._keys.add(sample.key)
+        if self._rules.keys:
+            self.key_hashes += hashlib.blake2b(sample.key.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         for look in (self._check_image, self._check_labels):
             try:
                 look(sample)
