@@ -18,6 +18,7 @@ import numpy as np
 
 from data import storage
 from data.errors import BadSample, Cause, DataError
+from data.images.signature import why_unusable
 from data.images.transcode import Transcode
 from data.packing import notes
 from data.packing.notes import Entry
@@ -188,7 +189,7 @@ def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None
     """The item as it goes into the shard, or the reason why it is left out."""
     if isinstance(one, Skipped):
         return one
-    if tar.split_name(f"{one.key}.jpg") != (one.key, "jpg"):
+    if not _is_key(one.key):
         return Skipped(one.key, "name that cannot be a WebDataset key")
     try:
         classes = labels(one.fields).classes
@@ -197,12 +198,30 @@ def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None
         if transcode is None:
             return one
         pairs = (
-            transcode(extension, content) if extension in IMAGE_EXTENSIONS else (extension, content)
+            _transcoded(transcode, extension, content) if extension in IMAGE_EXTENSIONS else (extension, content)
             for extension, content in one.fields.items()
         )
         return Item(one.key, dict(pairs))
     except BadSample as bad:
         return Skipped(one.key, bad.cause)
+
+
+def _is_key(key: str) -> bool:
+    """Whether readers find a sample of this key in a tar."""
+    try:
+        key.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character that no file's name holds, but an object's may
+        return False
+    return "\0" not in key and tar.split_name(f"{key}.jpg") == (key, "jpg")
+
+
+def _transcoded(transcode: Transcode, extension: str, content: bytes) -> tuple[str, bytes]:
+    try:
+        return transcode(extension, content)
+    except BadSample as bad:
+        if bad.cause == Cause.UNDECODABLE:
+            raise BadSample(why_unusable(content)) from bad
+        raise
 
 
 def _plan(source: Source, options: Options) -> dict[str, Any]:

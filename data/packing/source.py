@@ -6,6 +6,7 @@ for the positions of one shard it returns a small picklable function that reads 
 
 import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,10 @@ import numpy as np
 
 from data import storage
 from data.errors import BadSample, Cause, DataError
+from data.images.decode import decode
+from data.images.signature import is_cut_short, why_unusable
 
+KEPT = (("jpg", rb"\xff\xd8\xff"), ("png", rb"\x89PNG\r\n\x1a\n"), ("webp", rb"RIFF....WEBP"))  # by their first bytes
 READ_THREADS = 16  # requests at a time: an object store answers each in tens of milliseconds
 UNSEEN = (
     "missing for the process that packs it, although it was there when the images were listed; "
@@ -134,28 +138,36 @@ def read_file(url: str, begin: int | None = None, end: int | None = None) -> byt
 def image_field(content: bytes) -> tuple[str, bytes]:
     """(extension, bytes) of an encoded image. The content decides, not the file's name.
 
-    JPEG (of any colour space), PNG and WebP keep their bytes. Other formats that OpenCV reads (BMP, GIF, TIFF, PNM ...)
-    become PNG, without further frames, alpha and bits beyond 8.
+    JPEG (of any colour space), PNG and WebP keep their bytes; those that are cut short are refused, as in training.
+    Other formats that OpenCV reads (BMP, GIF, TIFF, PNM, AVIF, JPEG 2000 ...) become PNG, without further frames, alpha
+    and bits beyond 8.
 
     Raises:
-        BadSample: no bytes, or no image.
+        BadSample: no bytes, or no image; the cause says what it is.
     """
     if not content:
         raise BadSample(Cause.EMPTY)
-    if content.startswith(b"\xff\xd8\xff"):
-        return "jpg", content
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png", content
-    if content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        return "webp", content
+    kept = next((extension for extension, starts in KEPT if re.match(starts, content, re.S)), None)
+    if kept is not None:
+        if is_cut_short(content):  # or something follows its end
+            _check_decodable(content)
+        return kept, content
     try:
         pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
     except cv2.error as error:
-        raise BadSample(Cause.UNDECODABLE) from error
+        raise BadSample(why_unusable(content)) from error
     if pixels is None:
-        raise BadSample(Cause.UNDECODABLE)
+        raise BadSample(why_unusable(content))
     _, png = cv2.imencode(".png", pixels)
     return "png", png.tobytes()
+
+
+def _check_decodable(content: bytes) -> None:
+    try:
+        decode(content)
+    except BadSample as bad:
+        if bad.cause == Cause.UNDECODABLE:
+            raise BadSample(why_unusable(content)) from bad
 
 
 def label_field(numbers: Sequence[int], multi_label: bool) -> dict[str, bytes]:

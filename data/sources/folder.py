@@ -10,25 +10,13 @@ import numpy as np
 from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
+from data.shards import tar
 from data.shards.class_names import ClassList
 from data.sources.classes.holdout import Holdout, hold_out
 from data.sources.classes.numbering import Numbering, number_folders, number_labels
 from data.sources.table import read_rows
-from data.sources.walk import walk
+from data.sources.walk import images, walk
 
-EXTENSIONS = {
-    "jpg",
-    "jpeg",
-    "png",
-    "webp",
-    "bmp",
-    "gif",
-    "tif",
-    "tiff",
-    "ppm",
-    "pgm",
-}  # of the files that are taken as images
-NO_IMAGE_NAME = "no image extension"
 NO_CLASS_FOLDER = "in no class folder"
 NO_ROW = "no row in the label table"
 NO_LABEL = "no label in the label table"
@@ -60,7 +48,7 @@ class Folder(Source):
         self.name = "folder"
         self._url = storage.absolute(url)
         listing = walk(self._url)
-        sizes, unread = by_extension(listing.files)
+        sizes, unread = images(self._url, listing.files)
         self.found = listing.found
         self.skipped: list[Skipped] = [*listing.skipped, *unread]
         if table is None:
@@ -155,8 +143,7 @@ class Folder(Source):
 
 def unique_keys(paths: Sequence[str]) -> list[str]:
     """A WebDataset key for each path. Different paths have different keys."""
-    stems = [path.rpartition(".")[0] for path in paths]
-    keys = [posixpath.join(posixpath.dirname(stem), posixpath.basename(stem).replace(".", "_")) for stem in stems]
+    keys = [_key(path) for path in paths]
     taken, unique = set(keys), []
     seen: set[str] = set()
     for key in keys:
@@ -169,10 +156,12 @@ def unique_keys(paths: Sequence[str]) -> list[str]:
     return unique
 
 
-def by_extension(files: dict[str, int]) -> tuple[dict[str, int], list[Skipped]]:
-    """The files whose extension is an image's, and the others."""
-    sizes = {path: size for path, size in files.items() if path.rpartition(".")[2].lower() in EXTENSIONS}
-    return sizes, [Skipped(path, NO_IMAGE_NAME) for path in sorted(files.keys() - sizes.keys())]
+def _key(path: str) -> str:
+    """The path without its extension. Names that WebDataset would not take are changed."""
+    name = posixpath.basename(path)
+    stem = name.rpartition(".")[0] or name
+    key = posixpath.join(posixpath.dirname(path), stem.replace(".", "_"))
+    return key if tar.split_name(f"{key}.jpg") else f"class{key}"  # WebDataset takes __NAME__/... for its own notes
 
 
 def _read(

@@ -1,14 +1,15 @@
-"""Everything that lies in a folder of images, on any store, as files to be judged and as things that are left out."""
+"""Everything that lies in a folder of images, on any store: files, of which some are images, and what is left out."""
 
 from collections.abc import Collection
 
 from data import storage
 from data.errors import DataError
+from data.sources.walk.judge import images
 from data.sources.walk.listing import Listing
 from data.sources.walk.local import walk_local
 from data.sources.walk.store import walk_store
 
-__all__ = ["Listing", "walk"]
+__all__ = ["Listing", "images", "walk"]
 
 
 def walk(url: str, entered: Collection[str] = ()) -> Listing:

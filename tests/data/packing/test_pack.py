@@ -224,11 +224,13 @@ def test_items_that_no_reader_could_use_are_skipped(tmp_path):
         Item("odd", {"jpg": b"x", "cls": b"four"}),
         Item("a.b", {"jpg": b"x", "cls": b"1"}),
         Item("__x__/1", {"jpg": b"x", "cls": b"1"}),
+        Item("nul\0", {"jpg": b"x", "cls": b"1"}),
+        Item("half\ud800", {"jpg": b"x", "cls": b"1"}),
     ]
     packed = pack(str(tmp_path), Given(*items))
     assert keys(tmp_path) == [["good"]]
     assert packed.skipped == {
-        "name that cannot be a WebDataset key": 2,
+        "name that cannot be a WebDataset key": 4,
         "label outside the classes": 1,
         "no label": 1,
         "unreadable label": 1,
@@ -242,7 +244,7 @@ def test_transcoding_changes_images_and_skips_those_it_cannot_decode(tmp_path, p
         Item("broken", {"jpg": encode(photos[0], "JPEG")[:1000], "cls": b"1"}),
     ]
     packed = pack(str(tmp_path), Given(*items), Options(None, transcode=Transcode(resize=100)))
-    assert packed.skipped == {"undecodable image": 1}
+    assert packed.skipped == {"undecodable image: JPEG cut short": 1}
     big, small = webdataset.WebDataset(str(tmp_path / "000000.tar"), shardshuffle=False).decode("rgb8")
     assert (big["jpg"].shape, small["jpg"].shape) == ((100, 150, 3), (50, 50, 3))
 

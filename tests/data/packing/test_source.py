@@ -54,9 +54,30 @@ def test_read_file(tmp_path):
         read_file(f"{tmp_path}/b")
 
 
-def test_image_field_goes_by_content():
-    assert image_field(b"\xff\xd8\xff rest") == ("jpg", b"\xff\xd8\xff rest")
-    assert image_field(b"RIFF1234WEBP rest")[0] == "webp"
-    for content, cause in ((b"", "empty image"), (b"text", "undecodable image")):
-        with pytest.raises(BadSample, match=cause):
+def test_image_field_goes_by_content(photos, encode):
+    for name, extension in (("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp")):
+        content = encode(photos[0], name)
+        assert image_field(content) == (extension, content)
+    assert image_field(encode(photos[0], "BMP"))[0] == "png"
+    for content, cause in (
+        (b"", "empty image"),
+        (b"text", "not an image: text"),
+        (b"<!DOCTYPE html><p>404", "not an image: HTML page"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "undecodable image: HEIC"),
+        (b"BM\x46\0\0\0\0\0\0\0\x36\0\0\0\x28\0\0\0", "undecodable image: BMP cut short"),
+        (b"\x80\x81\0", "undecodable image"),
+    ):
+        with pytest.raises(BadSample) as refused:
             image_field(content)
+        assert refused.value.cause == cause
+
+
+@pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "GIF"])
+def test_images_cut_short_are_refused_and_bytes_after_their_end_are_not(name, photos, encode):
+    """As in training, which masks the former."""
+    content = encode(photos[0], name)
+    for length in (len(content) // 2, len(content) - 2):
+        with pytest.raises(BadSample, match=f"undecodable image: {name.replace('EBP', 'ebP')} cut short"):
+            image_field(content[:length])
+    extension, kept = image_field(content + b"more\n")
+    assert kept == (content + b"more\n" if extension != "png" or name == "PNG" else kept)

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data import DataError, open_index
 from data.packing.pack import Options, pack
+from data.shards import tar
 from data.shards.class_names import read_class_list
 from data.sources.classes.holdout import Holdout
 from data.sources.folder import Folder, unique_keys
@@ -65,10 +66,10 @@ def test_class_folders(images, tmp_path):
         "dog/new": 1,
     }
     assert packed.skipped == {
-        "no image extension": 1,
+        "system file": 1,
         "in no class folder": 1,
         "empty image": 1,
-        "undecodable image": 1,
+        "not an image: text": 1,
     }
     assert (tmp_path / "out" / "classes.txt").read_text() == "cat\ndog\n"
     index = open_index(str(tmp_path / "out"))
@@ -96,6 +97,13 @@ def test_keys_are_unique():
     assert unique_keys(paths) == ["a/x", "a/x~3", "a/x~2", "a/x_y", "a/x_y~2", "b/x"]
 
 
+def test_keys_of_names_that_webdataset_would_not_take():
+    paths = ["a.b/name", "a/.jpg", "a/_jpg.png", "__a__/1.jpg", "class__a__/1.jpg", "__a__.jpg", "v1.2/x.y.z"]
+    keys = ["a.b/name", "a/_jpg", "a/_jpg~2", "class__a__/1", "class__a__/1~2", "__a__", "v1.2/x_y"]
+    assert unique_keys(paths) == keys
+    assert [tar.split_name(f"{key}.jpg") for key in keys] == [(key, "jpg") for key in keys]
+
+
 @pytest.mark.parametrize("file_format", ["csv", "parquet"])
 def test_table_of_several_labels(images, tmp_path, file_format):
     rows = {
@@ -119,7 +127,7 @@ def test_table_of_several_labels(images, tmp_path, file_format):
     assert packed.skipped == {
         "no row in the label table": 8,
         "in the label table, no such file": 1,
-        "no image extension": 1,
+        "system file": 1,
     }
     assert (packed.index.num_classes, packed.index.multi_label) == (2, True)
     assert (tmp_path / "out" / "classes.txt").read_text() == "old\nwet\n"

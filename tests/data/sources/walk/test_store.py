@@ -78,7 +78,7 @@ def test_marks_of_folders(bucket):
         assert listing.folders == ["cat", "empty"]
         return
     assert listing.folders == ["cat", "empty", "full"]
-    assert [tuple(one) for one in listing.skipped] == [
+    assert [(one.key, one.reason) for one in listing.skipped] == [
         (".git/", HIDDEN),
         ("/nameless.jpg", store.NO_NAME),
         ("full/", store.FOLDER_WITH_BYTES),
