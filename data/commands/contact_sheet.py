@@ -12,7 +12,7 @@ from data import storage
 from data.errors import BadSample, Cause, DataError
 from data.images.decode import decode, read_header, reduction
 from data.shards import tar
-from data.shards.fields import image_bytes, labels
+from data.shards.fields import image_bytes
 from data.shards.index import Index
 
 TILE = 160  # pixels a side
@@ -79,12 +79,10 @@ def find(index: Index, sample_id: int) -> Found:
         header = read_header(encoded)
         image = decode(encoded, reduction(header.size, (TILE, TILE)) if header.format == "jpeg" else 1)
         found = found._replace(image=image, size=header.size)
-        classes = labels(fields).classes
-        found = found._replace(classes=classes)
-        if any(label >= index.num_classes for label in classes):
-            raise BadSample(Cause.OUTSIDE)
-        if len(classes) != 1 and not index.multi_label:
-            raise BadSample(Cause.SEVERAL)
+        labels = index.label_rule().labels_if_any(fields)
+        if labels is not None:
+            found = found._replace(classes=labels.classes)
+            index.label_rule().check(labels, index.num_classes, index.multi_label)
     except BadSample as bad:
         return found._replace(cause=bad.cause)
     return found

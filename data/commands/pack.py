@@ -6,13 +6,14 @@ import time
 from collections.abc import Sequence
 
 from data import storage
-from data.commands.pack_sources import add_sources, positive
+from data.commands.pack_sources import add_sources, class_count, positive
 from data.commands.parsing import Commands, Outcome, facts, summary
 from data.packing.pack import Packed, pack
 from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
-from data.shards.class_names import warn_of_one_based
+from data.shards.class_names import read_class_list, warn_of_one_based
+from data.shards.label_rule import KINDS, LabelRule
 
 PACK_HELP = """\
 Make WebDataset shards with an index.json beside them, or only the index of existing shards.
@@ -22,7 +23,17 @@ Make WebDataset shards with an index.json beside them, or only the index of exis
 
 DEST and URL are local folders or URLs of any store of fsspec (gs://bucket/path, s3://bucket/path). URL may also be a
 tar, or a pattern such as 'gs://bucket/train/{00000..00999}.tar'. A sample is an image (.jpg .jpeg .png .webp) and its
-labels (.cls: one number or several; .json: {"label": 3} or {"labels": [3, 7], "weights": [1, 0.5]}).
+labels (.cls: one number or several; .json: {"label": 3} or {"labels": [3, 7], "weights": [1, 0.5]}; text of a number,
+such as "3" or 3.0, is a number). Labels in another place or of another kind are stated once, when the tars are indexed,
+and the index keeps the statement:
+
+  --label-key annotation.category        a key of .json; a dot leads to an inner key, a number to a place in a list
+  --label-kind number                    class numbers, also in a list under a key that is not "labels"
+  --label-kind name                      names of classes, numbered in sorted order, or as the list --classes says
+  --label-kind one-hot                   lists of zeros and ones, one for each class
+  --unlabelled                           there are no labels, or few
+
+An index that is there keeps what it says until its tars are indexed again.
 
 A complete set is not touched; an interrupted packing continues. The bytes of the shards depend on the source and its
 options, not on --workers. More than one worker run on Ray: on the cluster that RAY_ADDRESS names, whose machines must
@@ -39,7 +50,22 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     command.add_argument("--index-only", metavar="URL", help="only index the tars at URL")
-    command.add_argument("--num-classes", type=positive, metavar="N", help="number of classes (largest label + 1)")
+    command.add_argument("--num-classes", type=class_count, metavar="N", help="number of classes (largest label + 1)")
+    command.add_argument(
+        "--label-key", dest="key_of_label", metavar="KEY", help="with --index-only: the label's key in .json, as a.b"
+    )
+    command.add_argument(
+        "--label-kind", dest="kind_of_label", choices=KINDS, help="with --index-only: what labels are (numbers)"
+    )
+    command.add_argument(
+        "--classes",
+        dest="class_list",
+        metavar="FILE",
+        help="with --index-only: names by class number: an index, a JSON list, or text, one a line (those found, sorted)",
+    )
+    command.add_argument(
+        "--unlabelled", action="store_true", help="with --index-only: index a set without any readable label, too"
+    )
     command.add_argument("--workers", type=positive, default=1, metavar="N", help="tars at a time (1)")
     command.set_defaults(run=lambda options: run_pack(command, options))
     add_sources(command)
@@ -53,6 +79,12 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
         return run_index_only(options)
     if not options.source:
         command.error("give SOURCE and DEST, or --index-only URL")
+    stated = (options.key_of_label, options.kind_of_label, options.class_list, options.unlabelled or None)
+    if any(one is not None for one in stated):
+        command.error(
+            "--label-key, --label-kind, --unlabelled and, before SOURCE, --classes belong to --index-only; "
+            "the options of a SOURCE follow it"
+        )
     began = time.monotonic()
     packed: dict[str, Packed] = {}
     warnings: dict[str, list[str]] = {}
@@ -106,13 +138,23 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
             options.index_only,
             workers=options.workers,
             num_classes=options.num_classes or 0,
+            rule=LabelRule(
+                key=options.key_of_label or "", kind=options.kind_of_label or "", unlabelled=options.unlabelled
+            ),
+            class_names=() if options.class_list is None else read_class_list(options.class_list).names,
+            must_have_labels=not options.unlabelled,
             progress=lambda done, total: shown.advance(1),
         )
     for url in contents.cut_short:
         print(f"{url}: cut short; its last sample will be masked if fields are missing", file=sys.stderr)
-    for count, what in ((contents.unlabelled, "a readable label"), (contents.without_image, "an image")):
-        if count:
-            print(f"{count:,} samples without {what}: their slots will be masked", file=sys.stderr)
+    if contents.unlabelled and not options.unlabelled:
+        first = f" (in the first {contents.example})" if contents.example else ""
+        print(
+            f"{contents.unlabelled:,} samples without a readable label{first}: their slots will be masked",
+            file=sys.stderr,
+        )
+    if contents.without_image:
+        print(f"{contents.without_image:,} samples without an image: their slots will be masked", file=sys.stderr)
     outside = sum(count for label, count in contents.label_counts.items() if label >= index.num_classes)
     if outside:
         print(f"{outside:,} labels are not below {index.num_classes:,}: their slots will be masked", file=sys.stderr)

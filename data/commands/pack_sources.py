@@ -9,6 +9,7 @@ from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.packing.pack import Options
 from data.packing.source import Source
+from data.shards import bounds
 from data.sources.classes.holdout import Holdout
 from data.sources.vtab import TASKS
 
@@ -44,6 +45,16 @@ def holdout(text: str) -> Holdout:
         return Holdout.parse(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def class_count(text: str) -> int:
+    """argparse type: a number of classes."""
+    number = positive(text)
+    if number > bounds.CLASSES:
+        raise argparse.ArgumentTypeError(
+            f"{number:,} classes are more than the {bounds.CLASSES:,} that labels can have"
+        )
+    return number
 
 
 def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -245,7 +256,7 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
     )
     img2dataset.add_argument(
         "--num-classes",
-        type=positive,
+        type=class_count,
         default=argparse.SUPPRESS,
         metavar="N",
         help="number of classes (largest label + 1)",

@@ -156,7 +156,7 @@ class Loader:
         self._slots = range(min(rank * share, order.batch_size), min((rank + 1) * share, order.batch_size))
         self._size = slots_per_rank or share
         self._order = order
-        self._multi_label = index.multi_label
+        self._index = index
         self._num_classes = num_classes or index.num_classes
         self._image_size = image_size
         self._augment = augment
@@ -229,7 +229,7 @@ class Loader:
             self._decoders.submit(self._decode, step, ids, epochs, images, used[first : first + TASK_SAMPLES])
             for first in range(0, len(used), TASK_SAMPLES)
         ]
-        return _Unfinished(step, ids, slots, torch.from_numpy(images), tasks, self._multi_label)
+        return _Unfinished(step, ids, slots, torch.from_numpy(images), tasks, self._index.multi_label)
 
     def _decode(
         self, step: int, ids: np.ndarray, epochs: np.ndarray, images: np.ndarray, places: np.ndarray
@@ -248,7 +248,8 @@ class Loader:
         if isinstance(sample, UnreadableSample):
             return MaskedSample(sample_id, "", sample.shard, sample.cause)
         try:
-            labels = fields.checked_labels(sample.fields, self._num_classes, self._multi_label)
+            rule = self._index.label_rule(sample_id)
+            labels = rule.usable(sample.fields, self._num_classes, self._index.multi_label)
             encoded = fields.image_bytes(sample.fields)
             self._augment.render(encoded, image, seed=self._seed, epoch=epoch, sample_id=sample_id)
             return labels

@@ -174,7 +174,7 @@ class _Pair:
 
     def __call__(self, sample: dict[str, Any]) -> tuple[Image.Image | np.ndarray, int | np.ndarray]:
         try:
-            labels = fields.checked_labels(sample, self._index.num_classes, self._index.multi_label)
+            labels = self._index.label_rule().usable(sample, self._index.num_classes, self._index.multi_label)
             pixels = decode_image(fields.image_bytes(sample))
         except BadSample as bad:
             raise DataError(f"{sample['__url__']}: sample {sample['__key__']!r}: {bad.cause}") from bad

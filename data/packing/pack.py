@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,8 +28,9 @@ from data.ray_session import Runner, in_process
 from data.shards import tar
 from data.shards.class_names import CLASSES_NAME, text_list
 from data.shards.contents import Contents, contents_index
-from data.shards.fields import IMAGE_EXTENSIONS, labels
+from data.shards.fields import IMAGE_EXTENSIONS
 from data.shards.index import INDEX_NAME, Index, Shard, write_index
+from data.shards.label_rule import CLEAR
 from data.shards.writer import ShardWriter
 from data.splitmix import Purpose, key, permutation
 from data.version import VERSION as PROGRAM_VERSION
@@ -192,7 +193,7 @@ def _prepared(one: Item | Skipped, num_classes: int, transcode: Transcode | None
     if not _is_key(one.key):
         return Skipped(one.key, "name that cannot be a WebDataset key")
     try:
-        classes = labels(one.fields).classes
+        classes = CLEAR.labels(one.fields).classes
         if num_classes and any(number >= num_classes for number in classes):
             return Skipped(one.key, Cause.OUTSIDE)
         if transcode is None:
@@ -283,9 +284,13 @@ def _conclude(
         if content:
             storage.write_atomic(storage.join(folder, name), content)
     index_url = storage.join(folder, INDEX_NAME)
-    index = replace(
-        contents_index(index_url, kept, contents, plan["source"], num_classes=source.num_classes),
-        class_names=tuple(source.class_names),
+    index = contents_index(
+        index_url,
+        kept,
+        contents,
+        plan["source"],
+        num_classes=source.num_classes,
+        class_names=source.class_names,
         about=about,
     )
     write_index(index)

@@ -4,7 +4,7 @@ import hashlib
 import io
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import IO
 
@@ -13,11 +13,13 @@ from braceexpand import braceexpand
 
 from data import storage
 from data.errors import DataError
+from data.packing import label_survey
 from data.ray_session import session
 from data.shards import tar
 from data.shards.contents import Contents, contents_index
 from data.shards.fields import IMAGE_EXTENSIONS
 from data.shards.index import INDEX_NAME, STRIDE, Index, Shard, write_index
+from data.shards.label_rule import CLEAR, NAME, ONE_HOT, LabelRule
 from data.version import VERSION
 
 SCAN_BYTES = 8 << 20  # one read of a tar that is read from end to end
@@ -29,6 +31,9 @@ def index_shards(
     *,
     workers: int = 1,
     num_classes: int = 0,
+    rule: LabelRule = CLEAR,
+    class_names: Sequence[str] = (),
+    must_have_labels: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Index, Contents]:
     """Scan existing WebDataset tars and write `index.json` in their common folder.
@@ -38,33 +43,52 @@ def index_shards(
             file of that very name is no pattern. The order of the shards, and so the sample ids, is that of the braces,
             or else of the names.
         workers: number of tars that are scanned at a time; more than one are scanned on Ray.
-        num_classes: number of classes: samples with larger labels will be masked. 0: the largest label + 1.
+        num_classes: number of classes: samples with larger labels will be masked. 0: as many as there are names, or as
+            one-hot lists are long, or else the largest label + 1.
+        rule: how the labels are read.
+        class_names: by class number. Empty: for labels that are names, those that are found, in sorted order.
+        must_have_labels: it is an error if no sample has a readable label.
         progress: called with (shards done, shards in all).
 
     Raises:
-        DataError: there are no tars, there are no images in them, or a tar cannot be read.
+        DataError: there are no tars, there are no images in them, no labels can be read, or a tar cannot be read.
     """
+    if rule.kind == NAME:
+        rule = replace(rule, class_names=tuple(class_names))
+    elif rule.kind == ONE_HOT:
+        rule = replace(rule, classes=num_classes or len(class_names))
     with storage.reporting(url):
         folder, names = find_shards(url)
     found: dict[int, Shard] = {}
     total = Contents()
     with session(min(workers, len(names))) as runner:
-        calls = ((folder, name, number) for number, name in enumerate(names))
+        calls = ((folder, name, number, rule) for number, name in enumerate(names))
         for number, shard, contents in runner(_scan_numbered, calls):
             found[number] = shard
             total.update(contents)
+            label_survey.check_names(url, total)
             progress(len(found), len(names))
     total.cut_short.sort()
     shards = [found[number] for number in range(len(names))]
-    index = replace(
-        contents_index(storage.join(folder, INDEX_NAME), shards, total, source="", num_classes=num_classes),
-        about={"packed_by": VERSION},
-    )
-    if total.without_image == index.num_samples:
+    samples = sum(shard.samples for shard in shards)
+    if total.without_image == samples:
         raise DataError(
             f"{url}: no sample has an image field ({', '.join(IMAGE_EXTENSIONS)}); found: "
             f"{', '.join(sorted(total.extensions)) or 'nothing'}"
         )
+    if must_have_labels:
+        label_survey.check_labelled(url, total)
+    rule, class_names = label_survey.concluded(url, total, rule, class_names)
+    index = contents_index(
+        storage.join(folder, INDEX_NAME),
+        shards,
+        total,
+        source="",
+        num_classes=num_classes or len(class_names) or rule.classes,
+        rule=rule,
+        class_names=class_names,
+        about={"packed_by": VERSION},
+    )
     write_index(index)
     return index, total
 
@@ -114,7 +138,7 @@ def _is_there(url: str) -> bool:
     return not any(sign in bucket for sign in "{*") and storage.exists(url)
 
 
-def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
+def scan_shard(folder: str, name: str, rule: LabelRule = CLEAR) -> tuple[Shard, Contents]:
     """Read one tar from start to end: its index entry, and the counts over its samples.
 
     In a tar that is cut short, its complete samples count, and so does the one in whose middle it ends: that sample has
@@ -133,7 +157,7 @@ def scan_shard(folder: str, name: str) -> tuple[Shard, Contents]:
             for sample in tar.samples(found):
                 if count % STRIDE == 0:
                     offsets.append(sample.offset)
-                contents.add(sample.fields)
+                contents.add(sample.fields, rule)
                 count += 1
         except DataError as error:
             raise DataError(f"{url}: not a readable tar: {error}") from error
@@ -206,6 +230,6 @@ class Hashed:
         return content
 
 
-def _scan_numbered(folder: str, name: str, number: int) -> tuple[int, Shard, Contents]:
-    shard, contents = scan_shard(folder, name)
+def _scan_numbered(folder: str, name: str, number: int, rule: LabelRule) -> tuple[int, Shard, Contents]:
+    shard, contents = scan_shard(folder, name, rule)
     return number, shard, contents

@@ -21,8 +21,9 @@ from data.images.decode import decode
 from data.packing.scan import SCAN_BYTES, Hashed
 from data.parallel import spread
 from data.shards import tar
-from data.shards.fields import image_bytes, labels
+from data.shards.fields import image_bytes
 from data.shards.index import Index, Shard
+from data.shards.label_rule import LabelRule
 
 NAMED_SAMPLES = 10  # of each kind of fault in a shard are named; the rest are counted
 
@@ -67,6 +68,7 @@ class _Task:
 
 @dataclass(frozen=True)
 class _Rules:
+    labels: LabelRule
     num_classes: int
     multi_label: bool
     decode: bool
@@ -84,7 +86,7 @@ def verify(
         keys: also return the hashes of all keys: 8 bytes a sample.
     """
     tasks = [_Task(index.shard_url(number), shard, index.stride) for number, shard in enumerate(index.shards)]
-    rules = _Rules(index.num_classes, index.multi_label, decode, keys)
+    rules = _Rules(index.label_rule(), index.num_classes, index.multi_label, decode, keys)
     names = (shard.url for shard in index.shards)
     yield from zip(names, spread(partial(_check_shard, rules), tasks, workers), strict=True)
 
@@ -235,12 +237,10 @@ class _Samples:
             decode(image)
 
     def _check_labels(self, sample: tar.TarSample) -> None:
-        classes = set(labels(sample.fields).classes)
-        self._checked.label_counts.update(label for label in classes if label < self._rules.num_classes)
-        if any(label >= self._rules.num_classes for label in classes):
-            raise BadSample(Cause.OUTSIDE)
-        if not self._rules.multi_label and len(classes) != 1:
-            raise BadSample(Cause.SEVERAL)
+        rules = self._rules
+        if (found := rules.labels.labels_if_any(sample.fields)) is not None:
+            self._checked.label_counts.update({label for label in found.classes if label < rules.num_classes})
+            rules.labels.check(found, rules.num_classes, rules.multi_label)
 
     def _note(self, what: str, key: str) -> None:
         self._wrong.setdefault(what, []).append(key)

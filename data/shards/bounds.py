@@ -7,6 +7,7 @@ neither hours nor gigabytes: a bound is checked before the memory is taken.
 CLASSES = 1 << 24  # class numbers are below
 LABELS = 10_000  # labels of a sample
 LABEL_BYTES = 8 << 20  # of a label field, .cls or .json
+CLASS_NAMES = 1 << 20  # different names that indexing may find
 CLASS_NAME_CHARACTERS = 1_000  # of the name of a class
 LONGEST_STRIDE = (
     1 << 16

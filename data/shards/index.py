@@ -24,6 +24,7 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.shards import bounds
+from data.shards.label_rule import FIRST, LabelRule, parse_rule
 
 INDEX_NAME = "index.json"
 FORMAT = "vit-at-scale/webdataset-index"
@@ -68,6 +69,7 @@ class Index:
         class_names: by class number; empty if there are none. No part of the digest.
         about: what else packing or indexing recorded, as JSON values by key, such as {"packed_by": "0.2.0"}. No part of
             the digest.
+        label_rules: of each shard, if several sets are joined; else empty, and `about` has the rule.
     """
 
     url: str
@@ -80,6 +82,7 @@ class Index:
     label_counts: Mapping[int, int] = field(default_factory=dict)
     class_names: tuple[str, ...] = ()
     about: Mapping[str, Any] = field(default_factory=dict)
+    label_rules: tuple[LabelRule, ...] = ()
 
     @cached_property
     def starts(self) -> np.ndarray:
@@ -100,6 +103,18 @@ class Index:
         """SHA-256 of the lines `name count sha256`, one a shard: equal for the same samples in the same order."""
         lines = (f"{shard.url} {shard.samples} {shard.sha256}\n" for shard in self.shards)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    def label_rule(self, sample_id: int = 0) -> LabelRule:
+        """How the labels of a sample are read: by the rule of its set.
+
+        Raises:
+            IndexError: there is no such sample, and several sets are joined.
+        """
+        return self.label_rules[self.locate(sample_id)[0]] if self.label_rules else self._label_rule
+
+    @cached_property
+    def _label_rule(self) -> LabelRule:
+        return parse_rule(self.about.get("label_rule"), self.class_names)
 
     def shard_url(self, number: int) -> str:
         """URL of shard `number`."""
@@ -170,7 +185,8 @@ def concatenate(indexes: Sequence[Index]) -> Index:
 
     Shard URLs become absolute, so its digest depends on the sets' URLs: identify a set by its own index's digest. It
     has as many classes as the set with the most, and the names of the first set that has names; it is multi-label if
-    any set is; it counts labels if all sets do. The stride is the least common multiple.
+    any set is; it counts labels if all sets do. The stride is the least common multiple. Labels are read by the rule of
+    each set; `about` has the notes of all.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -184,6 +200,7 @@ def concatenate(indexes: Sequence[Index]) -> Index:
     if all(index.label_counts for index in indexes):
         for index in indexes:
             label_counts.update(index.label_counts)
+    rules = [rule for index in indexes for rule in index.label_rules or [index.label_rule()] * len(index.shards)]
     return Index(
         url=" + ".join(index.url for index in indexes),
         shards=shards,
@@ -194,6 +211,8 @@ def concatenate(indexes: Sequence[Index]) -> Index:
         stride=stride,
         label_counts=label_counts,
         class_names=next((index.class_names for index in indexes if index.class_names), ()),
+        about={"sets": [dict(index.about) for index in indexes]} if any(index.about for index in indexes) else {},
+        label_rules=() if all(rule == FIRST for rule in rules) else tuple(rules),
     )
 
 
@@ -237,6 +256,7 @@ def _parse(url: str, content: bytes) -> Index:
         )
         if not index.shards:
             raise ValueError("it lists no shards")
+        index.label_rule()
         if index.num_classes < 0:
             raise ValueError(f"{index.num_classes} classes")
         if index.num_samples != record["num_samples"]:

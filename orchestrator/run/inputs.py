@@ -141,8 +141,11 @@ def _open(job: NetworkJob, key: str, url: str) -> Index:
         index = with_class_names(open_index(resolved))
     except DataError as error:
         raise _at(job, key, url, resolved, str(error)) from error
-    if isinstance(job.model, Model) and index.num_classes > job.model.num_classes:
-        _check_labels(job, job.model.num_classes, key, url, index)
+    if isinstance(job.model, Model):
+        if index.label_rule().unlabelled and not index.label_counts:
+            raise problem(job, key, "its images have no labels: it was indexed with --unlabelled")
+        if index.num_classes > job.model.num_classes:
+            _check_labels(job, job.model.num_classes, key, url, index)
     return index
 
 

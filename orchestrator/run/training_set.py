@@ -24,7 +24,7 @@ class TrainingSet:
     Attributes:
         index: of all its sets, one after another.
         order: which of them make up each step.
-        digest: of what is trained on: the shards, and the choice among their samples.
+        digest: of what is trained on: the shards, how their labels are read, and the choice among their samples.
     """
 
     index: Index
@@ -129,11 +129,16 @@ def _mixture(
 
 
 def _digest(indexes: Sequence[Index], selections: Sequence[Selection]) -> str:
-    """The index's own digest for one whole set, so that it says the same as the index; else one of all choices."""
-    if len(indexes) == 1 and selections[0].num_samples == indexes[0].num_samples:
+    """The index's own digest for one whole set, so that it says the same as the index; else one of all choices.
+
+    A stated rule of labels is such a choice: with another rule the same shards have other labels.
+    """
+    rules = [index.label_rule().identity() for index in indexes]
+    if len(indexes) == 1 and selections[0].num_samples == indexes[0].num_samples and not rules[0]:
         return indexes[0].digest
     digest = hashlib.sha256()
-    for index, selection in zip(indexes, selections, strict=True):
+    for index, selection, rule in zip(indexes, selections, rules, strict=True):
         digest.update(index.digest.encode())
         digest.update(selection.first.tobytes() + selection.count.tobytes())
+        digest.update(rule.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()

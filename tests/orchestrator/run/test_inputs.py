@@ -204,6 +204,16 @@ def test_sources_by_name(packed: Path) -> None:
     )
 
 
+def test_a_set_that_is_meant_to_have_no_labels(packed: Path, tmp_path: Path) -> None:
+    index = open_index(f"{packed}/train")
+    folder = shutil.copytree(packed / "train", tmp_path / "bare")
+    bare = {"label_counts": {}, "num_classes": 0, "about": {"label_rule": {"version": 1, "unlabelled": True}}}
+    write_index(dataclasses.replace(index, url=f"{folder}/index.json", **bare))
+    assert line_of(*at(packed), f"data.train.url={folder}") == (
+        f"data.train.url = {folder}: its images have no labels: it was indexed with --unlabelled"
+    )
+
+
 def test_stray_labels_are_left_to_training(packed: Path, tmp_path: Path) -> None:
     """A few labels beyond the classes are bad samples; a class too few is a mistake."""
     index = open_index(f"{packed}/train")

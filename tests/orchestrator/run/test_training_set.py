@@ -1,6 +1,7 @@
 """Several sources, subsets and exclusions of a job's training data, on the packed digits."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from data import open_index
 from data.order.exclude import Excluded, write_exclusions
+from data.shards.index import write_index
 from orchestrator.job.data_sections import TrainSet
 from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
 
@@ -29,6 +31,24 @@ def test_one_set_is_its_own_index(urls: tuple[str, str]) -> None:
     data = train_set(url=urls[0])
     assert data.digest == open_index(urls[0]).digest
     assert epoch_of(data) == dict.fromkeys(range(data.index.num_samples), 1)
+
+
+def test_how_labels_are_read_is_a_part_of_the_digest(urls: tuple[str, str], tmp_path: Path) -> None:
+    """A run on a set that is indexed again, so that samples get other labels, is not continued without a word."""
+    plain = open_index(urls[0])
+    digests = {train_set(url=urls[0]).digest}
+    for number, (rule, names) in enumerate(
+        [({"version": 2}, ()), *(({"version": 2, "kind": "name"}, names) for names in (("a", "b"), ("b", "a")))]
+    ):
+        index = replace(plain, url=f"{tmp_path}/{number}/index.json", about={"label_rule": rule}, class_names=names)
+        write_index(index)
+        data = train_set(url=f"{tmp_path}/{number}")
+        assert data.index.digest == plain.digest
+        digests.add(data.digest)
+    assert len(digests) == 4
+    again = replace(plain, url=f"{tmp_path}/4/index.json", about={"packed_by": "9"}, class_names=("a", "b"))
+    write_index(again)
+    assert train_set(url=f"{tmp_path}/4").digest == plain.digest
 
 
 def test_sets_without_weights_are_one_large_set(urls: tuple[str, str]) -> None:
