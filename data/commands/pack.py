@@ -61,7 +61,7 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
         "--classes",
         dest="class_list",
         metavar="FILE",
-        help="with --index-only: names by class number: an index, a JSON list, or text, one a line (those found, sorted)",
+        help="with --index-only: names by class number: an index, a JSON list, or text with one a line (those found)",
     )
     command.add_argument(
         "--unlabelled", action="store_true", help="with --index-only: index a set without any readable label, too"

@@ -175,7 +175,7 @@ def test_a_list_of_classes(tar, tmp_path, capsys):
     assert by_all_readers(folder, capsys) == [(1,), (0,), (2,), "unknown class name"]
     assert open_index(str(folder)).class_names == ("zebra", "dog", "\tcat")
     other = tar(tmp_path / "other", [{"cls": b"1"}, {"cls": b"3"}])
-    code, facts, printed = index_only(capsys, other, "--classes", folder)
+    code, facts, _ = index_only(capsys, other, "--classes", folder)
     assert (code, facts["num_classes"], facts["labels_outside"]) == (0, 3, 1)
     assert open_index(str(other)).class_names == ("zebra", "dog", "\tcat")
     assert index_only(capsys, other, "--classes", tmp_path / "nowhere")[0] == 2
