@@ -1,6 +1,7 @@
 """Bytes by URL: local files, gs://, s3://, https://, with retries. Imports `errors` alone.
 Use it as `from data import storage; storage.read(url)`."""
 
+from data.storage.create import create
 from data.storage.files import (
     describe,
     exists,
@@ -24,6 +25,7 @@ __all__ = [
     "absolute",
     "check_reachable",
     "contents",
+    "create",
     "describe",
     "entries",
     "exists",

@@ -28,7 +28,7 @@ from orchestrator.checkpoint.manifest import CheckpointError, File, delete, new_
 from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.checkpoint.snapshot import HostBuffer, owned_files, part_of
-from orchestrator.checkpoint.upload import Abandoned, publish, remove_parts
+from orchestrator.checkpoint.upload import Abandoned, TakenOver, publish, remove_parts
 from orchestrator.engine.step import Engine
 
 MAX_FAILED = 3  # failed saves in a row that end the run
@@ -53,6 +53,8 @@ class Saver:
         report: starts an upload in the background.
         owner: the run, which each checkpoint names.
         before: called in the background before a checkpoint is completed, repeatedly while the store is unreachable.
+        permit: called in the background on rank 0 before a manifest is written, repeatedly while the store is
+            unreachable. It raises TakenOver if the run is not this command's any more.
 
     Attributes:
         skipped: number of saves that were skipped because the previous upload was still in progress.
@@ -69,6 +71,7 @@ class Saver:
         report: Report,
         owner: Owner | None = None,
         before: Callable[[], None] | None = None,
+        permit: Callable[[], None] | None = None,
     ) -> None:
         self._engine = engine
         self._run_url = run_url
@@ -76,6 +79,7 @@ class Saver:
         self._owner = owner
         self._report = report
         self._before = before
+        self._permit = permit
         self._rank = dist.get_rank()
         self._world_size = dist.get_world_size()
         self._say = say if self._rank == 0 else log.warning
@@ -89,6 +93,7 @@ class Saver:
 
         self._in_progress = ""  # the checkpoint whose upload has begun and whose outcome is not counted yet
         self._cause: str | None = None  # why its upload failed on this rank; empty if another rank's failed
+        self._taken_over: TakenOver | None = None  # on rank 0
         self._failed_in_a_row = 0
         self._said_skip = False
         self._said_failure = False
@@ -116,6 +121,7 @@ class Saver:
 
         Raises:
             CheckpointError: on all ranks, if MAX_FAILED saves in a row failed; with `wait`, if this one failed.
+            TakenOver: on all ranks; the run is not this command's any more.
         """
         began = time.monotonic()
         busy, suffix = self._settle(float("inf") if wait else SETTLE_SECONDS)
@@ -189,9 +195,12 @@ class Saver:
                 run=None if self._owner is None else self._owner.run,
                 retry=self._retry,
                 stop=self._stop,
+                permit=self._permit,
             )
         except Abandoned:
             self._cause = ""
+        except TakenOver as error:
+            self._cause, self._taken_over = str(error), error
         except Exception as error:  # of any library; it is reported and counted
             log.warning("checkpoint %s failed", name, exc_info=True)
             self._cause = _describe(error, self._run_url)
@@ -219,6 +228,7 @@ class Saver:
 
         Raises:
             CheckpointError: it was the last of MAX_FAILED failures in a row.
+            TakenOver: the run is not this command's any more.
         """
         began, pause = time.monotonic(), 0.01
         while True:
@@ -253,6 +263,10 @@ class Saver:
 
         causes: list[str | None] = [None] * self._world_size
         dist.all_gather_object(causes, self._cause)
+        owners: list[TakenOver | None] = [self._taken_over]
+        dist.broadcast_object_list(owners)
+        if owners[0] is not None:
+            raise owners[0]
         self._cause = next(f"rank {rank}: {cause}" for rank, cause in enumerate(causes) if cause)
         self.failed += 1
         self._failed_in_a_row += 1

@@ -15,6 +15,10 @@ from orchestrator.checkpoint.notes import MARK, OWNER, origin_text
 from orchestrator.checkpoint.outage import StoreRetry
 
 
+class TakenOver(CheckpointError):
+    """Another command owns the run. The message names it."""
+
+
 class Abandoned(CheckpointError):
     """This rank's upload was stopped because another rank's failed."""
 
@@ -32,6 +36,7 @@ def publish(
     run: str | None,
     retry: StoreRetry,
     stop: threading.Event,
+    permit: Callable[[], None] | None = None,
 ) -> None:
     """Move this rank's files to a checkpoint's folder. Rank 0 also waits for all other ranks and writes the manifest.
 
@@ -44,9 +49,11 @@ def publish(
         run: identity of the run, for the file beside the manifest.
         retry: repeats the requests.
         stop: once set, rank 0 stops waiting for the other ranks.
+        permit: called before the manifest is written.
 
     Raises:
         Abandoned: `stop` was set.
+        TakenOver: by `permit`.
         CheckpointError: the disk is full.
         Exception: the store's error, after all retries.
     """
@@ -80,6 +87,8 @@ def publish(
     for name in present.keys() & {MANIFEST, MARK}:  # of an earlier checkpoint with this name
         retry(partial(storage.remove, f"{destination}/{name}"))
     retry(partial(storage.write_atomic, f"{destination}/{OWNER}", origin_text(run)))
+    if permit is not None:
+        retry(permit)
     retry(partial(storage.write_atomic, f"{destination}/{MANIFEST}", manifest.dumps().encode()))
 
 

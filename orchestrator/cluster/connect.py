@@ -5,6 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,12 @@ from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
 from orchestrator.wording import count, one_line
 
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
+CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
+    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a preemption notice lasts 30 s: poll every second, not every 5
+    START_TIMEOUT: "600",  # a node may have to be bought first, and its image loaded
+}
 PRIVATE_SETTINGS = {  # environment of a private cluster's processes
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # it asks whether nodes are being drained
     "RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0",  # as Ray Train sets it for its controller
@@ -29,38 +36,72 @@ STORE_ADDRESSES = (  # addresses of object stores, and the time-out of their req
 )
 
 
-def connect(job: NetworkJob, environment: Mapping[str, str]) -> bool:
+@dataclass(frozen=True)
+class JoinedCluster:
+    """The Ray cluster that trains.
+
+    Attributes:
+        name: for people.
+        private: whether it is this command's own.
+        environment: of the workers.
+    """
+
+    name: str
+    private: bool
+    environment: dict[str, str]
+
+
+def connect(job: NetworkJob) -> JoinedCluster:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a private one on this machine if there is none.
 
-    Args:
-        job: what is to run there.
-        environment: of the workers; on a private cluster, of all of its processes.
-
-    Returns:
-        Whether the cluster is private.
+    Prints which one it is.
 
     Raises:
         JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
     """
-    if ray.is_initialized():
-        return False
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if cluster_is_named():
-        try:
-            ray.init(address="auto", **quiet)
-            return False
-        except Exception as error:  # Ray raises many kinds here
-            named = os.environ.get("RAY_ADDRESS")
-            where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
-            advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
-            text = f"{job.source}: {where}: cannot join that cluster: {one_line(error)}{advice}"
-            raise JobError(text) from error
+    _set_up_ray_train(job)
+    gpus = job.cluster.resources_per_worker.get("GPU", 0)
+    environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
+    if not ray.is_initialized() and not cluster_is_named():
+        print(f"{job.name}: starting a private Ray on this machine", flush=True)
+        _start(job, environment)
+        return JoinedCluster("a private Ray", True, environment)
+    if not ray.is_initialized():
+        _join(job)
+    address = ray.get_runtime_context().gcs_address
+    print(f"{job.name}: using the Ray cluster at {address}", flush=True)
+    return JoinedCluster(f"Ray at {address}", False, environment)
+
+
+def _set_up_ray_train(job: NetworkJob) -> None:
+    """Settings that Ray Train reads in the driver's environment."""
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
+    if job.cluster.min_workers < job.cluster.max_workers:
+        # Do not wait long for a lost node: the job can start with fewer workers.
+        os.environ.setdefault(START_TIMEOUT, "60")
+    for name, value in CONTROLLER_SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
+def _join(job: NetworkJob) -> None:
+    try:
+        ray.init(address="auto", **QUIET)
+    except Exception as error:  # Ray raises many kinds here
+        named = os.environ.get("RAY_ADDRESS")
+        where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
+        advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
+        text = f"{job.source}: {where}: cannot join that cluster: {one_line(error)}{advice}"
+        raise JobError(text) from error
+
+
+def _start(job: NetworkJob, environment: Mapping[str, str]) -> None:
+    """Start a cluster on this machine; all its processes get `environment`."""
     needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
     os.environ.update({**PRIVATE_SETTINGS, **os.environ, **environment})  # the cluster's processes inherit it
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **quiet)
+    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
         if amount > here.get(resource, 0):
@@ -71,7 +112,6 @@ def connect(job: NetworkJob, environment: Mapping[str, str]) -> bool:
                 f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
                 f"cluster.resources_per_worker.{resource}=0",
             )
-    return True
 
 
 def missing_resources(cluster: Cluster) -> str:

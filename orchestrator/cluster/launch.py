@@ -1,23 +1,21 @@
 """From a checked job to a run on Ray: connect or start a cluster, start the workers, follow them to the end."""
 
 import logging
-import os
 import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import ray
 import ray.train
-from pyarrow.fs import FSSpecHandler, PyFileSystem
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from data import storage
 from orchestrator.cluster.board import Board
+from orchestrator.cluster.checkpoint_report import no_storage
 from orchestrator.cluster.code_check import SameCode, other_code_here
-from orchestrator.cluster.connect import connect, missing_resources, worker_environment
+from orchestrator.cluster.connect import JoinedCluster, missing_resources
 from orchestrator.cluster.display import Display
 from orchestrator.cluster.failures import root_cause
 from orchestrator.cluster.notices import AnswerSigterm
@@ -26,14 +24,9 @@ from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
-from orchestrator.run.folder import remove_ray_checkpoint_list, run_url
+from orchestrator.run.folder import run_url
 from orchestrator.run.provenance import code_digest
 
-START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
-CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
-    "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a preemption notice lasts 30 s: poll every second, not every 5
-    START_TIMEOUT: "600",  # a node may have to be bought first, and its image loaded
-}
 CONTROLLER_GONE = (
     "Ray Train's controller of the run is gone, and perhaps its cluster; on a running cluster the same command "
     "continues at the newest checkpoint"
@@ -45,18 +38,21 @@ class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
 
 
-def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None]) -> None:
+def launch(
+    job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None], *, cluster: JoinedCluster, lock: str
+) -> None:
     """Run a job to its end.
 
     Args:
         job: with absolute URLs.
         run_id: the run's identity in MLflow.
-        work: what each worker runs. It gets `job`, the job as plain data; `run_url`, the run's folder; `run_id`; and
-            `board`, the progress actor.
+        work: what each worker runs. It gets `job`, the job as plain data; `run_url`, the run's folder; `run_id`;
+            `lock`; and `board`, the progress actor.
+        cluster: where it runs.
+        lock: the token of the run's lock, which this process holds.
 
     Raises:
-        JobError: there is no cluster where one is named, this machine can never give what the job asks for, or the run
-            is being trained already.
+        JobError: a killed job's actors on this cluster do not end.
         RunFailed: workers failed more often than `cluster.max_failures` or through the job's own fault, ended the run
             because of its data, or Ray itself failed.
         KeyboardInterrupt: stopped by the user.
@@ -64,25 +60,14 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
     url = run_url(job)
     digest = code_digest()
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
-    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # Ray Train reads these in the driver
-    if job.cluster.min_workers < job.cluster.max_workers:
-        # Do not wait long for a lost node: the job can start with fewer workers.
-        os.environ.setdefault(START_TIMEOUT, "60")
-    for name, value in CONTROLLER_SETTINGS.items():
-        os.environ.setdefault(name, value)
-    environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
-    private = connect(job, environment)
     board = start_board(job, run_id)
-    remove_ray_checkpoint_list(url)
-    fs, folder = storage.resolve(url)
-    parent, _, name = folder.rpartition("/")
-    local = storage.is_local(url)
+    config = {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "lock": lock, "board": board}
     trainer = Trainer(
         # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
-        partial(work, {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "board": board}),
+        partial(work, config),
         run_id=run_id,
         board=board,
-        private=private,
+        private=cluster.private,
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=gpus > 0,
@@ -90,9 +75,9 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
             elastic_resize_monitor_interval_s=job.cluster.resize_every,
         ),
         run_config=RunConfig(
-            name=name,
-            storage_path=parent,
-            storage_filesystem=None if local else PyFileSystem(FSSpecHandler(fs)),
+            name=job.name,
+            storage_path=storage.resolve(job.checkpoint.url)[1],
+            storage_filesystem=no_storage(),
             failure_config=FailureConfig(max_failures=job.cluster.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=None),  # pruned by manifest, in `checkpoint/saver.py`
             callbacks=[
@@ -101,7 +86,7 @@ def launch(job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None])
                 Watchdog(board, job.cluster.hang_timeout),
                 AnswerSigterm(job.cluster.preemption_grace),
             ],
-            worker_runtime_env={"env_vars": environment},
+            worker_runtime_env={"env_vars": cluster.environment},
         ),
         backend_config=ProcessGroup(backend="nccl" if gpus > 0 else "gloo"),
     )

@@ -4,7 +4,7 @@ import argparse
 
 from orchestrator.commands.parsing import EXAMPLES, Commands
 from orchestrator.job.errors import JobError, unexpected_errors_in
-from orchestrator.job.kinds import KINDS
+from orchestrator.job.kinds import KINDS, Start
 from orchestrator.job.load import load_job
 from orchestrator.redact import redact_logs
 
@@ -29,6 +29,11 @@ def add(commands: Commands) -> None:
         help="change a key of the job; repeatable",
     )
     command.add_argument("--json", action="store_true", help="print the result as one JSON object, last")
+    command.add_argument(
+        "--take-over",
+        action="store_true",
+        help="take the run from the command that trains it, which then ends without another checkpoint",
+    )
     command.set_defaults(function=run)
 
 
@@ -44,4 +49,4 @@ def run(options: argparse.Namespace) -> int:
     if KINDS[job.kind].path is None:
         runnable = ", ".join(name for name in KINDS.sections if KINDS[name].path is not None)
         raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only {runnable}")
-    return int(KINDS.implementation(job.kind)(job, as_json=options.json))
+    return int(KINDS.implementation(job.kind)(job, Start(options.json, options.take_over)))

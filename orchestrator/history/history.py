@@ -5,14 +5,16 @@ History joins its parts: totals and rates (`Meter`), the terminal (`Reporter`), 
 collective; only rank 0 reports.
 """
 
+import logging
 import math
+import threading
 from collections.abc import Iterator, Mapping
 from typing import Self
 
 import torch.distributed as dist
 
 import model
-from data import Batch, Loader, open_index
+from data import Batch, Loader, open_index, storage
 from orchestrator import names
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.meter import Meter
@@ -21,6 +23,7 @@ from orchestrator.history.quarantine import Quarantine
 from orchestrator.history.reporter import Reporter
 from orchestrator.history.spikes import Spikes
 from orchestrator.job.kinds import NetworkJob
+from orchestrator.run.folder import mark_first_step
 from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
@@ -30,6 +33,8 @@ from orchestrator.tracking.tracker import Tracker
 FIRST_STEP_SECONDS = 20.0
 """The longest that the connection to MLflow waits for the first step, beside which importing MLflow would be slow. The
 first step of a large network may take minutes; its run should appear in MLflow before."""
+
+log = logging.getLogger(__name__)
 
 NOT_SHOWN = ("images", "bad_samples")
 """Metrics of a held-out set that the terminal leaves out."""
@@ -125,6 +130,15 @@ class History:
         self._reporter.stepped(step)
         if self._tracker is not None:
             self._tracker.begin()
+            if step == 1:
+                threading.Thread(target=self._mark_first_step, name="first-step", daemon=True).start()
+
+    def _mark_first_step(self) -> None:
+        """Beside training, since a store may be slow. Without the mark a checkpoint or a point does its work."""
+        try:
+            mark_first_step(self._run_url)
+        except Exception as error:  # each store has its own
+            log.warning("no mark of the first step: %s", storage.describe(error))
 
     def sync_totals(self) -> Totals:
         """Bring the totals and the account of bad samples up to the last step. Collective; a GPU is waited for."""

@@ -4,6 +4,7 @@ The same classes give the error lines (`job/mistakes.py`), the JSON Schema for e
 (`job/docs.py`).
 """
 
+from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, model_validator
@@ -166,8 +167,21 @@ class SweepJob(Job):
     """The values to try of each key, such as {optimizer.lr: [1.0e-3, 3.0e-3]}."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """How a command starts a job.
+
+    Attributes:
+        as_json: print the result as one JSON object, last.
+        take_over: take a run from the command that trains it.
+    """
+
+    as_json: bool = False
+    take_over: bool = False
+
+
 KINDS = tables.Table("kind", Job)
-"""function(job, *, as_json) -> exit code of the command"""
+"""function(job, start: Start) -> exit code of the command"""
 KINDS.add("pretrain", PretrainJob, "orchestrator.kinds.one_run.pretrain")
 KINDS.add("masked_patch", MaskedPatchJob, None)
 KINDS.add("finetune", FinetuneJob, None)

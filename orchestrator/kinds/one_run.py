@@ -1,32 +1,41 @@
 """Kinds of jobs that are one run: check the inputs, open the run's folder, train on Ray, print the result."""
 
 import json
+import signal
 import sys
+import threading
+from contextlib import ExitStack
 from typing import Any
 
 from orchestrator.job.errors import unexpected_errors_in
-from orchestrator.job.kinds import NetworkJob, PretrainJob
+from orchestrator.job.kinds import NetworkJob, PretrainJob, Start
+from orchestrator.job.mistakes import problem
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
 from orchestrator.run.class_names import keep_class_names
-from orchestrator.run.folder import open_run, run_url
+from orchestrator.run.folder import check_run, open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
+from orchestrator.run.lock.lock import RunLock
+from orchestrator.run.lock.owner import Taken
 from orchestrator.run.paths import absolute
 from orchestrator.run.summary import describe_result, read_summary
 
 
-def pretrain(job: PretrainJob, *, as_json: bool) -> int:
+def pretrain(job: PretrainJob, start: Start) -> int:
     """Train a classifier on a large set."""
-    return run(job, task="orchestrator.training.classify.Classify", as_json=as_json)
+    return run(job, start, task="orchestrator.training.classify.Classify")
 
 
-def run(job: NetworkJob, *, task: str, as_json: bool) -> int:
+def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """Train one network to its end, or print the result of a run that is complete.
+
+    A start that is refused leaves no trace. So the order is: the job's inputs, the cluster, the run's lock, and only
+    then the run's folder.
 
     Args:
         job: as loaded; its URLs may be relative.
+        start: the command's options.
         task: dotted path of the `Task` that the workers carry out.
-        as_json: print the result as one JSON object, last.
 
     Returns:
         The exit code: 0 done, 1 the run failed, 130 stopped by the user.
@@ -34,10 +43,10 @@ def run(job: NetworkJob, *, task: str, as_json: bool) -> int:
     Raises:
         JobError: the job cannot be run; nothing was started.
     """
-    job, run_id, inputs = prepare(job)
+    job, inputs = prepare(job)
     summary = read_summary(job)
     if summary is None or summary["step"] < inputs.calendar.total_steps:
-        if code := train(job, run_id, task):
+        if code := train(job, inputs, start, task):
             return code
         summary = read_summary(job)
         if summary is None:
@@ -45,16 +54,16 @@ def run(job: NetworkJob, *, task: str, as_json: bool) -> int:
             return 1
     else:
         print(f"{job.name} is complete; its folder is {run_url(job)}")
-        complete_tracking(job, run_id, inputs, summary)
+        complete_tracking(job, inputs, summary)
 
     print(describe_result(summary, run_url(job)))
-    if as_json:
+    if start.as_json:
         print(json.dumps(summary))
     return 0
 
 
-def prepare(job: NetworkJob) -> tuple[NetworkJob, str, Inputs]:
-    """The job with absolute URLs, the identity of its run, and what it reads: all checked, nothing started.
+def prepare(job: NetworkJob) -> tuple[NetworkJob, Inputs]:
+    """The job with absolute URLs, and what it reads: all checked, nothing started, nothing written.
 
     Raises:
         JobError: something is wrong, whatever it is.
@@ -62,36 +71,66 @@ def prepare(job: NetworkJob) -> tuple[NetworkJob, str, Inputs]:
     with unexpected_errors_in(job.source):
         inputs = open_inputs(job)
         job = absolute(job)
-        run_id = open_run(job, inputs.train.digest)
-        keep_class_names(job, inputs.train.index.class_names)
-        return job, run_id, inputs
+        check_run(job, inputs.train.digest)
+        return job, inputs
 
 
-def train(job: NetworkJob, run_id: str, task: str) -> int:
+def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     """Train on Ray to the end of the run; returns the exit code."""
     from data.ray_session import settle_authentication
 
     settle_authentication()  # Ray reads it when it is imported
+    from orchestrator.cluster.connect import connect
     from orchestrator.cluster.launch import RunFailed, launch
 
+    cluster = connect(job)
+    lock = RunLock(
+        run_url(job),
+        cluster.name,
+        say=lambda line: print(f"{job.name}: {line}", flush=True),
+        on_loss=lambda: signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT),
+        take_over=start.take_over,
+    )
     try:
-        launch(job, run_id, Work(task))
+        with ExitStack() as owned:
+            run_id = own(job, inputs, lock, owned)
+            launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token)
     except RunFailed as failure:
         print_error(f"{job.source}: the run stopped: {failure}")
         return 1
     except KeyboardInterrupt:
+        if lock.lost_to is not None:
+            print_error(f"{job.source}: the run stopped: {lock.lost_to} took it over")
+            return 1
         print(f"{job.source}: stopped; the same command continues at the newest checkpoint", file=sys.stderr)
         return 130
     return 0
 
 
-def complete_tracking(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str, Any]) -> None:
+def own(job: NetworkJob, inputs: Inputs, lock: RunLock, owned: ExitStack) -> str:
+    """Take the run's lock for as long as `owned` lives, and open the run's folder; returns the run's identity.
+
+    Raises:
+        JobError: another command trains the run, or the folder cannot be written.
+    """
+    with unexpected_errors_in(job.source):
+        try:
+            owned.enter_context(lock)
+        except Taken as owner:
+            text = f"{owner} trains this run; stop that command first, or use --take-over"
+            raise problem(job, "name", text) from None
+        run_id = open_run(job, inputs.train.digest)
+        keep_class_names(job, inputs.train.index.class_names)
+        return run_id
+
+
+def complete_tracking(job: NetworkJob, inputs: Inputs, summary: dict[str, Any]) -> None:
     """Deliver to MLflow what it lacks of a complete run."""
     from orchestrator.tracking.catch_up import deliver_rest, is_incomplete
 
     if not is_incomplete(summary):
         return
-    if deliver_rest(job, run_id, inputs, summary):
+    if deliver_rest(job, open_run(job, inputs.train.digest), inputs, summary):
         print("MLflow now has the whole run")
     else:
         print("MLflow is unreachable and still misses part of this run; run the same command again to retry")

@@ -6,13 +6,16 @@
     step-*/         checkpoints (`checkpoint/restore.py`)
     samples/        sample ids by step, if the job asks for them (`history/ledger.py`)
     profile/        traced steps, if the job asks for them (`history/profile/profiler.py`)
+    first-step      the time of the run's first step
+    lock            who trains the run (`run/lock/`)
     summary.json    the result, once the run is complete
 
-Ray Train keeps its own state of the run in the same folder, in files that we never read.
+Ray Train stores nothing of a run (`cluster/checkpoint_report.py`).
 """
 
 import json
 import re
+import time
 import uuid
 from contextlib import suppress
 from typing import Any
@@ -27,9 +30,12 @@ from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.redact import redact_fields
 from orchestrator.run.recipe import recipe
 
-RUN, JOB = "run.json", "job.yaml"
+RUN, JOB, SUMMARY, FIRST_STEP = "run.json", "job.yaml", "summary.json", "first-step"
 MANIFEST = "manifest.json"  # of a complete checkpoint
-RAY_CHECKPOINT_LIST = "checkpoint_manager_snapshot.json"
+
+
+class OtherRecipe(JobError):
+    """The folder holds a run of another recipe or other training data."""
 
 
 def run_url(job: NetworkJob) -> str:
@@ -44,45 +50,75 @@ def has_checkpoint(job: NetworkJob) -> bool:
     return any(storage.exists(f"{url}/{name}/{MANIFEST}") for name in names)
 
 
-def open_run(job: NetworkJob, digest: str) -> str:
-    """Write the job into its run's folder; returns the run's identity, which the folder keeps for as long as it exists.
+def check_run(job: NetworkJob, digest: str) -> str | None:
+    """Whether this job may continue the run in its folder. Writes nothing.
+
+    A folder whose run never did a step holds nothing to lose: any job may begin there.
 
     Args:
         job: with absolute URLs.
         digest: of the training set (`run/training_set.py`).
 
+    Returns:
+        The run's identity; None if the job begins a new run.
+
     Raises:
         JobError: the folder holds a run of another recipe or other training data, which this job must not continue,
             or files that cannot be read.
     """
+    if not storage.exists(f"{run_url(job)}/{RUN}"):
+        return None
+    try:
+        return _identity(job, digest)
+    except OtherRecipe:
+        if never_trained(run_url(job)):
+            return None
+        raise
+
+
+def open_run(job: NetworkJob, digest: str) -> str:
+    """Write the job into its run's folder; returns the run's identity, which the folder keeps for as long as it exists.
+
+    Call it under the run's lock, since two first starts would give it two identities. Arguments and errors: as
+    `check_run`.
+    """
     folder, fields = run_url(job), redact_fields(job.model_dump(mode="json"))
-    if storage.exists(f"{folder}/{RUN}"):
-        run = read_fields(job, RUN)
-        if not re.fullmatch(r"[0-9a-f]{32}", str(run.get("id"))):
-            raise _damaged(job, RUN, "no identity")
-        before, now = _recipe_before(job), recipe(fields)
-        samples = "data.train (digest of its samples)"
-        before[samples], now[samples] = run.get("train"), digest
-        changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
-        if changed:
-            key = changed[0]
-            raise JobError(
-                f"{job.source}: {key} = {now.get(key)}: the run in {folder} was started with {before.get(key)}; "
-                "give this job another name, or undo the change"
-            )
-    else:
-        run = {"id": uuid.uuid4().hex, "train": digest}
+    run = {"id": check_run(job, digest) or uuid.uuid4().hex, "train": digest}
     storage.write_atomic(f"{folder}/{JOB}", yaml.safe_dump(fields, sort_keys=False).encode())
     storage.write_atomic(f"{folder}/{RUN}", json.dumps(run).encode())  # last: a folder with this file also has a job
+    return run["id"]
+
+
+def mark_first_step(url: str) -> None:
+    """Note in the folder `url` that the run has done a step."""
+    storage.write_atomic(f"{url}/{FIRST_STEP}", f"{time.strftime('%Y-%m-%d %H:%M:%S')}\n".encode())
+
+
+def never_trained(url: str) -> bool:
+    """Whether the run in the folder `url` did no step: it has no mark of one, no checkpoint, no points, no result."""
+    for name, size in storage.contents(url).items():
+        if name in (FIRST_STEP, SUMMARY) or name.startswith("step-"):
+            return False
+        if size and name.startswith("tracking-") and name.endswith(".jsonl"):
+            return False
+    return True
+
+
+def _identity(job: NetworkJob, digest: str) -> str:
+    run = read_fields(job, RUN)
+    if not re.fullmatch(r"[0-9a-f]{32}", str(run.get("id"))):
+        raise _damaged(job, RUN, "no identity")
+    before, now = _recipe_before(job), recipe(redact_fields(job.model_dump(mode="json")))
+    samples = "data.train (digest of its samples)"
+    before[samples], now[samples] = run.get("train"), digest
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise OtherRecipe(
+            f"{job.source}: {key} = {now.get(key)}: the run in {run_url(job)} was started with {before.get(key)}; "
+            "give this job another name, or undo the change"
+        )
     return str(run["id"])
-
-
-def remove_ray_checkpoint_list(url: str) -> None:
-    """Remove Ray Train's list of checkpoints.
-
-    Our list is the checkpoints' manifests, and Ray does not start if a folder on its own list is gone.
-    """
-    storage.remove(f"{url}/{RAY_CHECKPOINT_LIST}")
 
 
 def _recipe_before(job: NetworkJob) -> dict[str, Any]:

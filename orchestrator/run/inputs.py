@@ -3,7 +3,7 @@
 They import neither Ray nor torch.
 """
 
-import os
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -192,8 +192,11 @@ def _check_writable(job: NetworkJob, key: str, url: str) -> None:
     folder = next(folder for folder in [Path(resolved), *Path(resolved).parents] if folder.exists())
     if not folder.is_dir():
         raise problem(job, key, f"{folder} is not a folder")
-    if not os.access(folder, os.W_OK | os.X_OK):
-        raise problem(job, key, f"no right to write in {folder}")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise problem(job, key, f"no right to write in {folder} ({error.strerror})") from error
 
 
 def _check_tracking(job: NetworkJob) -> None:

@@ -8,11 +8,9 @@ from data import storage
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import split_held_out
-from orchestrator.run.folder import read_fields, run_url
+from orchestrator.run.folder import SUMMARY, read_fields, run_url
 from orchestrator.run.totals import Totals
 from orchestrator.wording import rate
-
-SUMMARY = "summary.json"
 
 
 def read_summary(job: NetworkJob) -> dict[str, Any] | None:

@@ -41,11 +41,13 @@ class RunPlace:
     Attributes:
         url: its folder.
         id: its identity in MLflow.
+        lock: the token of the command that owns it.
         board: the progress actor.
     """
 
     url: str
     id: str
+    lock: str
     board: Any
 
 
@@ -94,7 +96,7 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     held_out = HeldOut(task, engine, calendar, history=history, reporter=reporter, heartbeat=heartbeat, notices=notices)
     owner = Owner(run.id, calendar.total_steps)
     checkpoints = Checkpoints(
-        job, run.url, owner, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
+        job, run.url, owner, run.lock, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
     )
     batches = TrainingBatches(
         job,

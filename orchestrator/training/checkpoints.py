@@ -9,6 +9,7 @@ from data import Batch
 from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
+from orchestrator.checkpoint.upload import TakenOver
 from orchestrator.cluster.checkpoint_report import through_ray
 from orchestrator.cluster.notices import PlannedExit, Reason
 from orchestrator.cluster.watchdog import Heartbeat
@@ -19,6 +20,8 @@ from orchestrator.history.ledger import Ledger
 from orchestrator.history.reporter import Reporter
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import IN_A_ROW
+from orchestrator.run.lock.lock import Guard
+from orchestrator.run.lock.owner import Taken
 from orchestrator.run.totals import Totals
 from orchestrator.training.health import Diverged, Health, RollBack
 
@@ -30,6 +33,7 @@ class Checkpoints:
         job: the job.
         run_url: the run's folder.
         owner: the run's identity and length.
+        lock: the token of the command that owns the run.
         engine: weights and optimizer state.
         health, history: what is counted, saved with the weights.
         reporter: the terminal.
@@ -41,6 +45,7 @@ class Checkpoints:
         job: NetworkJob,
         run_url: str,
         owner: Owner,
+        lock: str,
         engine: Engine,
         *,
         health: Health,
@@ -60,6 +65,7 @@ class Checkpoints:
         self._ledger: Ledger
         self._saver: Saver
         self._rolled_back: RollBack | None = None
+        self._guard = Guard(run_url, lock) if dist.get_rank() == 0 else None
 
     def resume(self) -> int:
         """Restore the newest intact checkpoint, and begin an attempt there.
@@ -90,6 +96,7 @@ class Checkpoints:
             report=through_ray,
             owner=self._owner,
             before=self._ledger.write,
+            permit=self._permit,
         )
         return step
 
@@ -106,6 +113,15 @@ class Checkpoints:
         self._history.latest.update(counts)
         with self._heartbeat.in_background():
             self._history.saved(self._saver.save(step, totals.to_dict(), self._history.latest, wait=wait))
+
+    def _permit(self) -> None:
+        """Raise TakenOver if another command owns the run by now. An outage of the store is no reason to stop."""
+        if self._guard is None:
+            return
+        try:
+            self._guard.check()
+        except Taken as owner:
+            raise TakenOver(f"{owner} took the run over") from None
 
     def leave(self, step: int, notice: Reason) -> NoReturn:
         """Save, and end this attempt as planned.

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.checkpoint.upload import TakenOver
 from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import JOB, NetworkJob
 from orchestrator.job.tables import load_extensions
@@ -22,7 +23,8 @@ def train(config: dict[str, Any]) -> None:
 
     Args:
         config: `job`, the resolved job as plain data with absolute URLs; `task`, the dotted path of the job's `Task`;
-            `run_url`, the run's folder; `run_id`, its identity in MLflow; `board`, the progress actor.
+            `run_url`, the run's folder; `run_id`, its identity in MLflow; `lock`, the token of the command that owns
+            it; `board`, the progress actor.
     """
     redact_logs()  # every log record of this process, including libraries'
     try:
@@ -30,8 +32,10 @@ def train(config: dict[str, Any]) -> None:
         job = JOB.validate_python(config["job"])
         assert isinstance(job, NetworkJob)
         task = resolve_name(config["task"])(job)
-        train_to_the_end(build(job, task, RunPlace(config["run_url"], config["run_id"], config["board"])))
-    except (TooManyBadSamples, Diverged) as stop:
+        train_to_the_end(
+            build(job, task, RunPlace(config["run_url"], config["run_id"], config["lock"], config["board"]))
+        )
+    except (TooManyBadSamples, Diverged, TakenOver) as stop:
         ray.get(config["board"].stop.remote(str(stop)))
     except Exception as error:
         if (redacted := redact_error(error)) is not error:

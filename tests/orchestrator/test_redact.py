@@ -26,7 +26,7 @@ from orchestrator.redact import (
     redact_fields,
     redact_text,
 )
-from orchestrator.run.folder import open_run
+from orchestrator.run.folder import mark_first_step, open_run, run_url
 from orchestrator.run.paths import PathError, absolute, resolve_url
 from tests.paths import ROOT
 
@@ -291,6 +291,7 @@ def test_variables_give_it_to_the_run_and_to_nothing_that_is_written(
     assert "hunter" not in written
     assert "c2lnbmVk" not in written
     assert open_run(job, "digest") == identity, "the recipe is the same"
+    mark_first_step(run_url(job))
     with pytest.raises(JobError, match=r"seed = 1: the run in .* was started with 0"):
         open_run(absolute(load_job(DIGITS, [*words, "seed=1"])), "digest")
 

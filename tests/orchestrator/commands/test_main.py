@@ -105,12 +105,38 @@ def test_a_damaged_run_folder_is_said(name: str, tmp_path: Path) -> None:
 )
 def test_what_decides_the_result_may_not_change(override: str, digest: str, key: str, tmp_path: Path) -> None:
     from orchestrator.job.load import load_job
-    from orchestrator.run.folder import open_run
+    from orchestrator.run.folder import check_run, mark_first_step, open_run, run_url
     from orchestrator.run.paths import absolute
 
-    open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"])), "digest")
-    with pytest.raises(JobError, match=rf"{key}.* was started with"):
-        open_run(absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override])), digest)
+    job = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"]))
+    open_run(job, "digest")
+    mark_first_step(run_url(job))
+    changed = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", override]))
+    for refuses in (check_run, open_run):
+        with pytest.raises(JobError, match=rf"{key}.* was started with"):
+            refuses(changed, digest)
+
+
+@pytest.mark.parametrize(
+    ("left", "size"),
+    [("first-step", 1), ("step-00000005-00000000", None), ("tracking-0123.jsonl", 9), ("summary.json", 1)],
+)
+def test_only_a_run_without_a_step_makes_room_for_another_recipe(left: str, size: int | None, tmp_path: Path) -> None:
+    from orchestrator.job.load import load_job
+    from orchestrator.run.folder import check_run, open_run, run_url
+    from orchestrator.run.paths import absolute
+
+    job = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}"]))
+    changed = absolute(load_job(ROOT / DIGITS, [f"checkpoint.url={tmp_path}", "seed=1"]))
+    first = open_run(job, "digest")
+    assert check_run(changed, "digest") is None
+    second = open_run(changed, "digest")
+    assert first != second
+    assert check_run(changed, "digest") == second
+    path = Path(run_url(job)) / left
+    path.mkdir() if size is None else path.write_text("x" * size)
+    with pytest.raises(JobError, match=r"seed = 0: the run in .* was started with 1"):
+        open_run(job, "digest")
 
 
 @pytest.mark.parametrize("override", ["cluster.workers=3", "parallel.zero_stage=3", "checkpoint.keep=9"])
