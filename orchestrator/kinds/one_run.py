@@ -119,8 +119,9 @@ def own(job: NetworkJob, inputs: Inputs, lock: RunLock, owned: ExitStack) -> str
         except Taken as owner:
             text = f"{owner} trains this run; stop that command first, or use --take-over"
             raise problem(job, "name", text) from None
+        begins = check_run(job, inputs.train.digest) is None
         run_id = open_run(job, inputs.train.digest)
-        keep_class_names(job, inputs.train.index.class_names)
+        keep_class_names(job, inputs.train.index.class_names, begins=begins)
         return run_id
 
 

@@ -67,14 +67,17 @@ def warn_of_labels(job: NetworkJob, sets: Iterable[LabelledSet]) -> None:
             print_warning(str(problem(job, one.key, text)))
 
 
-def keep_class_names(job: NetworkJob, names: Sequence[str]) -> None:
+def keep_class_names(job: NetworkJob, names: Sequence[str], *, begins: bool) -> None:
     """Write the names of the training set's classes into the run's folder. The run keeps those it began with.
 
     Args:
         job: with absolute URLs.
         names: by class number; empty if the classes have none.
+        begins: whether the run begins; a file that is there is then of a run that never did a step.
     """
     url = f"{run_url(job)}/{CLASSES}"
+    if begins:
+        storage.remove(url)
     try:
         kept = json.loads(storage.read(url))
     except FileNotFoundError:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,10 @@ from data.shards.index import write_index
 from orchestrator import JobError, load_job
 from orchestrator.checkpoint import manifest
 from orchestrator.job.kinds import NetworkJob
-from orchestrator.kinds.one_run import prepare
+from orchestrator.kinds.one_run import own, prepare
 from orchestrator.run import folder
 from orchestrator.run.inputs import open_inputs
+from orchestrator.run.lock.lock import RunLock
 from orchestrator.run.paths import absolute
 from tests.data.shards.test_index import small_index
 from tests.paths import ROOT
@@ -156,21 +158,29 @@ def test_labels_that_may_count_from_one(capsys: pytest.CaptureFixture[str]) -> N
     assert line.startswith(f"warning: {DIGITS}: data.train.url = train: the labels are 1 to 2, and 0 never occurs")
 
 
-def test_the_run_keeps_the_names(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_run_keeps_the_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Those it began with. A run of an earlier version gets them when it continues."""
+
+    def start() -> str:
+        job, inputs = prepare(job_of("data.eval=null"))
+        lock = RunLock(folder.run_url(job), "no cluster", say=print, on_loss=lambda: None)
+        with ExitStack() as owned:
+            return own(job, inputs, lock, owned)
+
     odd = [*TEN[:9], "line\nbreak, \udcff"]
     write("train", num_classes=10)
-    job, run_id, _ = prepare(job_of("data.eval=null"))
-    kept = Path(folder.run_url(job)) / "classes.json"
+    run_id = start()
+    run = Path(folder.run_url(prepare(job_of("data.eval=null"))[0]))
+    kept = run / "classes.json"
     assert not kept.exists()
     write("train", odd)
-    assert prepare(job_of("data.eval=null"))[1] == run_id
+    assert start() == run_id
     assert json.loads(kept.read_text()) == odd
     assert capsys.readouterr().err == ""
     write("train", TEN)
-    prepare(job_of("data.eval=null"))
+    start()
     assert json.loads(kept.read_text()) == odd
     assert "data.train has other class names than the run began with" in capsys.readouterr().err
     kept.write_text("[")
     with pytest.raises(JobError, match=r"classes.json is damaged"):
-        prepare(job_of("data.eval=null"))
+        start()
