@@ -2,8 +2,8 @@
 
 A name is any text. The index holds the names as JSON, which can write all of them: lone surrogates stand for the bytes
 of a file name that is not UTF-8. In a text list each line is a name. A name that a line cannot show stands there as a
-JSON string in quotes: one with control characters, line breaks, blanks around it, undecodable bytes, or a quote in
-front.
+JSON string in quotes: one with control characters, line breaks, blanks around it, undecodable bytes, or a quote or an
+opening bracket in front.
 """
 
 import json
@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from data import storage
 from data.errors import DataError
+from data.shards import bounds
 from data.shards.index import INDEX_NAME, Index, open_index
 
 CLASSES_NAME = "classes.txt"
@@ -47,7 +48,7 @@ def class_names(index: Index) -> tuple[str, ...]:
 
 def shown(name: str) -> str:
     """A name as one line of text that any terminal and file takes: itself, or else a JSON string in quotes."""
-    plain = name.isprintable() and name == name.strip() and name and not name.startswith('"')
+    plain = name.isprintable() and name == name.strip() and name and not name.startswith(('"', "[", "{"))
     return name if plain else json.dumps(name)
 
 
@@ -112,7 +113,11 @@ def _distinct(url: str, names: Sequence[str]) -> ClassList:
 
 def _of_index(url: str) -> Sequence[str]:
     index = open_index(url)
-    return class_names(index) or [str(number) for number in range(index.num_classes)]
+    if names := class_names(index):
+        return names
+    if index.num_classes > bounds.CLASSES:
+        raise DataError(f"{url}: {index.num_classes:,} classes are more than {bounds.CLASSES:,}")
+    return [str(number) for number in range(index.num_classes)]
 
 
 def _of_json(url: str, text: str, is_json: bool) -> Sequence[str]:

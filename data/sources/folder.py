@@ -47,7 +47,7 @@ class Folder(Source):
     def __init__(self, url: str, table: str | None = None, classes: ClassList | None = None) -> None:
         self.name = "folder"
         self._url = storage.absolute(url)
-        listing = walk(self._url)
+        listing = walk(self._url, () if classes is None else classes.names)
         sizes, unread = images(self._url, listing.files)
         self.found = listing.found
         self.skipped: list[Skipped] = [*listing.skipped, *unread]

@@ -53,7 +53,11 @@ def read_rows(url: str) -> Rows:
     wanted = "labels" if multi_label else "label"
     check_columns(url, table.schema, "path", wanted)
     paths, cells = ([_text(value) for value in table[column].to_pylist()] for column in ("path", wanted))
-    labels = [_listed(cell) if multi_label else cell if isinstance(cell, list) else [cell] for cell in cells]
+    lists = [_as_list(cell) for cell in cells]
+    labels = [
+        found if found is not None else words(cell) if multi_label else [cell]
+        for found, cell in zip(lists, cells, strict=True)
+    ]
     rows = [[str(label) for label in row if label is not None] for row in labels]
     if not multi_label:
         _check_single(url, rows)
@@ -83,15 +87,17 @@ def _text(value: object) -> object:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _listed(cell: object) -> Sequence[object]:
-    """The labels in a cell of the column `labels`."""
+def _as_list(cell: object) -> list[object] | None:
+    """The values of a cell that is a list, or the text of one; None for other cells."""
+    if isinstance(cell, list):
+        return cell
     text = cell.strip() if isinstance(cell, str) else ""
     if text.startswith("["):
         for parse in (json.loads, ast.literal_eval):  # as JSON or pandas writes lists
             with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
                 if isinstance(found := parse(text), list):
                     return found
-    return words(cell)
+    return None
 
 
 def _read(url: str, csv_type: pa.DataType) -> pa.Table:

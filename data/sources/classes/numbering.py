@@ -11,9 +11,9 @@ from decimal import Decimal
 from typing import NamedTuple
 
 from data.errors import DataError
+from data.shards import bounds
 from data.shards.class_names import ClassList, shown
 
-FEWER_CLASSES_THAN = 1 << 24  # labels are below it
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,9})?")
 MISSING_WORDS = {"", "nan", "none", "null", "na", "n/a", "<na>"}  # in a column of numbers, in lower case
 SAY = "say which with --classes FILE: the name of each class, one a line, in the order of their numbers"
@@ -103,7 +103,7 @@ def number_labels(
     numbers: dict[str, int] = {}
     for label in said:
         value = Decimal(label.strip())
-        if not 0 <= value < FEWER_CLASSES_THAN or value != value.to_integral_value():
+        if not 0 <= value < bounds.CLASSES or value != value.to_integral_value():
             raise DataError(
                 f"{at(label)} is no class number (0, 1, 2 ...); number the classes from 0, or remove the row; "
                 "if the labels are names, give all of them with --classes"
