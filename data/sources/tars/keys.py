@@ -4,6 +4,7 @@ A name that is there once stays as it is, so that a set packs to the same bytes 
 class, or their tar, in front: `n01440764/000`. If that is still no new name, `~2`, `~3` ... follows.
 """
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 
@@ -15,6 +16,7 @@ from data.shards import tar
 from data.sources.tars.members import is_hidden
 
 LONGEST_EXTENSION = 5  # letters
+SIMPLE = re.compile(r"[^\W_][\w-]*\.(?!db$|ini$)\w+", re.IGNORECASE)  # no folder, one dot, no system's file
 CHUNK = 1 << 16  # names that are Python texts at a time
 UTF8 = "utf-8", "surrogateescape"  # names of tars may be no UTF-8; tarfile reads them like this
 
@@ -71,46 +73,48 @@ class Keys:
     def __init__(self, names: pa.ChunkedArray, fronts: np.ndarray, front_names: Sequence[str]) -> None:
         self._fronts = list(map(front, front_names))
         self.differ = False
-        self._repeats = np.zeros(len(names), bool)
+        self._in_front = np.zeros(len(names), bool)
         self._others: dict[int, str] = {}  # position -> key, of those that no rule gives
-        stems = pa.chunked_array([], pa.large_binary())
-        if len(names):
-            stems = pa.chunked_array(
-                [self._stems(names.slice(begin, CHUNK)) for begin in range(0, len(names), CHUNK)], pa.large_binary()
-            )
+        parts = [self._stems(names, begin) for begin in range(0, len(names), CHUNK)]
+        stems = pa.chunked_array(parts, pa.large_binary())
         counts = pa.compute.value_counts(stems.drop_null())
         repeated = counts.field("values").filter(pa.compute.greater(counts.field("counts"), 1))
         if len(repeated):
             self.differ = True
-            self._repeats = pa.compute.is_in(stems, value_set=repeated).to_numpy()
+            self._in_front |= pa.compute.is_in(stems, value_set=repeated).to_numpy()
+        if self._in_front.any():
             self._settle(stems, fronts)
 
-    def _stems(self, names: pa.ChunkedArray) -> pa.Array:
-        """The stems of these names; none of a name that is left out."""
+    def _stems(self, names: pa.ChunkedArray, begin: int) -> pa.Array:
+        """The stems of some names; none of a name that is left out. Notes which are keys only behind a class."""
         found: list[bytes | None] = []
-        for name in texts(names):
+        for place, name in enumerate(texts(names.slice(begin, CHUNK)), begin):
+            if SIMPLE.fullmatch(name):  # nearly all names; the rest of the loop takes ten times as long
+                found.append(name.rpartition(".")[0].encode(*UTF8))
+                continue
             key, was_key = stem(name), is_key(_plain_stem(name))
-            usable = is_key(key) and not is_hidden(name)
+            usable = is_key(f"class/{key}") and not is_hidden(name)
             self.differ |= usable != was_key
+            self._in_front[place] = usable and not is_key(key)
             found.append(key.encode(*UTF8) if usable else None)
         return pa.array(found, pa.large_binary())
 
     def take(self, positions: np.ndarray, names: Sequence[str], fronts: Sequence[int]) -> list[str]:
         """Keys of the images at `positions`, which have these names and fronts."""
         return [
-            self._others.get(position) or self._plain(stem(name), front, repeats)
-            for position, name, front, repeats in zip(
-                positions.tolist(), names, fronts, self._repeats[positions].tolist(), strict=True
+            self._others.get(position) or self._plain(stem(name), front, in_front)
+            for position, name, front, in_front in zip(
+                positions.tolist(), names, fronts, self._in_front[positions].tolist(), strict=True
             )
         ]
 
-    def _plain(self, key: str, front: int, repeats: bool) -> str:
-        return f"{self._fronts[front]}/{key}" if repeats else key
+    def _plain(self, key: str, front: int, in_front: bool) -> str:
+        return f"{self._fronts[front]}/{key}" if in_front else key
 
     def _settle(self, stems: pa.ChunkedArray, fronts: np.ndarray) -> None:
         """Give a number to keys that still repeat with their class in front."""
-        places = np.flatnonzero(self._repeats)
-        chosen = texts(stems.filter(pa.array(self._repeats)))
+        places = np.flatnonzero(self._in_front)
+        chosen = texts(stems.filter(pa.array(self._in_front)))
         keys = [self._plain(key, front, True) for key, front in zip(chosen, fronts[places].tolist(), strict=True)]
         column = binary(keys)
         if (
@@ -118,7 +122,7 @@ class Keys:
             and not pa.compute.any(pa.compute.is_in(stems, value_set=column)).as_py()
         ):
             return
-        taken = {*texts(stems.filter(pa.array(~self._repeats)).drop_null())}
+        taken = {*texts(stems.filter(pa.array(~self._in_front)).drop_null())}
         for place, key, unique in zip(places.tolist(), keys, numbered(keys, taken), strict=True):
             if unique != key:
                 self._others[place] = unique
