@@ -18,6 +18,8 @@ from data.sources.tars.members import HIDDEN, Archive, Members, check_tars, is_h
 from data.sources.walk import walk
 
 COMPRESSED = (".gz", ".tgz", ".bz2", ".tbz2", ".xz", ".txz", ".zst")
+LARGEST_IMAGE = 1 << 30  # bytes
+TOO_LARGE = "too large for an image"
 NO_CLASS_TAR = "not a tar of a class"
 
 
@@ -157,7 +159,7 @@ def _in_a_tar(url: str) -> tuple[list[Archive], list[Skipped]]:
 
 def _in_a_folder(url: str) -> tuple[list[Archive], list[Skipped]]:
     listing = walk(url)
-    check_tars(url, listing.skipped)
+    check_tars(url, listing)
     names = sorted(listing.files)
     tars = [name for name in names if "/" not in name and _is_class_tar(name)]
     others = [*listing.skipped, *(_no_class_tar(name) for name in sorted({*names} - {*tars}))]
@@ -192,6 +194,9 @@ def _read(
         if is_hidden(name):
             yield Skipped(name, HIDDEN)
             continue
+        if content is None:
+            yield Skipped(name, TOO_LARGE)
+            continue
         try:
             extension, image = image_field(content)
         except BadSample as bad:
@@ -200,13 +205,18 @@ def _read(
         yield Item(key, {extension: image} | label_field(numbers, multi_label))
 
 
-def read_places(names: Sequence[str], places: Sequence[tuple[str, int, int]]) -> Iterator[bytes]:
-    """The bytes at (URL, first byte, end), of the members with these names.
+def read_places(names: Sequence[str], places: Sequence[tuple[str, int, int]]) -> Iterator[bytes | None]:
+    """The bytes at (URL, first byte, end), of the members with these names. None: too many for an image, not read.
 
     Raises:
         DataError: a file cannot be read, or is shorter than it was.
     """
-    for name, (url, begin, end), content in zip(names, places, ahead(lambda one: read_file(*one), places), strict=True):
-        if len(content) != end - begin:
+    for name, (url, begin, end), content in zip(names, places, ahead(_read_place, places), strict=True):
+        if content is not None and len(content) != end - begin:
             raise DataError(f"{url}: cut short: {len(content):,} of the {end - begin:,} bytes of {name} are there")
         yield content
+
+
+def _read_place(place: tuple[str, int, int]) -> bytes | None:
+    url, begin, end = place
+    return read_file(url, begin, end) if end - begin <= LARGEST_IMAGE else None

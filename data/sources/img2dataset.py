@@ -82,7 +82,7 @@ class Img2dataset(Source):
         self._columns = columns
         folder = storage.absolute(url)
         listing = walk(folder)
-        check_tars(url, listing.skipped)
+        check_tars(url, listing)
         names = sorted(name for name in listing.files if _is_tar(name))
         if not names:
             raise DataError(f"{url}: no .tar files there")
@@ -129,6 +129,11 @@ class Img2dataset(Source):
         return partial(_read_joined, spans, rows, self._table.reading(wanted))
 
 
+def _stem(url: str) -> str:
+    """The name of a tar without its extension."""
+    return url.rpartition("/")[2].removesuffix(".tar")
+
+
 def _is_tar(name: str) -> bool:
     return name.endswith(".tar") and "/" not in name and not is_hidden(name)
 
@@ -160,13 +165,13 @@ def _others(files: Sequence[str], tars: Sequence[str]) -> Iterator[Skipped]:
 
 def _in_no_sample(url: str) -> Sequence[Skipped]:
     """What lies in a tar without images."""
-    others = _Others()
+    others = _Others(url)
     try:
         with storage.reporting(url), storage.open_read(url, CHUNK) as file:
             for sample in tar.samples(others.watch(tar.read_members(file, CHUNK))):
                 if _has_image(sample):
                     raise DataError(f"{url}: holds images, its _stats.json says 0; download it again")
-                others.found.append(Skipped(sample.key, NO_SAMPLE))
+                others.note(sample.key, NO_SAMPLE)
     except FileNotFoundError:
         pass
     return others.found
@@ -228,12 +233,12 @@ def _read(
                     raise BadSample(KEY_AGAIN)
                 found = find(sample.key, sample.fields)  # type: ignore[arg-type]
                 if found is None:
-                    yield Skipped(sample.key, NO_ROW)
+                    yield Skipped(f"{_stem(span.url)}/{sample.key}", NO_ROW)
                     continue
                 extension, image = image_field(bytes(image_bytes(sample.fields)))  # type: ignore[arg-type]
                 yield Item(key, {extension: image, "json": _label_json(*found)})
             except BadSample as bad:
-                yield Skipped(sample.key, bad.cause)
+                yield Skipped(f"{_stem(span.url)}/{sample.key}", bad.cause)
 
 
 def _samples(span: Span) -> Iterator[tuple[str, bool, tar.TarSample | Skipped]]:
@@ -243,14 +248,14 @@ def _samples(span: Span) -> Iterator[tuple[str, bool, tar.TarSample | Skipped]]:
         DataError: the tar holds another number than img2dataset counted.
     """
     keys = _Keys(span)
-    others = _Others()
+    others = _Others(span.url)
     seen = 0
     try:
         with storage.reporting(span.url), storage.open_read(span.url, CHUNK) as file:
             for sample in tar.samples(others.watch(tar.read_members(file, CHUNK))):
                 inside = span.first <= seen < span.last
                 if not _has_image(sample):
-                    others.found.append(Skipped(sample.key, NO_SAMPLE))
+                    others.note(sample.key, NO_SAMPLE)
                     continue
                 key, again = keys.unique(sample.key)
                 if inside:
@@ -278,7 +283,7 @@ class _Keys:
 
     def __init__(self, span: Span) -> None:
         self._plain = span.plain
-        self._front = front(span.url.rpartition("/")[2].removesuffix(".tar"))
+        self._front = front(_stem(span.url))
         self._there: set[str] = set()
         self._given: set[str] = set()
 
@@ -298,21 +303,25 @@ class _Keys:
 class _Others:
     """Notes the members of a tar that are no field of a sample."""
 
-    def __init__(self) -> None:
+    def __init__(self, url: str) -> None:
+        self._tar = _stem(url)
         self.found: list[Skipped] = []
+
+    def note(self, name: str, reason: str) -> None:
+        self.found.append(Skipped(f"{self._tar}/{name}", reason))
 
     def watch(self, members: Iterable[tar.Member]) -> Iterator[tar.Member]:
         current, fields = "", set[str]()
         for member in members:
             split = tar.split_name(member.name) if member.is_file else None
             if split is None:
-                self.found.append(Skipped(member.name, NO_SAMPLE))
+                self.note(member.name.rstrip("/"), NO_SAMPLE)
                 continue
             key, extension = split
             if key != current:
                 current, fields = key, set()
             if extension in fields:
-                self.found.append(Skipped(member.name, TWICE))
+                self.note(member.name, TWICE)
             fields.add(extension)
             yield member
 

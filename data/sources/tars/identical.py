@@ -148,7 +148,7 @@ def _write_part(url: str, number: int, names: list[str], places: list[tuple[str,
     """Read some images and write their digests. It runs in any process."""
     contents = read_places(names, places)
     digests = [
-        NONE if is_hidden(name) or not _is_image(content) else hashlib.sha256(content).digest()
+        NONE if content is None or is_hidden(name) or not _is_image(content) else hashlib.sha256(content).digest()
         for name, content in zip(names, contents, strict=True)
     ]
     with storage.reporting(url):

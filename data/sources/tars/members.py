@@ -11,6 +11,7 @@ import numpy as np
 from data import storage
 from data.errors import DataError
 from data.packing.source import Skipped
+from data.sources.walk import Listing
 from data.sources.walk.local import SAME_FILE
 from data.sources.walk.names import is_hidden as is_hidden_folder
 from data.sources.walk.names import is_system_file
@@ -59,13 +60,16 @@ def is_hidden(name: str) -> bool:
     return any(is_hidden_folder(folder) for folder in folders if folder not in (".", ".."))
 
 
-def check_tars(url: str, skipped: Sequence[Skipped]) -> None:
+def check_tars(url: str, listing: Listing) -> None:
     """Check that no tar is among the things that a walk through the folder at `url` left out.
 
     Raises:
-        DataError: one is a pipe, or a link that leads nowhere ...
+        DataError: one is a folder, or a pipe, or a link that leads nowhere ...
     """
-    for one in skipped:
+    for folder in listing.folders:
+        if folder.endswith(".tar") and "/" not in folder:
+            raise DataError(f"{url}: {folder} is a folder; its images would be lost: make a tar of it, or move it away")
+    for one in listing.skipped:
         if one.key.endswith(".tar") and "/" not in one.key and not is_hidden(one.key) and one.reason != SAME_FILE:
             raise DataError(f"{url}: {one.key}: {one.reason}; its images would be lost: mend it, or move it away")
 

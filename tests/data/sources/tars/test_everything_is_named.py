@@ -2,18 +2,24 @@
 
 import io
 import json
+import os
 import random
 import tarfile
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from data import DataError
+from data.__main__ import main
 from data.packing.pack import Options, pack
 from data.packing.verify import verify
 from data.sources.class_tars import class_tars
+from data.sources.img2dataset import Img2dataset
 
 SYSTEM = ("__MACOSX", "@eaDir", ".git", "$RECYCLE.BIN")
 OTHER_TYPES = (
@@ -190,3 +196,164 @@ def test_a_tar_of_class_tars(tmp_path, seed):
         assert samples(tmp_path / "out") == packed
         assert skipped(tmp_path / "out") == named + Counter(["winter", "winter/readme.txt"])
         assert result.found == total + 2
+
+
+def write_download(folder: Path, rng: random.Random, row: int) -> tuple[dict[int, bytes], list[str], int]:
+    """A few tars as img2dataset writes them, with keys that repeat from tar to tar, and other things. Returns
+    (images by their row in the label table, names of everything else, number of rows without an image)."""
+    images: dict[int, bytes] = {}
+    named: list[str] = []
+    failed = 0
+    first_key = rng.choice([0, 1000])
+    for tar_number in range(rng.randint(1, 4)):
+        name = rng.choice([f"{tar_number:05d}", f"part-{tar_number}"])
+        rows: list[dict[str, object]] = []
+        successes = 0
+        with tarfile.open(folder / f"{name}.tar", "w") as archive:
+
+            def add(
+                member: str, data: bytes, kind: bytes = tarfile.REGTYPE, archive: tarfile.TarFile = archive
+            ) -> None:
+                info = tarfile.TarInfo(member)
+                info.size, info.type = len(data), kind
+                archive.addfile(info, io.BytesIO(data))
+
+            for place in range(rng.randrange(8)):
+                if rng.random() < 0.3:
+                    extra, kind = rng.choice(
+                        [("folder", tarfile.DIRTYPE), ("pipe.png", tarfile.FIFOTYPE), ("._x", tarfile.REGTYPE)]
+                    )
+                    add(extra, b"", kind)
+                    named.append(f"{name}/{extra}")
+                key = f"{first_key + place:09d}"
+                arrived = rng.random() < 0.8
+                rows.append({"key": key, "id": row, "status": "success" if arrived else "failed_to_download"})
+                if not arrived:
+                    failed += 1
+                else:
+                    successes += 1
+                    data = content(rng)
+                    add(f"{key}.jpg", data)
+                    add(f"{key}.json", json.dumps({"id": row, "labels": [row]}).encode())
+                    if rng.random() < 0.3:
+                        add(f"{key}.txt", b"a caption")
+                    if rng.random() < 0.1:
+                        add(f"{key}.jpg", b"again")
+                        named.append(f"{name}/{key}.jpg")
+                    if is_image(data):
+                        images[row] = data
+                    else:
+                        named.append(f"{name}/{key}")
+                row += 1
+            if rng.random() < 0.3:
+                add("lonely.json", b"{}")
+                named.append(f"{name}/lonely")
+        columns = {one: [line[one] for line in rows] for one in ("key", "id", "status")}
+        pa.parquet.write_table(
+            pa.table(columns, pa.schema([("key", pa.string()), ("id", pa.int64()), ("status", pa.string())])),
+            folder / f"{name}.parquet",
+        )
+        stats = {"count": len(rows), "successes": successes}
+        (folder / f"{name}_stats.json").write_text(json.dumps(stats))
+    for other in rng.sample(["notes.txt", "00099.parquet", "00099_stats.json", "._00000.tar", "sub/00000.tar"], 2):
+        (folder / other).parent.mkdir(exist_ok=True)
+        (folder / other).write_bytes(b"hello")
+        named.append(other)
+    return images, named, failed
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_img2dataset(tmp_path, seed):
+    rng = random.Random(seed)
+    folder = tmp_path / "in"
+    folder.mkdir()
+    images, named, failed = write_download(folder, rng, 0)
+    if not images:
+        return
+    table = None
+    if rng.random() < 0.5:
+        table = str(tmp_path / "labels.csv")
+        Path(table).write_text("id,labels\n" + "".join(f"{row},{row}\n" for row in range(50)))
+    options = Options(samples_per_shard=rng.choice([2, 99]))
+    result = pack(str(tmp_path / "out"), Img2dataset(str(folder), table), options)
+    found: dict[tuple[str, str], dict[str, bytes]] = {}
+    for path in sorted((tmp_path / "out").glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                key, _, extension = member.name.rpartition(".")
+                fields = found.setdefault((path.name, key), {})
+                assert extension not in fields
+                fields[extension] = archive.extractfile(member).read()
+    keys = [key for _, key in found]
+    assert len(set(keys)) == len(keys)
+    labels = [
+        (json.loads(fields["json"])["labels"][0], fields.get("jpg") or fields["png"]) for fields in found.values()
+    ]
+    assert (dict(labels), len(labels)) == (images, len(images))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
+    assert Counter(line["key"] for line in lines if "things" not in line and "did not get" not in line["reason"]) == (
+        Counter(named)
+    )
+    assert sum(line.get("things", 1) for line in lines if "did not get" in line["reason"]) == failed
+    assert result.found == len(images) + len(named) + failed
+    assert [fault for _, one in verify(result.index) for fault in one.faults] == []
+
+
+def test_tars_that_would_be_lost(tmp_path, capsys):
+    """Links that lead nowhere, pipes, folders, compressed tars, and two tars of one class are errors in one line."""
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_archive(folder / "ant.tar", random.Random(0), ["ant"])
+
+    def said(*arguments: str) -> str:
+        assert main(["pack", *arguments, str(tmp_path / "out"), "--from", str(folder)]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert not (tmp_path / "out").exists()
+        return line
+
+    (folder / "ant_stats.json").write_text('{"successes": 0}')
+    for make, words, both in (
+        (lambda path: path.symlink_to("nowhere.tar"), "bee.tar: link that leads nowhere; its images would be", True),
+        (lambda path: os.mkfifo(path), "bee.tar: pipe; its images would be lost", True),
+        (lambda path: path.mkdir(), "bee.tar is a folder", True),
+        (lambda path: path.write_bytes(b"no tar"), "bee.tar: cannot be opened (ReadError", False),
+        (lambda path: path.write_bytes(b""), "bee.tar: cannot be opened (ReadError: empty file)", False),
+    ):
+        make(folder / "bee.tar")
+        assert words in said("imagenet21k")
+        assert (words if both else "bee_stats.json: is missing") in said("img2dataset")
+        (folder / "bee.tar").rmdir() if (folder / "bee.tar").is_dir() else (folder / "bee.tar").unlink()
+    (folder / "bee.tar.gz").write_bytes(b"")
+    assert "bee.tar.gz is compressed, and there is no bee.tar" in said("imagenet21k")
+    (folder / "bee.tar.gz").unlink()
+    with tarfile.open(tmp_path / "all.tar", "w") as archive:
+        archive.add(folder / "ant.tar", "a/ant.tar")
+        archive.add(folder / "ant.tar", "b/ant.tar")
+    assert main(["pack", "imagenet21k", str(tmp_path / "out"), "--from", str(tmp_path / "all.tar")]) == 2
+    assert "2 tars are called ant: a class has one tar" in capsys.readouterr().err
+
+
+def test_an_archive_in_an_archive_ends_where_it_ends(tmp_path):
+    """A class tar that is cut short between two images does not run into the next; bytes behind an end are named."""
+    names = ["a.png", "b.png"]
+    with tarfile.open(tmp_path / "whole.tar", "w") as archive:
+        for seed, name in enumerate(names):
+            data = image(random.Random(seed))
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+            ends = archive.offset
+    whole = (tmp_path / "whole.tar").read_bytes()
+    for content_, words in ((whole[:ends], "cut short: the archive ant in it has no end"), (whole + whole, None)):
+        with tarfile.open(tmp_path / "all.tar", "w") as archive:
+            for name, data in (("ant.tar", content_), ("bee.tar", whole)):
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+        if words is None:
+            result = pack(str(tmp_path / "out"), class_tars("x", str(tmp_path / "all.tar")))
+            assert (result.index.num_samples, list(result.skipped.values())) == (4, [1])
+            assert skipped(tmp_path / "out") == Counter(["ant"])
+        else:
+            with pytest.raises(DataError, match=words):
+                class_tars("x", str(tmp_path / "all.tar"))
