@@ -1,4 +1,5 @@
-"""Work spread over processes by Ray: on the present cluster, or else on a private one on this machine.
+"""Work spread over processes by Ray: on the present cluster, or else on a private one on this machine. Work that this
+process ends sooner by itself starts no Ray.
 
 Ray reads its token authentication from the environment once, at `import ray`, so it is settled before that. Every
 cluster that this project starts has a token.
@@ -8,13 +9,17 @@ import logging
 import os
 import secrets
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from data.errors import DataError
+from data.parallel import Pace, usable_cpus
 
+RAY_SECONDS = 15.0  # until a private cluster has started, and its processes have imported what they need
 CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # by `ray start`; a killed cluster leaves it behind
 ANSWER_SECONDS = 3.0  # time limit of a connection to a cluster
 ROOT = Path(__file__).resolve().parents[1]
@@ -22,13 +27,35 @@ ROOT = Path(__file__).resolve().parents[1]
 Result = TypeVar("Result")
 
 
+class SizedCalls(Protocol):
+    """The arguments of calls, of which the number is known: a list, or `Calls`."""
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]: ...
+
+    def __len__(self) -> int: ...
+
+
 class Runner(Protocol):
     """Calls a function once for each tuple of arguments; yields the results as they come."""
 
-    def __call__(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]: ...
+    def __call__(self, function: Callable[..., Result], calls: SizedCalls) -> Iterator[Result]: ...
 
 
-def in_process(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+@dataclass(frozen=True)
+class Calls:
+    """The arguments of calls, `make(number)` for each number: they are made when their turn comes."""
+
+    make: Callable[[int], tuple[Any, ...]]
+    numbers: Sequence[int]
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        return map(self.make, self.numbers)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+
+def in_process(function: Callable[..., Result], calls: SizedCalls) -> Iterator[Result]:
     """A runner that makes one call after another in this process."""
     for call in calls:
         yield function(*call)
@@ -38,8 +65,10 @@ def in_process(function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]
 def session(workers: int) -> Iterator[Runner]:
     """A runner of `workers` calls at a time: Ray tasks of one CPU each, or for 1 this process itself.
 
-    At its first call it joins the cluster that RAY_ADDRESS or `ray start` names. If there is none, it starts a quiet
-    local cluster and stops it at the end. It raises DataError if the named cluster does not answer.
+    This process begins, and measures how long a call takes. Once Ray with its start would end the rest sooner, the
+    runner joins the cluster that RAY_ADDRESS or `ray start` names. If there is none, it starts a quiet local cluster,
+    whose tasks are as fast as there are cores, and stops it at the end. It raises DataError if the named cluster does
+    not answer.
     """
     if workers == 1:
         yield in_process
@@ -90,11 +119,17 @@ class _OnRay:
         self._workers = workers
         self._connected = False
 
-    def __call__(self, function: Callable[..., Result], calls: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-        todo = iter(calls)
+    def __call__(self, function: Callable[..., Result], calls: SizedCalls) -> Iterator[Result]:
+        todo, left = iter(calls), len(calls)
+        if not self._connected:
+            workers = self._workers if cluster_is_named() else min(self._workers, usable_cpus())
+            pace = Pace(RAY_SECONDS, workers)
+            while left and not pace.others_are_sooner(left):
+                yield pace.timed(partial(function, *next(todo)))
+                left -= 1
         first = next(todo, None)
         if first is None:
-            return  # no call, so no cluster is needed
+            return
         self._connect()
         import ray
 

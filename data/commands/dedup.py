@@ -44,7 +44,11 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
     command.add_argument("--out", metavar="URL", help="file of the list (exclusions.json beside the index)")
     command.add_argument("--sheet", metavar="FILE", help=f"draw the {PAIRS} most doubtful pairs: a .jpg or .png")
     command.add_argument(
-        "--workers", type=int, default=usable_cpus(), metavar="N", help="number of processes (one a core)"
+        "--workers",
+        type=int,
+        default=usable_cpus(),
+        metavar="N",
+        help="most processes, which start if that ends sooner (one a core)",
     )
     command.set_defaults(run=lambda options: run_dedup(command, options))
     return command

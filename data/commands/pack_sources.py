@@ -318,7 +318,13 @@ def _source(
     )
     source.add_argument("dest", metavar="DEST", help="folder to write to, local or any fsspec URL")
     source.add_argument("--force", action="store_true", help="replace any content of DEST")
-    source.add_argument("--workers", type=positive, default=argparse.SUPPRESS, metavar="N", help="shards at a time (1)")
+    source.add_argument(
+        "--workers",
+        type=positive,
+        default=argparse.SUPPRESS,
+        metavar="N",
+        help="shards at a time (1), on Ray if that ends sooner",
+    )
     source.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object last")
     source.set_defaults(sources=splits)
     return source

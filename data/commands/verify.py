@@ -34,7 +34,11 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
     command.add_argument("url", metavar="URL", help="the data set's folder or its index.json")
     command.add_argument("--decode", action="store_true", help="also decode every image")
     command.add_argument(
-        "--workers", type=int, default=usable_cpus(), metavar="N", help="number of processes (one a core)"
+        "--workers",
+        type=int,
+        default=usable_cpus(),
+        metavar="N",
+        help="most processes, which start if that ends sooner (one a core)",
     )
     command.set_defaults(run=lambda options: run_verify(command, options))
     return command

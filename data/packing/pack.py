@@ -24,7 +24,7 @@ from data.packing import notes
 from data.packing.notes import Entry
 from data.packing.source import Item, Reading, Skipped, Source
 from data.progress import Progress
-from data.ray_session import Runner, in_process
+from data.ray_session import Calls, Runner, in_process
 from data.shards import tar
 from data.shards.class_names import CLASSES_NAME, text_list
 from data.shards.contents import Contents, contents_index
@@ -127,15 +127,16 @@ def pack(
         notes.start(folder, plan)
     lengths = np.diff(edges)
     todo = [number for number in range(plan["shards"]) if number not in shards]
-    calls = (
-        (folder, number, source.reading(_positions(order, edges, number)), source.num_classes, options.transcode)
-        for number in todo
-    )
+
+    def call(number: int) -> tuple[Any, ...]:
+        reading = source.reading(_positions(order, edges, number))
+        return folder, number, reading, source.num_classes, options.transcode
+
     shown: AbstractContextManager[Progress | None] = nullcontext()
     if show_progress:
         shown = Progress(f"packing {source.name}", "images", len(source), len(source) - int(lengths[todo].sum()))
     with shown as progress:
-        for entry in runner(pack_shard, calls):
+        for entry in runner(pack_shard, Calls(call, todo)):
             take(entry)
             if progress is not None:
                 progress.advance(int(lengths[entry.number]))

@@ -62,7 +62,7 @@ def index_shards(
     found: dict[int, Shard] = {}
     total = Contents()
     with session(min(workers, len(names))) as runner:
-        calls = ((folder, name, number, rule) for number, name in enumerate(names))
+        calls = [(folder, name, number, rule) for number, name in enumerate(names)]
         for number, shard, contents in runner(_scan_numbered, calls):
             found[number] = shard
             total.update(contents)

@@ -2,11 +2,13 @@
 
 import os
 import socket
+import time
 
 import pytest
 
 from data import ray_session
-from data.ray_session import cluster_is_named, session, settle_authentication
+from data.errors import DataError
+from data.ray_session import Calls, cluster_is_named, session, settle_authentication
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +25,36 @@ def test_one_worker_is_this_process():
     with session(1) as runner:
         assert list(runner(pow, [(2, 3), (3, 2)])) == [8, 9]
         assert list(runner(os.getpid, [()])) == [os.getpid()]
+
+
+def test_small_work_starts_no_ray(monkeypatch):
+    """Nor is Ray imported, or a cluster asked for, also with a named one."""
+    monkeypatch.setattr(ray_session._OnRay, "_connect", lambda self: pytest.fail("Ray"))
+    for address in ("local", "10.0.0.1:6379"):
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with session(8) as runner:
+            assert list(runner(pow, [(2, 3), (3, 2)])) == [8, 9]
+            assert list(runner(os.getpid, Calls(lambda number: (), range(100)))) == [os.getpid()] * 100
+            assert list(runner(pow, [])) == []
+
+
+def test_large_work_starts_ray_for_the_rest(monkeypatch):
+    """Stopped where it would join the cluster."""
+    made = []
+
+    def connect(self: object) -> None:
+        raise DataError(f"Ray after {len(made)} calls")
+
+    monkeypatch.setattr(ray_session, "usable_cpus", lambda: 4)
+    monkeypatch.setattr(ray_session, "RAY_SECONDS", 0.5)
+    monkeypatch.setattr(ray_session._OnRay, "_connect", connect)
+
+    def arguments(number: int) -> tuple[float]:
+        made.append(number)
+        return (0.05,)
+
+    with session(8) as runner, pytest.raises(DataError, match="Ray after 2 calls"):  # one made here, and one ready
+        list(runner(time.sleep, Calls(arguments, range(1000))))
 
 
 def test_private_clusters_get_a_token_of_their_own():

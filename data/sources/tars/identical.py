@@ -8,6 +8,7 @@ cut-off reads only what is missing, and a start after the end reads no image at 
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,7 +18,7 @@ from data.errors import BadSample, DataError
 from data.packing import notes
 from data.packing.source import ahead, image_field
 from data.progress import Progress
-from data.ray_session import Runner
+from data.ray_session import Calls, Runner
 from data.shards.index import INDEX_NAME, open_index
 from data.sources.class_tars import TarImages, read_places
 from data.sources.tars.members import is_hidden
@@ -70,14 +71,14 @@ def read_digests(dest: str, source: TarImages, runner: Runner, *, force: bool = 
         for number, (size, there) in enumerate(zip(sizes, ahead(storage.size, urls), strict=True))
         if there != size * SIZE
     ]
-    calls = (
-        (urls[number], number, *source.places(np.arange(number * part, number * part + sizes[number])))
-        for number in missing
-    )
+
+    def call(number: int) -> tuple[Any, ...]:
+        return urls[number], number, *source.places(np.arange(number * part, number * part + sizes[number]))
+
     todo = sum(sizes[number] for number in missing)
     if missing:
         with Progress("comparing images", "images", len(source), len(source) - todo) as progress:
-            for number in runner(_write_part, calls):
+            for number in runner(_write_part, Calls(call, missing)):
                 progress.advance(sizes[number])
     contents = b"".join(ahead(storage.read, urls))
     if len(contents) != len(source) * SIZE:

@@ -12,7 +12,7 @@ import fsspec
 import numpy as np
 import pytest
 
-from data import Index, Shard, open_index
+from data import Index, Shard, open_index, parallel
 from data.__main__ import main
 from data.shards.index import write_index
 from data.shards.writer import ShardWriter
@@ -248,7 +248,9 @@ def test_many_bad_samples_are_named_first_and_then_counted(tmp_path, encode, cap
     ]
 
 
-def test_processes_find_the_same_in_the_same_order(folder, capsys):
+def test_processes_find_the_same_in_the_same_order(folder, capsys, monkeypatch):
+    monkeypatch.setattr(parallel, "PROCESS_SECONDS", 0.0)  # so little work would start none
+    monkeypatch.setattr(parallel, "usable_cpus", lambda: 3)
     (folder / "000000.tar").unlink()
     change_index(folder, 2, samples=69)
     alone = faults(folder, capsys)
