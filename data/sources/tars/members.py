@@ -3,7 +3,7 @@
 import io
 import posixpath
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from typing import IO, NamedTuple
 
 import numpy as np
@@ -19,8 +19,9 @@ from data.sources.walk.names import is_system_file
 HEADER_CHUNK = 1 << 20  # bytes of a request while headers are read from an object store
 HIDDEN = "hidden or system file"
 FOLDER = "a folder in a tar; its files are read by their own names"
-LINK = "a link in a tar; the file it points to is read by its own name"
-DANGLING = "a link in a tar to a file that is not in the tar"
+LINK = "a link in a tar to what is in the tar under its own name"
+DANGLING = "a link in a tar that leads to nothing in it"
+CIRCLE = "a link in a tar that leads back to itself"
 SPARSE = "a sparse file in a tar; unpack the tar and pack its files again without --sparse"
 DEVICE = "a pipe or device in a tar"
 OTHER = "a member of unknown type in a tar"
@@ -102,29 +103,59 @@ def list_members(archive: Archive) -> Members:
             behind = _is_more(window)
     except FileNotFoundError as error:
         raise DataError(f"{archive.url}: does not exist") from error
+    skipped = _sort_out(archive, names, places, others) if others else []
     table = np.array(places, np.int64).reshape(-1, 2)
-    skipped = list(_reasons(archive, names, others)) if others else []
     if behind:
         skipped.append(Skipped(posixpath.basename(archive.url) if archive.end is None else archive.name, BEHIND))
     return Members(archive.url, names, table[:, 0], table[:, 1], skipped)
 
 
-def _reasons(archive: Archive, names: Sequence[str], others: Sequence[tarfile.TarInfo]) -> Iterator[Skipped]:
-    there = {posixpath.normpath(name) for name in names} | {posixpath.normpath(one.name) for one in others}
+def _sort_out(
+    archive: Archive, names: list[str], places: list[tuple[int, int]], others: Sequence[tarfile.TarInfo]
+) -> list[Skipped]:
+    """Name the members that are no regular files. A link to a hidden file, which is left out, is that file itself."""
+    files = {posixpath.normpath(name): place for name, place in zip(names, places, strict=True)}
+    rest = {posixpath.normpath(member.name): member for member in others}
+    skipped = []
     for member in others:
-        yield Skipped(posixpath.join(archive.name, member.name), _reason(member, there))
+        target, reason = posixpath.normpath(member.name), _reason(member)
+        if reason == LINK:
+            target, reason = _follow(member, files, rest)
+        if reason == LINK and is_hidden(target) and target in files and not is_hidden(member.name):
+            names.append(member.name)
+            places.append(files[target])
+        else:
+            skipped.append(Skipped(posixpath.join(archive.name, member.name), reason))
+    return skipped
 
 
-def _reason(member: tarfile.TarInfo, there: set[str]) -> str:
+def _reason(member: tarfile.TarInfo) -> str:
     if member.isdir():
         return FOLDER
     if member.issym() or member.islnk():
-        folder = posixpath.dirname(member.name) if member.issym() else ""
-        target = posixpath.normpath(posixpath.join(folder, member.linkname))
-        return LINK if target in there and target != posixpath.normpath(member.name) else DANGLING
+        return LINK
     if member.issparse():
         return SPARSE
     return DEVICE if member.isdev() else OTHER
+
+
+def _follow(
+    link: tarfile.TarInfo, files: Mapping[str, tuple[int, int]], others: Mapping[str, tarfile.TarInfo]
+) -> tuple[str, str]:
+    """(the member that a link leads to, through other links, and the reason)."""
+    seen: set[str] = set()
+    member: tarfile.TarInfo | None = link
+    target = ""
+    while member is not None and _reason(member) == LINK:
+        folder = posixpath.dirname(member.name) if member.issym() else ""  # a hard link's is the tar's
+        target = posixpath.normpath(posixpath.join(folder, member.linkname))
+        if target in seen:
+            return target, CIRCLE
+        seen.add(target)
+        if target in files:
+            return target, LINK
+        member = others.get(target)
+    return target, DANGLING if member is None else LINK
 
 
 def _is_more(file: "_Window") -> bool:

@@ -91,7 +91,7 @@ def tar_keys(url: str) -> list[str]:
     """The keys of the images in a tar: of those rows of the Parquet file beside it, or without one of the tar."""
     try:
         with _parquet(url) as file:
-            if "key" in file.schema_arrow.names and pa.types.is_string(file.schema_arrow.field("key").type):
+            if "key" in file.schema_arrow.names and _is_text(file.schema_arrow.field("key").type):
                 table = file.read([name for name in ("key", "status") if name in file.schema_arrow.names])
                 return [key for key, arrived in zip(*arrivals(table), strict=True) if arrived]
     except (FileNotFoundError, DataError):
@@ -105,6 +105,10 @@ def arrivals(table: pa.Table) -> tuple[list[str], list[bool]]:
     keys = [str(key) for key in table["key"].to_pylist()]
     status: list[Any] = table["status"].to_pylist() if "status" in table.column_names else [SUCCESS] * len(keys)
     return keys, [one == SUCCESS for one in status]
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def _parquet(url: str) -> pa.parquet.ParquetFile:

@@ -87,7 +87,10 @@ def write_archive(path: Path, rng: random.Random, classes: list[str]) -> None:
             if rng.random() < 0.25:
                 info.type = rng.choice(OTHER_TYPES)
                 if info.type in (tarfile.LNKTYPE, tarfile.SYMTYPE):
-                    info.linkname = rng.choice(names)
+                    target = rng.choice(names)
+                    to = os.path.relpath(target, os.path.dirname(info.name) or ".")
+                    info.linkname = to if info.type == tarfile.SYMTYPE else target
+                    names.append(info.name)
                 archive.addfile(info)
                 continue
             data = content(rng)
@@ -112,8 +115,22 @@ def is_image(data: bytes) -> bool:
     return True
 
 
+def leads_to(archive: tarfile.TarFile, link: tarfile.TarInfo) -> tarfile.TarInfo | None:
+    """The regular file that a link leads to, if any; through other links, too."""
+    by_name = {os.path.normpath(member.name): member for member in archive.getmembers()}
+    for _ in range(50):
+        if link is None or link.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            return link
+        if link.type not in (tarfile.LNKTYPE, tarfile.SYMTYPE):
+            return None
+        folder = os.path.dirname(link.name) if link.type == tarfile.SYMTYPE else ""
+        link = by_name.get(os.path.normpath(os.path.join(folder, link.linkname)))
+    return None
+
+
 def plain_reading(folder: Path) -> tuple[Counter[tuple[bytes, int]], Counter[str], int]:
-    """(images with their labels, names of everything else, number of all things), by tarfile alone."""
+    """(images with their labels, names of everything else, number of all things), by tarfile alone. A link to a hidden
+    file is that file, under the link's name."""
     packed: Counter[tuple[bytes, int]] = Counter()
     named: Counter[str] = Counter()
     total = 0
@@ -123,8 +140,9 @@ def plain_reading(folder: Path) -> tuple[Counter[tuple[bytes, int]], Counter[str
             for member in archive.getmembers():
                 total += 1
                 regular = member.type in (tarfile.REGTYPE, tarfile.AREGTYPE)
-                data = archive.extractfile(member).read() if regular else b""
-                if regular and is_image(data) and not hidden(member.name):
+                linked = member.type in (tarfile.LNKTYPE, tarfile.SYMTYPE) and leads_to(archive, member)
+                data = archive.extractfile(linked or member).read() if regular or linked else b""
+                if is_image(data) and not hidden(member.name) and (regular or hidden(linked.name)):
                     packed[data, label] += 1
                 else:
                     named[f"{path.stem}/{member.name}"] += 1
@@ -297,6 +315,42 @@ def test_img2dataset(tmp_path, seed):
     assert sum(line.get("things", 1) for line in lines if "did not get" in line["reason"]) == failed
     assert result.found == len(images) + len(named) + failed
     assert [fault for _, one in verify(result.index) for fault in one.faults] == []
+
+
+def test_links(tmp_path):
+    """Hard and symbolic ones: to a file under its own name, to a hidden file, to a folder, to nothing, in a circle."""
+    (tmp_path / "in").mkdir()
+    shown, kept = image(random.Random(0)), image(random.Random(1))
+    with tarfile.open(tmp_path / "in" / "ant.tar", "w") as archive:
+        for name, data in (("a/x.png", shown), (".cache/y.png", kept)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+        for name, target, kind in (
+            ("a/same.png", "x.png", tarfile.SYMTYPE),
+            ("a/hard.png", "a/x.png", tarfile.LNKTYPE),
+            ("a/cached.png", "../.cache/y.png", tarfile.SYMTYPE),
+            ("a/through.png", "cached.png", tarfile.SYMTYPE),
+            ("a/wrong.png", "a/x.png", tarfile.SYMTYPE),
+            ("a/me.png", "me.png", tarfile.SYMTYPE),
+            ("a/one.png", "two.png", tarfile.SYMTYPE),
+            ("a/two.png", "one.png", tarfile.SYMTYPE),
+            ("b", "folder", tarfile.SYMTYPE),
+            ("folder", "", tarfile.DIRTYPE),
+        ):
+            info = tarfile.TarInfo(name)
+            info.linkname, info.type = target, kind
+            archive.addfile(info)
+    result = pack(str(tmp_path / "out"), class_tars("x", str(tmp_path / "in")))
+    assert samples(tmp_path / "out") == Counter({(shown, 0): 1, (kept, 0): 2})
+    assert result.skipped == {
+        "a link in a tar to what is in the tar under its own name": 3,
+        "a link in a tar that leads back to itself": 3,
+        "a link in a tar that leads to nothing in it": 1,
+        "hidden or system file": 1,
+        "a folder in a tar; its files are read by their own names": 1,
+    }
+    assert result.found == 12
 
 
 def test_tars_that_would_be_lost(tmp_path, capsys):
