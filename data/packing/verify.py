@@ -88,6 +88,8 @@ def verify(
     tasks = [_Task(index.shard_url(number), shard, index.stride) for number, shard in enumerate(index.shards)]
     rules = _Rules(index.label_rule(), index.num_classes, index.multi_label, decode, keys)
     names = (shard.url for shard in index.shards)
+    if index.url.startswith("memory://"):
+        workers = 1  # other processes have a memory of their own
     yield from zip(names, spread(partial(_check_shard, rules), tasks, workers), strict=True)
 
 

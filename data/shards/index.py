@@ -142,8 +142,9 @@ def open_index(url: str) -> Index:
         DataError: nothing there, no index, another version, or an index that contradicts itself.
     """
     place = storage.absolute(url)
-    index_url = place if place.endswith(".json") else storage.join(place, INDEX_NAME)
     with storage.reporting(url):
+        is_file = place.endswith(".json") and not storage.is_folder(place)
+        index_url = place if is_file else storage.join(place, INDEX_NAME)
         try:
             content = storage.read(index_url)
         except (FileNotFoundError, NotADirectoryError) as error:

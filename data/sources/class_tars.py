@@ -118,9 +118,10 @@ def tars_in(url: str) -> tuple[list[Archive], list[Skipped]]:
         DataError: there are none, or one is compressed, or two have the same name.
     """
     url = storage.absolute(url)
-    if url.endswith(COMPRESSED):
+    is_file = url.endswith((".tar", *COMPRESSED)) and not storage.is_folder(url)
+    if is_file and not url.endswith(".tar"):
         raise DataError(f"{url}: compressed tars cannot be read from the middle: decompress it (gunzip) first")
-    found, others = _in_a_tar(url) if url.endswith(".tar") else _in_a_folder(url)
+    found, others = _in_a_tar(url) if is_file else _in_a_folder(url)
     if not found:
         raise DataError(f"{url}: no .tar files of classes there")
     name, count = Counter(archive.name for archive in found).most_common(1)[0]

@@ -90,7 +90,7 @@ def _found(table: pa.Table, wanted: tuple[str, str]) -> list[Found]:
 
 
 def _parquet_files(url: str) -> list[str]:
-    if url.endswith(".parquet"):
+    if url.endswith(".parquet") and not storage.is_folder(url):  # Spark writes a folder of this name
         return [url]
     names = storage.matching(url, "*.parquet")
     if not names:
