@@ -57,6 +57,14 @@ def class_count(text: str) -> int:
     return number
 
 
+def probability(text: str) -> float:
+    """argparse type: a number from 0 to below 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no probability below 1")
+    return number
+
+
 def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
     def splits(options: argparse.Namespace) -> Splits:
         from data.sources.digits import OPTIONS, SPLITS, Digits
@@ -228,9 +236,11 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
 def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
     def splits(options: argparse.Namespace) -> Splits:
         from data.sources.img2dataset import Columns, Img2dataset
+        from data.sources.soft_labels import Kept
 
         columns = Columns(options.key, options.label_column, options.probability_column)
-        source = Img2dataset(options.images, options.labels, columns, options.num_classes or 0)
+        kept = Kept(options.min_probability, options.hard)
+        source = Img2dataset(options.images, options.labels, columns, options.num_classes or 0, kept)
         yield "", source, _options(options)
 
     img2dataset = _source(
@@ -240,9 +250,12 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
         "--from URL holds NNNNN.tar, NNNNN.parquet and NNNNN_stats.json. Each image gets the labels and probabilities "
         "of its row in the --labels table (CSV, Parquet, or a folder of Parquet files). The row is found by the column "
         "--key, which img2dataset must have saved. Without a table, the labels are those in its own .json. Images keep "
-        "their order, which is already mixed. The table's keys are in memory: 16 bytes a row. "
+        "their order, which is already mixed. The table's keys are in memory: 16 bytes a row. Labels that a "
+        "classifier gave are mostly wrong if their probability is small: --min-probability 0.1 keeps those above, and "
+        "leaves out images without any; --hard keeps them without their probabilities, each with weight 1. "
         f"{TRANSCODING}",
-        "gs://bucket/coyo --from gs://bucket/images --labels gs://bucket/labels --num-classes 21841 --workers 64",
+        "gs://bucket/coyo --from gs://bucket/images --labels gs://bucket/labels --num-classes 21841 "
+        "--min-probability 0.1 --hard --workers 64",
         splits,
     )
     _from(img2dataset, "img2dataset's output folder")
@@ -254,6 +267,10 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
     img2dataset.add_argument(
         "--probability-column", default="label_probs", metavar="COLUMN", help="lists of probabilities (label_probs)"
     )
+    img2dataset.add_argument(
+        "--min-probability", type=probability, metavar="P", help="keep labels whose probability is above P (all)"
+    )
+    img2dataset.add_argument("--hard", action="store_true", help="give labels weight 1 in place of their probability")
     img2dataset.add_argument(
         "--num-classes",
         type=class_count,

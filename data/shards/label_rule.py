@@ -209,11 +209,11 @@ class LabelRule:
         if found.record is not None and isinstance(value, str):
             value = _words(value)
         if not isinstance(value, list):
-            return Labels((_class_number(value),), (1.0,), is_list=False)
+            return Labels((class_number(value),), (1.0,), is_list=False)
         if not (found.record is not None or self.kind == NUMBER or isinstance(value, _Words)):
             raise ValueError("a list may be class numbers or one-hot")
         check_count(value)
-        classes = tuple(_class_number(one) for one in value)
+        classes = tuple(class_number(one) for one in value)
         weights = weights_beside({} if found.record is None else found.record, len(classes))
         return Labels(classes, weights, is_list=True)
 
@@ -249,7 +249,7 @@ def _words(text: str) -> "str | _Words":
     return words[0] if len(words) == 1 else _Words(words)
 
 
-def _class_number(value: object) -> int:
+def class_number(value: object) -> int:
     """The class number that a whole number or its text is.
 
     Raises:

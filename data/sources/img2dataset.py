@@ -13,7 +13,7 @@ read it.
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,6 +23,7 @@ from data.packing.source import UNSEEN, Item, Reading, Skipped, Source, ahead, f
 from data.shards import tar
 from data.shards.fields import IMAGE_EXTENSIONS, image_bytes
 from data.sources.label_table import Found, LabelTable
+from data.sources.soft_labels import Kept
 from data.sources.table import check_columns, read_table, words
 from data.sources.tars.keys import front
 from data.sources.tars.members import HIDDEN, check_tars, is_hidden
@@ -59,6 +60,7 @@ class Columns(NamedTuple):
 
 
 COLUMNS = Columns()  # COYO-Labeled-300M's
+ALL = Kept()
 
 
 class Img2dataset(Source):
@@ -68,6 +70,7 @@ class Img2dataset(Source):
         table: URL of the label table: a CSV, a Parquet file, or a folder of Parquet files. None: each sample's `.json`
             has the labels.
         num_classes: 0 means the largest label + 1.
+        kept: which labels are kept. Images without any of them are left out.
 
     Raises:
         DataError: there are no tars, img2dataset did not finish one, one is a pipe or a link that leads nowhere, or the
@@ -77,9 +80,16 @@ class Img2dataset(Source):
     mixed = True
     multi_label = True
 
-    def __init__(self, url: str, table: str | None = None, columns: Columns = COLUMNS, num_classes: int = 0) -> None:
-        self.name, self.num_classes = "img2dataset", num_classes
-        self._columns = columns
+    def __init__(
+        self,
+        url: str,
+        table: str | None = None,
+        columns: Columns = COLUMNS,
+        num_classes: int = 0,
+        kept: Kept = ALL,
+    ) -> None:
+        self.name, self.num_classes, self.about = "img2dataset", num_classes, kept.notes()
+        self._columns, self._kept = columns, kept
         folder = storage.absolute(url)
         listing = walk(folder)
         check_tars(url, listing)
@@ -102,12 +112,17 @@ class Img2dataset(Source):
             ),
             *(one for name, count in zip(self._urls, counts, strict=True) if not count for one in _in_no_sample(name)),
         ]
-        self._table = None if table is None else LabelTable(table, columns.key, columns.labels, columns.probabilities)
+        self._table = None
+        if table is not None:
+            self._table = LabelTable(
+                table, columns.key, columns.labels, columns.probabilities, kept.min_probability is not None
+            )
         self.mean_bytes = sum(sizes) / max(len(self), 1)
         described = self._table.fingerprint if self._table else ""
         version = ["keys 2"] if self._repeats.any() else []  # earlier versions gave images the labels of others
         tars = zip(names, counts, sizes, strict=True)
-        self.fingerprint = fingerprint([*version, described, columns, num_classes, *tars])
+        chosen = [kept] if kept != ALL else []
+        self.fingerprint = fingerprint([*version, *chosen, described, columns, num_classes, *tars])
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -123,10 +138,10 @@ class Img2dataset(Source):
                 place = max(first, begin) - begin, min(last, end) - begin, end - begin
                 spans.append(Span(self._urls[number], *place, self._repeats.plain(number)))
         if self._table is None:
-            return partial(_read, spans, [partial(_own_labels, self._columns)] * len(spans))
+            return partial(_read, spans, [partial(_own_labels, self._columns)] * len(spans), self._kept)
         rows = [_rows(span.url, self._columns.key, self._table) for span in spans]
         wanted = sorted({row for of_a_tar in rows for row in of_a_tar.values() if row >= 0})
-        return partial(_read_joined, spans, rows, self._table.reading(wanted))
+        return partial(_read_joined, spans, rows, self._table.reading(wanted), self._kept)
 
 
 def _stem(url: str) -> str:
@@ -206,7 +221,7 @@ def _own_labels(columns: Columns, key: str, fields: Mapping[str, bytes]) -> Foun
 
 
 def _read_joined(
-    spans: list[Span], rows: list[dict[str, int]], labels: Callable[[], dict[int, Found]]
+    spans: list[Span], rows: list[dict[str, int]], labels: Callable[[], dict[int, Found]], kept: Kept
 ) -> Iterator[Item | Skipped]:
     found = labels()
 
@@ -216,11 +231,14 @@ def _read_joined(
             raise BadSample(SEVERAL_ROWS)
         return found.get(row)
 
-    yield from _read(spans, [partial(look_up, of_a_tar) for of_a_tar in rows], once=True)
+    yield from _read(spans, [partial(look_up, of_a_tar) for of_a_tar in rows], kept, once=True)
 
 
 def _read(
-    spans: list[Span], finds: Sequence[Callable[[str, Mapping[str, bytes]], Found | None]], once: bool = False
+    spans: list[Span],
+    finds: Sequence[Callable[[str, Mapping[str, bytes]], Found | None]],
+    kept: Kept,
+    once: bool = False,
 ) -> Iterator[Item | Skipped]:
     """The samples of all spans. `once`: a row of the label table cannot be that of two images."""
     for span, find in zip(spans, finds, strict=True):
@@ -236,7 +254,7 @@ def _read(
                     yield Skipped(f"{_stem(span.url)}/{sample.key}", NO_ROW)
                     continue
                 extension, image = image_field(bytes(image_bytes(sample.fields)))  # type: ignore[arg-type]
-                yield Item(key, {extension: image, "json": _label_json(*found)})
+                yield Item(key, {extension: image, "json": kept.field(*found)})
             except BadSample as bad:
                 yield Skipped(f"{_stem(span.url)}/{sample.key}", bad.cause)
 
@@ -324,13 +342,3 @@ class _Others:
                 self.note(member.name, TWICE)
             fields.add(extension)
             yield member
-
-
-def _label_json(labels: Sequence[object], probabilities: Sequence[object]) -> bytes:
-    try:
-        record: dict[str, list[Any]] = {"labels": [int(label) for label in labels]}  # type: ignore[call-overload]
-        if len(probabilities):
-            record["probabilities"] = [float(value) for value in probabilities]  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
-        raise BadSample(Cause.BAD_LABEL) from error
-    return json.dumps(record).encode()

@@ -23,26 +23,29 @@ class LabelTable:
 
     Args:
         url: a CSV, a Parquet file, or a folder of Parquet files.
-        probabilities: a column that may be missing.
+        probabilities: a column that may be missing, unless it `must_have_probabilities`.
 
     Raises:
         DataError: it cannot be read, or lacks the other columns.
     """
 
-    def __init__(self, url: str, key: str, labels: str, probabilities: str) -> None:
+    def __init__(
+        self, url: str, key: str, labels: str, probabilities: str, must_have_probabilities: bool = False
+    ) -> None:
         url = storage.absolute(url)
+        needed = (key, labels, probabilities) if must_have_probabilities else (key, labels)
         self._wanted = labels, probabilities
         self._memory: pa.Table | None = None
         self._groups: list[tuple[str, int]] = []  # (file, row group)
         starts, keys = [0], []
         if url.endswith(".csv"):
             self._memory = read_table(url)
-            check_columns(url, self._memory.schema, key, labels)
+            check_columns(url, self._memory.schema, *needed)
             keys.append(_numbers(self._memory[key]))
         else:
             for file_url in _parquet_files(url):
                 with _opened(file_url) as file:
-                    check_columns(file_url, file.schema_arrow, key, labels)
+                    check_columns(file_url, file.schema_arrow, *needed)
                     for group in range(file.num_row_groups):
                         keys.append(_numbers(file.read_row_group(group, columns=[key])[key]))
                         self._groups.append((file_url, group))

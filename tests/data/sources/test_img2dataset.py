@@ -12,11 +12,12 @@ import pytest
 import webdataset
 from PIL import Image
 
-from data import DataError
+from data import DataError, open_index
 from data.__main__ import main
 from data.packing.pack import Options, pack
 from data.sources.img2dataset import Columns, Img2dataset
 from data.sources.label_table import LabelTable
+from data.sources.soft_labels import Kept
 
 CLASSES = 50
 NOT_GOT = {"img2dataset did not get the image": 11}
@@ -177,3 +178,49 @@ def test_downloads_that_cannot_be_used(downloaded, tmp_path):
         Img2dataset(str(images))
     with pytest.raises(DataError, match=r"part-0.parquet: has no column 'number'; there are: id, imagehash"):
         Img2dataset(str(downloaded / "images"), str(downloaded / "labels"), Columns(key="number"))
+
+
+@pytest.mark.parametrize("table", [True, False])
+@pytest.mark.parametrize(("above", "hard"), [(0.9, True), (0.9, False), (0.0, True), (None, True)])
+def test_labels_above_a_probability(downloaded, tmp_path, capsys, table, above, hard):
+    """Compared with a plain filter; images without such a label are left out, counted and listed."""
+    words = ["--num-classes", str(CLASSES)] + ["--labels", str(downloaded / "labels")] * table + ["--hard"] * hard
+    words += [] if above is None else ["--min-probability", str(above)]
+    command = ["pack", "img2dataset", str(tmp_path), "--from", str(downloaded / "images"), *words, "--json"]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    facts = json.loads(printed.splitlines()[-1])
+    wanted = {}
+    for key, number in expected().items():
+        pairs = [(one, p) for one, p in zip(*labels_of(number), strict=True) if above is None or p > above]
+        if pairs:
+            labels, probabilities = map(list, zip(*pairs, strict=True))
+            wanted[key] = {"labels": labels} if hard else {"labels": labels, "probabilities": probabilities}
+    assert {key: json.loads(sample["json"]) for key, sample in samples(tmp_path).items()} == wanted
+    left = len(expected()) - len(wanted)
+    assert facts["skipped"].get("no label above --min-probability", 0) == left
+    assert (left > 0) == (above == 0.9)
+    index = open_index(str(tmp_path))
+    notes = {key: value for key, value in index.about.items() if key in ("min_probability", "hard")}
+    assert notes == ({} if above is None else {"min_probability": above}) | ({"hard": True} if hard else {})
+    assert index.num_samples == len(wanted)
+    assert main(["verify", str(tmp_path)]) == 0
+    if above is not None:
+        with pytest.raises(DataError, match="already holds"):
+            pack(str(tmp_path), Img2dataset(str(downloaded / "images"), num_classes=CLASSES))
+
+
+def test_probabilities_that_are_not_there(downloaded, tmp_path):
+    kept = Kept(0.5)
+    columns = Columns(probabilities="p")
+    with pytest.raises(DataError, match=r"part-0.parquet: has no column 'p'; there are: "):
+        Img2dataset(str(downloaded / "images"), str(downloaded / "labels"), columns, kept=kept)
+    with pytest.raises(DataError, match=r"nothing to pack \(34 x no probabilities, which --min-probability needs"):
+        pack(str(tmp_path), Img2dataset(str(downloaded / "images"), None, columns, kept=kept))
+
+
+@pytest.mark.parametrize("text", ["1", "-0.1", "nan", "x", "50%"])
+def test_probabilities_that_are_none(tmp_path, capsys, text):
+    with pytest.raises(SystemExit) as exit:
+        main(["pack", "img2dataset", str(tmp_path), "--from", str(tmp_path), "--min-probability", text])
+    assert exit.value.code == 2
