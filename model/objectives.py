@@ -53,14 +53,15 @@ def _smooth(targets: Tensor, label_smoothing: float) -> Tensor:
     return (1 - label_smoothing) * targets + label_smoothing / targets.shape[1]
 
 
-def correct_top_k(logits: Tensor, targets: Tensor, k: int) -> Tensor:
-    """Whether any true class is among the k highest logits, (B,) bool. logits, targets: (B, K); true: target > 0.
+def correct_top_k(logits: Tensor, targets: Tensor, k: int, positive: float = 0.0) -> Tensor:
+    """Whether any true class is among the k highest logits, (B,) bool. logits, targets: (B, K).
 
-    With one label this is top-k accuracy; with several, k = 1 is precision@1: the top prediction is a true class.
+    A class is true if its target is above `positive`. With one label this is top-k accuracy; with several, k = 1 is
+    precision@1: the top prediction is a true class.
     Equal logits rank by class number on every device, as with argmax. NaN ranks above all numbers and is never correct.
     A row without a true class is not correct.
     """
-    true = targets > 0
+    true = targets > positive
     scores = logits.masked_fill(~true, -torch.inf)
     best = scores.argmax(dim=1, keepdim=True)  # the first of equal scores
     score = scores.gather(1, best)

@@ -36,7 +36,7 @@ first step of a large network may take minutes; its run should appear in MLflow 
 
 log = logging.getLogger(__name__)
 
-NOT_SHOWN = ("images", "bad_samples")
+NOT_SHOWN = ("images", "bad_samples", "judged_images")
 """Metrics of a held-out set that the terminal leaves out."""
 
 

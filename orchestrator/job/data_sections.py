@@ -109,6 +109,9 @@ class TrainSet(Section):
 class HeldOutSet(DataSet):
     """A set to measure on."""
 
+    positive: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """For several labels an image, with weights such as a classifier's probabilities: precision@1 counts a label as
+    right if its weight is above this. Images without such a label are left out of precision@1."""
     augment: HeldOutAugment = HeldOutAugment(crop="center")
     check_classes: bool = True
     """Compare its classes with those of the other sets before the run; a difference is an error. false = a difference

@@ -63,6 +63,7 @@ def open_inputs(job: NetworkJob) -> Inputs:
     train = _training_set(job, sources)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
     _check_classes(job, sources, held_out)
+    _check_positive(job, held_out)
     _check_memory(job, train, held_out)
     if job.data.cache_dir is not None:
         _check_cache(job, job.data.cache_dir)
@@ -97,6 +98,12 @@ def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:
     if job.profile is not None and job.profile.steps[1] > total:
         raise problem(job, "profile.steps", f"beyond the run of {total} steps")
     return calendar
+
+
+def _check_positive(job: NetworkJob, held_out: Mapping[str, Index]) -> None:
+    for name, index in held_out.items():
+        if job.data.eval[name].positive and not index.multi_label:
+            raise problem(job, f"data.eval.{name}.positive", "its images have one label each, without weights; use 0")
 
 
 def _check_classes(job: NetworkJob, sources: Sequence[LabelledSet], held_out: Mapping[str, Index]) -> None:

@@ -16,7 +16,10 @@ from orchestrator.run.training_set import TrainingSet
 
 @dataclass(frozen=True)
 class TrackedDataset:
-    """A set of samples that the run reads: `context` is "train" or "eval", `digest` that of its index."""
+    """A set of samples that the run reads: `context` is "train" or "eval", `digest` that of its index.
+
+    `about` is what the index notes on how it was made, such as {"min_probability": 0.1, "hard": true}.
+    """
 
     context: str
     name: str
@@ -24,6 +27,7 @@ class TrackedDataset:
     digest: str
     num_samples: int
     num_classes: int
+    about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,10 @@ def describe_run(
         device: the name of what they train on.
     """
     classes, samples = data.index.num_classes, data.order.num_samples
-    sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes)]
+    sets = [TrackedDataset("train", "train", data.index.url, data.digest, samples, classes, dict(data.index.about))]
     for name, index in held_out.items():
-        sets.append(TrackedDataset("eval", name, index.url, index.digest, index.num_samples, index.num_classes))
+        counts = index.num_samples, index.num_classes
+        sets.append(TrackedDataset("eval", name, index.url, index.digest, *counts, dict(index.about)))
     resolved = job.model_dump(mode="json")
     return RunDescription(
         uri=job.tracking.uri,
@@ -81,7 +86,10 @@ def redacted(description: RunDescription) -> RunDescription:
         job=redact_fields(description.job),
         job_yaml=redact_text(description.job_yaml),
         tags=redact_fields(description.tags),
-        datasets=[dataclasses.replace(each, url=redact_text(each.url)) for each in description.datasets],
+        datasets=[
+            dataclasses.replace(each, url=redact_text(each.url), about=redact_fields(dict(each.about)))
+            for each in description.datasets
+        ],
     )
 
 

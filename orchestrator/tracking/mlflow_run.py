@@ -235,12 +235,13 @@ def _legal(key: str) -> str:
 def _dataset_input(dataset: TrackedDataset) -> DatasetInput:
     """A data set for MLflow, which keeps 36 characters of a digest; the whole digest is a tag of the input."""
     scheme, found, _ = dataset.url.partition("://")
+    about = {"about": dict(dataset.about)} if dataset.about else {}
     entity = Dataset(
         name=dataset.name,
         digest=dataset.digest[:LONGEST_DIGEST],
         source_type=scheme if found else "local",
         source=json.dumps({"uri": dataset.url}),
-        profile=json.dumps({"num_rows": dataset.num_samples, "num_classes": dataset.num_classes}),
+        profile=json.dumps({"num_rows": dataset.num_samples, "num_classes": dataset.num_classes, **about}),
     )
     return DatasetInput(entity, [InputTag("mlflow.data.context", dataset.context), InputTag("digest", dataset.digest)])
 

@@ -43,6 +43,7 @@ class Classify(Task):
             held_out.batches,
             num_classes=self.job.model.num_classes,
             multi_label=held_out.index.multi_label,
+            positive=held_out.positive,
         )
 
 

@@ -82,7 +82,7 @@ class HeldOut:
         measurement = Measurement(self._engine, job, step, self._watched, self._history.quarantine.add_held_out)
         for name, settings in job.data.eval.items():
             self._reporter.note(f"evaluating {name}")
-            with measurement.open(name, settings.url, settings.augment) as held_out:
+            with measurement.open(name, settings.url, settings.augment, settings.positive) as held_out:
                 results[names.held_out(name)] = self._task.measure(self._engine, held_out)
         for name, evaluate in self._evaluators.items():
             self._reporter.note(f"evaluating {name}")

@@ -20,10 +20,12 @@ class HeldOutSet:
     Attributes:
         index: of the set.
         batches: this worker's slots of each batch, in the order of the index; each image is in one slot of one worker.
+        positive: a label is right if its weight is above this.
     """
 
     index: Index
     batches: Iterator[Batch]
+    positive: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,13 +45,16 @@ class Measurement:
     _report_bad: Callable[[str, Iterable[MaskedSample]], None]
 
     @contextmanager
-    def open(self, name: str, url: str, augment: data_sections.HeldOutAugment = MIDDLE) -> Iterator[HeldOutSet]:
+    def open(
+        self, name: str, url: str, augment: data_sections.HeldOutAugment = MIDDLE, positive: float = 0.0
+    ) -> Iterator[HeldOutSet]:
         """Open a set of images for one pass; every rank opens the same ones in the same order.
 
         Args:
             name: under which unusable images are listed beside the run.
             url: folder of shards with an index.json.
             augment: from a decoded image to the network's input.
+            positive: a label is right if its weight is above this.
 
         Raises:
             DataError: the set cannot be opened.
@@ -58,7 +63,7 @@ class Measurement:
         index = open_index(url)
         order = SampleOrder(index, batch_size=self.job.batch_size, shuffle=False)
         with open_loader(self.job, index, order, self.engine, augment, 0, order.steps_per_epoch) as loader:
-            yield HeldOutSet(index, self._usable(name, loader))
+            yield HeldOutSet(index, self._usable(name, loader), positive)
 
     def _usable(self, name: str, loader: Iterable[Batch]) -> Iterator[Batch]:
         for batch in self._around(loader):

@@ -17,20 +17,25 @@ def evaluate(
     *,
     num_classes: int,
     multi_label: bool,
+    positive: float = 0.0,
 ) -> dict[str, float]:
     """Metrics of one held-out set, equal on all ranks.
 
     Every rank must call it at the same point with its own slices of the same order.
 
+    Args:
+        positive: a label is right if its weight is above this. If it is not 0, images without such a label count for
+            the loss alone.
+
     Returns:
         `loss` and, for single-label sets, `top1` and `top5` (top-k for k = min(5, classes)); for multi-label sets
         `precision_at_1`: the share of images whose highest-scored class is one of their labels (authors' ImageNet-21k
         and JFT validation metric). `images` is the number of images that counted, `bad_samples` of those that could not
-        be used.
+        be used; `judged_images`, if `positive` is not 0, of those with a label above it.
     """
     names = {"precision_at_1": 1} if multi_label else {"top1": 1, "top5": min(5, num_classes)}
     zero = torch.zeros((), dtype=torch.float64, device=engine.device)
-    loss, count, unusable = zero.clone(), zero.clone(), zero.clone()
+    loss, count, judged, unusable = zero.clone(), zero.clone(), zero.clone(), zero.clone()
     correct: dict[str, Tensor] = {name: zero.clone() for name in names}
     for batch in batches:
         unusable += len(batch.bad)
@@ -43,9 +48,10 @@ def evaluate(
             targets = dense_targets(labels[part], weights[part], num_classes)
             loss += torch.where(keep, losses, torch.zeros_like(losses)).double().sum()
             count += keep.sum()
+            judged += (keep & (targets > positive).any(dim=1)).sum() if positive else keep.sum()
             for name, k in names.items():
-                correct[name] += (correct_top_k(logits, targets, k) & keep).sum()
-    loss_sum, images, bad, *hits = all_reduce_sums([loss, count, unusable, *correct.values()])
+                correct[name] += (correct_top_k(logits, targets, k, positive) & keep).sum()
+    loss_sum, images, answers, bad, *hits = all_reduce_sums([loss, count, judged, unusable, *correct.values()])
     metrics = {"loss": loss_sum / max(images, 1.0), "images": images, "bad_samples": bad}
-    metrics.update({name: total / max(images, 1.0) for name, total in zip(names, hits, strict=True)})
-    return metrics
+    metrics.update({name: total / max(answers, 1.0) for name, total in zip(names, hits, strict=True)})
+    return metrics | ({"judged_images": answers} if positive else {})

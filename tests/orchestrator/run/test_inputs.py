@@ -204,6 +204,15 @@ def test_sources_by_name(packed: Path) -> None:
     )
 
 
+def test_a_threshold_for_labels_without_weights(packed: Path) -> None:
+    assert line_of(*at(packed), "data.eval.test.positive=0.5") == (
+        "data.eval.test.positive = 0.5: its images have one label each, without weights; use 0"
+    )
+    assert check(*at(packed), "data.eval.test.positive=0").held_out["test"].num_samples
+    for text in ("1", "-0.1"):
+        assert line_of(*at(packed), f"data.eval.test.positive={text}").startswith(f"data.eval.test.positive = {text}: ")
+
+
 def test_a_set_that_is_meant_to_have_no_labels(packed: Path, tmp_path: Path) -> None:
     index = open_index(f"{packed}/train")
     folder = shutil.copytree(packed / "train", tmp_path / "bare")

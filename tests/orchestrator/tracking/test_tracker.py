@@ -1,5 +1,6 @@
 """The tracker against real SQLite databases: what it stores, and how a restart continues."""
 
+import json
 import logging
 import math
 import shutil
@@ -38,6 +39,7 @@ def client(tmp_path: Path, empty_store: Path) -> MlflowClient:
 def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     many = {f"key_{i}": i for i in range(150)}
     digest = "0123456789abcdef" * 4
+    packed = {"min_probability": 0.1, "hard": True}
     tracker = Tracker(
         description(
             sqlite(tmp_path),
@@ -46,7 +48,15 @@ def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptu
             job_yaml="uri: https://u:hunter2@h/x\n",
             tags={"owner": "me", "odd key %": "1", "hf_token": "hunter2"},
             datasets=[
-                TrackedDataset("train", "digits/train", "gs://bucket/train", digest, 1437, 10),
+                TrackedDataset(
+                    "train",
+                    "digits/train",
+                    "gs://bucket/train",
+                    digest,
+                    1437,
+                    10,
+                    {"min_probability": 0.1, "hard": True},
+                ),
                 TrackedDataset("eval", "digits/test", "https://u:hunter2@h/x", digest, 360, 10),
             ],
         ),
@@ -90,7 +100,9 @@ def test_everything_about_a_run_is_there(tmp_path: Path, caplog: pytest.LogCaptu
     inputs = {each.dataset.name: each for each in run.inputs.dataset_inputs}
     assert inputs["digits/train"].dataset.digest == digest[:36]
     assert inputs["digits/train"].dataset.source_type == "gs"
-    assert "1437" in inputs["digits/train"].dataset.profile
+    profile = {"num_rows": 1437, "num_classes": 10, "about": packed}
+    assert json.loads(inputs["digits/train"].dataset.profile) == profile
+    assert json.loads(inputs["digits/test"].dataset.profile) == {"num_rows": 360, "num_classes": 10}
     assert {tag.key: tag.value for tag in inputs["digits/train"].tags} == {
         "mlflow.data.context": "train",
         "digest": digest,

@@ -18,7 +18,7 @@ from orchestrator.training.evaluators.accuracy import evaluate
 from tests.orchestrator.small_run import BATCH, build_engine
 
 
-def metrics(shards: str, multi_label: bool, stage: int) -> dict[str, float]:
+def metrics(shards: str, multi_label: bool, stage: int, positive: float = 0.0) -> dict[str, float]:
     engine = build_engine(stage)
     index = open_index(shards)
     order = SampleOrder(index, batch_size=BATCH, shuffle=False)
@@ -35,7 +35,7 @@ def metrics(shards: str, multi_label: bool, stage: int) -> dict[str, float]:
         slots_per_rank=slots,
         threads=1,
     ) as batches:
-        return evaluate(engine, batches, num_classes=10, multi_label=multi_label)
+        return evaluate(engine, batches, num_classes=10, multi_label=multi_label, positive=positive)
 
 
 def digits_brute_force() -> dict[str, float]:
@@ -98,3 +98,29 @@ def test_precision_at_one_of_several_labels(tmp_path: Path) -> None:
         assert (found["images"], found["bad_samples"]) == (30, 1)
         assert math.isfinite(found["loss"])
         assert "top1" not in found
+
+
+def test_labels_above_a_threshold(tmp_path: Path) -> None:
+    """Soft labels of all classes, as a classifier gives them: any class is right unless a threshold is set."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (40, 8, 8, 3), dtype=np.uint8)
+    weights = rng.uniform(0.01, 1, (40, 10)).round(3)
+    weights[::4] *= 0.4  # none above the threshold, of every fourth
+    with webdataset.TarWriter(str(tmp_path / "000000.tar")) as tar:
+        for i, image in enumerate(images):
+            png = cv2.imencode(".png", image[:, :, ::-1])[1].tobytes()
+            record = {"labels": list(range(10)), "probabilities": weights[i].tolist()}
+            tar.write({"__key__": f"{i:04d}", "png": png, "json": json.dumps(record).encode()})
+    index_shards(str(tmp_path))
+    best = run_ranks(1, best_classes, images)[0]
+    judged = [i for i in range(40) if max(weights[i]) > 0.6]
+    assert 0 < len(judged) <= 30
+    expected = sum(weights[i][best[i]] > 0.6 for i in judged) / len(judged)
+    plain, *_ = run_ranks(2, metrics, str(tmp_path), True, 1)
+    assert plain["precision_at_1"] == 1
+    assert "judged_images" not in plain
+    for found in run_ranks(2, metrics, str(tmp_path), True, 1, 0.6):
+        assert found["precision_at_1"] == pytest.approx(expected)
+        assert 0 < expected < 1
+        assert (found["images"], found["judged_images"]) == (40, len(judged))
+        assert found["loss"] == plain["loss"]
