@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from data.errors import BadSample, Cause, DataError
+from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, fingerprint, image_field, label_field
-from data.sources.vtab import TASKS, Row, Task
+from data.sources.vtab import TASKS, task_label
 
 
 class Tfds(Source):
@@ -104,20 +104,8 @@ def _read(
         key = f"{position:09d}"
         try:
             extension, content = image_field(TASKS[task].image(row[image]) if task else row[image])
-            numbers = [_task_label(TASKS[task], row)] if task else np.atleast_1d(row[label]).tolist()
+            numbers = [task_label(TASKS[task], row)] if task else np.atleast_1d(row[label]).tolist()
         except BadSample as bad:
             yield Skipped(key, bad.cause)
             continue
         yield Item(key, {extension: content} | label_field(numbers, multi_label))
-
-
-def _task_label(task: Task, row: Row) -> int:
-    """The derived label of a row.
-
-    Raises:
-        BadSample: the row has no such label: no object, or a distance outside all intervals.
-    """
-    try:
-        return task.label(row)
-    except (ValueError, IndexError) as error:
-        raise BadSample(Cause.BAD_LABEL) from error

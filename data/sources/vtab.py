@@ -24,6 +24,18 @@ class Task(NamedTuple):
     image: Callable[[bytes], bytes] = bytes
 
 
+def task_label(task: Task, row: Row) -> int:
+    """The label of a row.
+
+    Raises:
+        BadSample: the row has none: it holds no object, or a distance in no interval.
+    """
+    try:
+        return task.label(row)
+    except (ValueError, IndexError) as error:
+        raise BadSample(Cause.BAD_LABEL) from error
+
+
 def _interval(value: float, bounds: tuple[float, ...]) -> int:
     """Number of the last bound that is below the value."""
     return int(np.flatnonzero(np.array(bounds) < value)[-1])

@@ -51,7 +51,7 @@ def check_merging(dest: str, splits: Sequence[str], name: str, other: str, advic
             raise DataError(f"{folder}: already holds {held or 'shards of another tool'}: {ADVICE}")
 
 
-def read_digests(dest: str, source: TarImages, runner: Runner, *, force: bool = False, part: int = PART) -> np.ndarray:
+def read_digests(dest: str, source: TarImages, runner: Runner, *, force: bool = False) -> np.ndarray:
     """SHA-256 of each image of `source`, uint8 (n, 32); zeros for what is no image. DEST/digests holds them, too.
 
     Args:
@@ -61,10 +61,10 @@ def read_digests(dest: str, source: TarImages, runner: Runner, *, force: bool = 
         DataError: digests of other images are there, or a tar cannot be read.
     """
     folder = storage.join(storage.absolute(dest), FOLDER)
-    plan = {"listing": source.fingerprint, "images": len(source), "part": part}
+    plan = {"listing": source.fingerprint, "images": len(source), "part": PART}
     _begin(folder, plan, force)
-    count = -(-len(source) // part)
-    sizes = [min(part, len(source) - number * part) for number in range(count)]
+    count = -(-len(source) // PART)
+    sizes = [min(PART, len(source) - number * PART) for number in range(count)]
     urls = [storage.join(folder, _part_name(number)) for number in range(count)]
     missing = [
         number
@@ -73,7 +73,7 @@ def read_digests(dest: str, source: TarImages, runner: Runner, *, force: bool = 
     ]
 
     def call(number: int) -> tuple[Any, ...]:
-        return urls[number], number, *source.places(np.arange(number * part, number * part + sizes[number]))
+        return urls[number], number, *source.places(np.arange(number * PART, number * PART + sizes[number]))
 
     todo = sum(sizes[number] for number in missing)
     if missing:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.sources.vtab import TASKS
+from data.errors import BadSample, Cause
+from data.sources.vtab import TASKS, task_label
 
 
 @pytest.mark.parametrize(
@@ -43,3 +44,10 @@ def test_dsprites():
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     assert np.array_equal(np.asarray(Image.open(io.BytesIO(location.image(file.getvalue())))), pixels * 255)
+
+
+@pytest.mark.parametrize("objects", [{"pixel_coords": np.zeros((0, 3))}, {"pixel_coords": [[1.0, 2.0, 0.0]]}])
+def test_a_row_without_the_derived_label_is_a_bad_sample(objects):
+    """No object at all, and a distance that is in no interval. The other rows are packed."""
+    with pytest.raises(BadSample, match=Cause.BAD_LABEL):
+        task_label(TASKS["clevr-distance"], {"objects": objects})

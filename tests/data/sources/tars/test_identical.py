@@ -114,24 +114,25 @@ def test_digests_are_read_once(release, tmp_path, monkeypatch):
             yield function(*call)
 
     monkeypatch.setattr(identical, "read_places", counted)
+    monkeypatch.setattr(identical, "PART", 16)
     with pytest.raises(KeyboardInterrupt):
-        read_digests(str(tmp_path), source, cut_off, part=16)
+        read_digests(str(tmp_path), source, cut_off)
     assert len(read) == 48
-    found = read_digests(str(tmp_path), source, in_process, part=16)
+    found = read_digests(str(tmp_path), source, in_process)
     assert len(read) == len(set(read)) == len(source)
-    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process, part=16))
+    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process))
     assert len(read) == len(source)
     assert len(merged("x", source, found)) == len(classes) + 4
 
     damaged = sorted((tmp_path / "digests").glob("*.sha256"))[1]
     damaged.write_bytes(damaged.read_bytes()[:-5])
-    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process, part=16))
+    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process))
     assert len(read) == len(source) + 16
 
     with pytest.raises(DataError, match="digests: holds the digests of other images"):
-        read_digests(str(tmp_path), source.chosen("x", np.arange(9)), in_process, part=16)
-    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process, part=16))
-    few = read_digests(str(tmp_path), source.chosen("x", np.arange(9)), in_process, part=16, force=True)
+        read_digests(str(tmp_path), source.chosen("x", np.arange(9)), in_process)
+    assert np.array_equal(found, read_digests(str(tmp_path), source, in_process))
+    few = read_digests(str(tmp_path), source.chosen("x", np.arange(9)), in_process, force=True)
     assert np.array_equal(few, found[:9])
 
 
