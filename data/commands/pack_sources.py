@@ -220,7 +220,7 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
     )
     _from(imagenet21k_parser, "the folder or the tar")
     imagenet21k_parser.add_argument(
-        "--holdout", type=int, default=51_200, metavar="N", help="images in val; 0 for none (51,200)"
+        "--holdout", type=holdout, default=Holdout(51_200), metavar="N|P%", help="images in val; 0 for none (51,200)"
     )
     imagenet21k_parser.add_argument(
         "--merge-identical",

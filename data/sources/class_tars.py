@@ -13,6 +13,7 @@ import pyarrow.compute
 from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
+from data.sources.classes.numbering import number_folders
 from data.sources.tars.keys import Keys, binary, texts
 from data.sources.tars.members import HIDDEN, Archive, Members, check_tars, is_hidden, list_members
 from data.sources.walk import walk
@@ -136,15 +137,21 @@ def tars_in(url: str) -> tuple[list[Archive], list[Skipped]]:
 
 
 def class_tars(name: str, url: str) -> TarImages:
-    """Every image of the class tars at `url`, classes numbered by the sorted names of the tars.
+    """Every image of the class tars at `url`, classes numbered by the names of the tars.
 
     Raises:
-        DataError: there are no tars, or one cannot be read.
+        DataError: there are no tars, one cannot be read, or their names leave open which class they are.
     """
     archives, skipped = tars_in(url)
+    numbering = number_folders([archive.name for archive in archives], url, what="class tars", advice="rename them")
     members = list(ahead(list_members, archives))
-    labels = [np.full(len(part.names), number, np.int64) for number, part in enumerate(members)]
-    return tar_images(name, members, labels, [archive.name for archive in archives], skipped)
+    labels = [
+        np.full(len(part.names), numbering.numbers[archive.name], np.int64)
+        for archive, part in zip(archives, members, strict=True)
+    ]
+    source = tar_images(name, members, labels, numbering.class_names, skipped)
+    source.warnings = numbering.warnings
+    return source
 
 
 def _in_a_tar(url: str) -> tuple[list[Archive], list[Skipped]]:

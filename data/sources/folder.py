@@ -64,10 +64,7 @@ class Folder(Source):
         Raises:
             DataError: so many images cannot be held out.
         """
-        count = holdout.of(len(self))
-        if not count:
-            raise DataError(f"{self._url}: --holdout {holdout.number:g}% of {len(self):,} images is none")
-        held = hold_out(self._labels, count, seed)
+        held = hold_out(self._labels, holdout.of(len(self)), seed)
         train, val = self._chosen("train", np.flatnonzero(~held)), self._chosen("val", np.flatnonzero(held))
         val.skipped, val.warnings, val.found = [], (), len(val)
         train.found = self.found - len(val)

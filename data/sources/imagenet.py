@@ -20,6 +20,7 @@ from data.errors import DataError
 from data.packing.source import Skipped
 from data.ray_session import Runner, in_process
 from data.sources.class_tars import TarImages, class_tars, tar_images
+from data.sources.classes.holdout import Holdout
 from data.sources.tars.identical import check_merging, merged, read_digests
 from data.sources.tars.members import HIDDEN, Archive, Members, is_hidden, list_members
 from data.splitmix import Purpose, key, permutation
@@ -96,7 +97,7 @@ def read_devkit(url: str) -> tuple[list[str], np.ndarray]:
 
 
 def imagenet21k(
-    url: str, holdout: int, *, merge_into: str | None = None, runner: Runner = in_process, force: bool = False
+    url: str, holdout: Holdout, *, merge_into: str | None = None, runner: Runner = in_process, force: bool = False
 ) -> dict[str, TarImages]:
     """{"train": ..., "val": ...} from the class tars at `url`. The release has no validation set.
 
@@ -104,27 +105,28 @@ def imagenet21k(
     classes of all of them, and images are held out by content; without it, a copy of a held-out image can be in train.
 
     Args:
-        holdout: number of images of val, drawn from all images. 0: there is no val.
+        holdout: images of val, drawn from all images. None: there is no val.
         merge_into: DEST; DEST/digests gets a list of all images' SHA-256.
         runner: runs the calls that read the images for that.
         force: replace the digests of other images.
 
     Raises:
-        DataError: there are no tars, or not more than `holdout` images.
+        DataError: there are no tars, or not more images than are held out.
     """
     everything = class_tars("imagenet21k/train", url)
     if merge_into is not None and len(everything):
         digests = read_digests(merge_into, everything, runner, force=force)
         everything = merged(f"{MERGED}/train", everything, digests)
     name = everything.name.removesuffix("/train")
-    if holdout >= len(everything) > 0:
-        raise DataError(f"{url}: cannot hold out {holdout:,} of {len(everything):,} images")
+    held_out = holdout.of(len(everything))
+    if held_out >= len(everything) > 0:
+        raise DataError(f"{url}: cannot hold out {held_out:,} of {len(everything):,} images")
     splits = {"train": everything}
-    if holdout:
+    if held_out:
         order = permutation(key(Purpose.HOLDOUT), len(everything))
         splits = {
-            "train": everything.chosen(f"{name}/train", np.sort(order[holdout:]), everything.skipped),
-            "val": everything.chosen(f"{name}/val", np.sort(order[:holdout])),
+            "train": everything.chosen(f"{name}/train", np.sort(order[held_out:]), everything.skipped),
+            "val": everything.chosen(f"{name}/val", np.sort(order[:held_out])),
         }
     for split in splits.values():
         split.about = {"merge_identical": merge_into is not None}

@@ -32,8 +32,15 @@ class Holdout(NamedTuple):
         return cls(float(match[2]), True) if match[2] else cls(int(match[1]))
 
     def of(self, total: int) -> int:
-        """The number of images, out of so many."""
-        return round(total * self.number / 100) if self.is_percentage else int(self.number)
+        """The number of images, out of so many.
+
+        Raises:
+            DataError: it is 0, but the percentage is not.
+        """
+        count = round(total * self.number / 100) if self.is_percentage else int(self.number)
+        if not count and self.number:
+            raise DataError(f"--holdout {self.number:g}% of {total:,} images is none: give a number of images, or 0")
+        return count
 
 
 def hold_out(labels: Sequence[Sequence[int]], count: int, seed: int = 0) -> np.ndarray:

@@ -35,13 +35,17 @@ class Numbering(NamedTuple):
     warnings: Sequence[str] = ()
 
 
-def number_folders(names: Collection[str], where: str, given: ClassList | None = None) -> Numbering:
-    """Number class folders.
+def number_folders(
+    names: Collection[str], where: str, given: ClassList | None = None, *, what: str = "folders", advice: str = SAY
+) -> Numbering:
+    """Number class folders, or class tars.
 
     Args:
         names: of the folders, each once.
         where: the folder that holds them, for messages.
         given: the list of classes.
+        what: they are, for messages.
+        advice: what to do if numbers as names leave open what they mean.
 
     Raises:
         DataError: a folder is not in the list, or numbers as names leave open what they mean.
@@ -53,14 +57,14 @@ def number_folders(names: Collection[str], where: str, given: ClassList | None =
             raise DataError(
                 f"{where}: the folder {shown(name)} is no class of {given.url}; add it there, or move it away"
             )
-        _refuse_twins({name: numbers[name] for name in names}, where, given)
+        _refuse_twins({name: numbers[name] for name in names}, where, f"folders of {given.url}")
         return Numbering(numbers, given.names, len(given.names))
     if names and all(name.isdecimal() for name in names):
-        return _numbers_of_folders(names, where)
+        return _own_numbers(names, where, what, advice)
     if names and all(_is_number(name) for name in names):
         odd = next(name for name in names if not name.isdecimal())
-        raise DataError(f"{where}: the folders are numbers, but {shown(odd)} is no class number, 0, 1, 2 ...; {SAY}")
-    return _sorted(names, "folders")
+        raise DataError(f"{where}: the {what} are numbers, but {shown(odd)} is no class number, 0, 1, 2 ...; {advice}")
+    return _sorted(names, what)
 
 
 def number_labels(
@@ -114,28 +118,27 @@ def number_labels(
     return Numbering(numbers, given.names if given else (), len(given.names) if given else max(numbers.values()) + 1)
 
 
-def _numbers_of_folders(names: Sequence[str], where: str) -> Numbering:
+def _own_numbers(names: Sequence[str], where: str, what: str, advice: str) -> Numbering:
     numbers = {name: int(name) for name in names}
-    _refuse_twins(numbers, where, None)
+    _refuse_twins(numbers, where, what)
     largest = max(numbers.values())
     if largest >= 2 * len(names):
         raise DataError(
-            f"{where}: are the folders {_some(names)} class numbers or names? The largest, {largest}, is not below "
-            f"twice their count, {len(names)}; {SAY}"
+            f"{where}: are the {what} {_some(names)} class numbers or names? The largest, {largest}, is not below "
+            f"twice their count, {len(names)}; {advice}"
         )
     own, width = {number: name for name, number in numbers.items()}, min(map(len, names))
     return Numbering(numbers, [own.get(number, str(number).zfill(width)) for number in range(largest + 1)], largest + 1)
 
 
-def _refuse_twins(numbers: Mapping[str, int], where: str, given: ClassList | None) -> None:
-    """Raise DataError if two folders have one number."""
+def _refuse_twins(numbers: Mapping[str, int], where: str, what: str) -> None:
+    """Raise DataError if two names have one number."""
     first: dict[int, str] = {}
     for name, number in numbers.items():
         if number in first:
-            listed = f" of {given.url}" if given else ""
             raise DataError(
-                f"{where}: the folders {shown(first[number])} and {shown(name)} are both class {number}{listed}; "
-                f"merge or rename one, or {SAY}"
+                f"{where}: {shown(first[number])} and {shown(name)} are both class {number} of the {what}; "
+                "merge or rename one"
             )
         first[number] = name
 

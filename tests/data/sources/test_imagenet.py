@@ -15,6 +15,7 @@ from data import DataError, open_index
 from data.__main__ import main
 from data.packing.pack import pack
 from data.sources.class_tars import class_tars
+from data.sources.classes.holdout import Holdout
 from data.sources.imagenet import imagenet21k, read_devkit
 
 # Sorted WordNet ids and their numbers in the devkit: another order, as in the official one.
@@ -141,7 +142,7 @@ def test_the_devkits_numbers_are_not_the_sorted_ones(archives):
 
 def test_21k_from_a_folder_or_a_tar_of_tars(archives, images):
     """The same images in the same order. The right number is held out, and none comes twice."""
-    one, other = (imagenet21k(str(archives / place), 6) for place in ("21k", "ILSVRC2012_img_train.tar"))
+    one, other = (imagenet21k(str(archives / place), Holdout(6)) for place in ("21k", "ILSVRC2012_img_train.tar"))
     found = []
     for split, count in (("train", 14), ("val", 6)):
         assert len(one[split]) == count
@@ -150,9 +151,9 @@ def test_21k_from_a_folder_or_a_tar_of_tars(archives, images):
         assert items == list(other[split].reading(positions)())
         found += [item.key for item in items]
     assert sorted(found) == sorted(name.removesuffix(".JPEG") for files in images.values() for name in files)
-    assert list(imagenet21k(str(archives / "21k"), 0)) == ["train"]
+    assert list(imagenet21k(str(archives / "21k"), Holdout(0))) == ["train"]
     with pytest.raises(DataError, match="cannot hold out 20 of 20 images"):
-        imagenet21k(str(archives / "21k"), 20)
+        imagenet21k(str(archives / "21k"), Holdout(20))
 
 
 def test_empty_and_broken_members_are_skipped(tmp_path):
@@ -175,7 +176,7 @@ def test_archives_that_cannot_be_used(archives, tmp_path):
             class_tars("x", str(tmp_path))
     (tmp_path / "all.tar.gz").write_bytes(gzip.compress(whole))
     with pytest.raises(DataError, match=r"all.tar.gz: compressed tars cannot be read from the middle"):
-        imagenet21k(str(tmp_path / "all.tar.gz"), 0)
+        imagenet21k(str(tmp_path / "all.tar.gz"), Holdout(0))
     with pytest.raises(DataError, match=r"n1.tar: not ILSVRC2012's devkit"):
         read_devkit(str(tmp_path / "n1.tar"))
     with pytest.raises(DataError, match="does not exist; it has the classes of the validation images"):
@@ -186,3 +187,21 @@ def test_archives_that_cannot_be_used(archives, tmp_path):
 
     with pytest.raises(DataError, match="are not the images 1 to 6"):
         imagenet(str(tmp_path), "val")
+
+
+def test_class_tars_that_are_numbers_are_class_numbers(tmp_path):
+    """As class folders are; an empty tar has its number, too."""
+    for number in range(11):
+        files = {} if number == 1 else {f"{number}_a.JPEG": jpeg(number)}
+        (tmp_path / f"{number}.tar").write_bytes(tar(files))
+    packed = pack(str(tmp_path / "out"), class_tars("tars", str(tmp_path)))
+    samples = webdataset.WebDataset(str(tmp_path / "out/000000.tar"), shardshuffle=False)
+    assert {sample["__key__"].split("_")[0]: int(sample["cls"]) for sample in samples} == {
+        str(number): number for number in range(11) if number != 1
+    }
+    assert packed.index.class_names == tuple(str(number) for number in range(11))
+    for number in range(5):
+        (tmp_path / f"{number}.tar").unlink()
+    (tmp_path / "2019.tar").write_bytes(tar({}))
+    with pytest.raises(DataError, match=r"are the class tars 10, 2019, 5 ... class numbers or names\?.*; rename them"):
+        class_tars("tars", str(tmp_path))

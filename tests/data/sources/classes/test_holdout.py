@@ -17,6 +17,11 @@ def test_texts(text, total, count):
     assert bool(Holdout.parse(text).number) == bool(count)
 
 
+def test_a_percentage_that_is_no_image():
+    with pytest.raises(DataError, match=r"--holdout 1% of 20 images is none"):
+        Holdout(1, is_percentage=True).of(20)
+
+
 @pytest.mark.parametrize("text", ["", "-1", "1.5", "100%", "-", "5 %", "%", "x", "1e3"])
 def test_other_texts(text):
     with pytest.raises(ValueError, match="neither a number of images nor a percentage"):
