@@ -40,8 +40,8 @@ def class_names(index: Index) -> tuple[str, ...]:
             text = storage.read(url).decode(*ENCODING)
     except FileNotFoundError:
         return ()
-    if not index.source:  # written by a person for shards of another tool
-        return tuple(_without_end(line.removesuffix("\r") for line in text.removeprefix("\ufeff").split("\n")))
+    if not index.source:  # shards of another tool, or indexed again
+        return tuple(map(_unquoted, _lines(text.removeprefix("\ufeff"))))
     names = text.removesuffix("\n").split("\n")
     return tuple(names) if len(names) == index.num_classes else ()  # else a name has a line break
 
@@ -138,19 +138,19 @@ def _of_json(url: str, text: str, is_json: bool) -> Sequence[str]:
 
 def _of_lines(url: str, text: str) -> list[str]:
     names = []
-    for number, line in enumerate(_without_end(line.removesuffix("\r") for line in text.split("\n")), 1):
+    for number, line in enumerate(_lines(text), 1):
         if not line.strip():
             raise DataError(f"{url}: line {number} has no class name; each line is the name of one class")
         names.append(_unquoted(line))
     return names
 
 
-def _without_end(lines: Iterable[str]) -> list[str]:
+def _lines(text: str) -> list[str]:
     """The lines without the empty ones at the end."""
-    kept = list(lines)
-    while kept and not kept[-1].strip():
-        kept.pop()
-    return kept
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    return lines
 
 
 def _unquoted(line: str) -> str:

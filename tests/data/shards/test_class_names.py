@@ -86,6 +86,8 @@ def test_older_sets_have_classes_txt(tmp_path):
     assert class_names(index) == ()
     assert class_names(dataclasses.replace(index, source="")) == ("ap", "ples", "birds")
     assert class_names(dataclasses.replace(index, class_names=("x", "y"))) == ("x", "y")
+    (tmp_path / "classes.txt").write_bytes(text_list(ODD))  # of a set that was packed, and indexed again
+    assert class_names(dataclasses.replace(index, source="")) == tuple(ODD)
 
 
 @pytest.mark.parametrize(
