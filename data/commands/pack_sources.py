@@ -5,6 +5,7 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 
+from data.commands.folder_checks import check_classes, check_dest
 from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.packing.pack import Options
@@ -121,8 +122,12 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         from data.shards.class_names import read_class_list
         from data.sources.folder import Folder
 
+        if not options.yes:
+            check_dest(options.dest, options.images, ["train", "val"] if options.holdout.number else [""])
         classes = None if options.classes is None else read_class_list(options.classes)
         source = Folder(options.images, options.labels, classes)
+        if options.labels is None and classes is None and not options.yes:
+            check_classes(options.images, source.class_names)
         parts = source.split(options.holdout, options.holdout_seed) if options.holdout.number else {"": source}
         for split, part in parts.items():
             yield split, part, _options(options)
@@ -132,7 +137,8 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         "folder",
         "image files, in one folder a class or with a label table",
         "--from URL holds CLASS/.../IMAGE. Folders 0, 1, 2 ... are class numbers; others are numbered in the order of "
-        "their names, with or without images. Or with --labels a CSV or Parquet table has a row for each image: its "
+        "their names, with or without images. Links are followed; hidden and system folders are left out. "
+        "Or with --labels a CSV or Parquet table has a row for each image: its "
         "`path` in the folder and its `label`, or its `labels`, as a list. Labels are numbers from 0 on (3 or 3.0), or "
         "names, which are numbered in their order. Two folders have the same numbers only if they have the same names: "
         "to pack a test set that lacks a class, give the index of the training set as --classes, or let --holdout "
@@ -141,6 +147,11 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         splits,
     )
     _from(folder, "the folder, local or any fsspec URL")
+    folder.add_argument(
+        "--yes",
+        action="store_true",
+        help='pack classes that are called "train" and "test", or into the folder of the images',
+    )
     folder.add_argument("--labels", metavar="TABLE", help="label table, CSV or Parquet")
     folder.add_argument(
         "--classes",

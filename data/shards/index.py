@@ -25,6 +25,7 @@ from data import storage
 from data.errors import DataError
 from data.shards import bounds
 from data.shards.label_rule import FIRST, LabelRule, parse_rule
+from data.shards.missing import advice
 
 INDEX_NAME = "index.json"
 FORMAT = "vit-at-scale/webdataset-index"
@@ -149,8 +150,9 @@ def open_index(url: str) -> Index:
             content = storage.read(index_url)
         except (FileNotFoundError, NotADirectoryError) as error:
             folder = storage.parent(index_url)
-            advice = f"no {INDEX_NAME} there; to index WebDataset tars run `python -m data pack --index-only {folder}`"
-            raise DataError(f"{url}: {advice if storage.exists(folder) else 'does not exist'}") from error
+            raise DataError(
+                f"{url}: {advice(folder, INDEX_NAME) if storage.exists(folder) else 'does not exist'}"
+            ) from error
     return _parse(index_url, content)
 
 
