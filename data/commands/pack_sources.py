@@ -5,12 +5,12 @@ import re
 import textwrap
 from collections.abc import Callable, Iterator
 
+from data import bounds
 from data.commands.folder_checks import check_classes, check_dest
 from data.commands.parsing import Commands
 from data.images.transcode import FORMATS, QUALITY, Transcode
 from data.packing.pack import Options
 from data.packing.source import Source
-from data.shards import bounds
 from data.sources.classes.holdout import Holdout
 from data.sources.vtab import TASKS
 

@@ -21,10 +21,11 @@ import webdataset as wds
 from PIL import Image
 from webdataset.utils import pytorch_worker_info
 
+from data import bounds
 from data.errors import BadSample, DataError, Unreadable
 from data.images.decode import decode as decode_image
 from data.loading.ranges import Read, Sample, UnreadableSample, fetch, plan_reads
-from data.shards import bounds, fields
+from data.shards import fields
 from data.shards.index import Index, open_index
 
 Handler = Callable[[Exception], bool]  # True: go on without what failed. False: end the pass. Or it raises.

@@ -5,8 +5,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from data import bounds
 from data.errors import DataError
-from data.shards import bounds
 from data.shards.contents import Contents
 from data.shards.label_rule import NAME, ONE_HOT, LabelRule
 

@@ -10,9 +10,8 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from data import storage
+from data import bounds, storage
 from data.errors import DataError
-from data.shards import bounds
 from data.shards.index import INDEX_NAME, Index, open_index
 
 CLASSES_NAME = "classes.txt"

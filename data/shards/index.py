@@ -21,9 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from data import storage
+from data import bounds, storage
 from data.errors import DataError
-from data.shards import bounds
 from data.shards.label_rule import FIRST, LabelRule, parse_rule
 from data.shards.missing import advice
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from data import bounds
 from data.errors import BadSample, Cause
-from data.shards import bounds, fields
+from data.shards import fields
 from data.shards.fields import Bytes, Labels, check_count, label_bytes, weights_beside, words_of
 
 NUMBER, NAME, ONE_HOT = "number", "name", "one-hot"

@@ -10,8 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from typing import NamedTuple
 
+from data import bounds
 from data.errors import DataError
-from data.shards import bounds
 from data.shards.class_names import ClassList, shown
 
 NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d{1,9})?")

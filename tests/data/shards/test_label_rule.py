@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data import bounds
 from data.errors import BadSample, Cause
-from data.shards import bounds
 from data.shards.label_rule import CLEAR, FIRST, KINDS, LabelRule, parse_rule
 
 NUMBERS = st.integers(0, bounds.CLASSES - 1)
