@@ -1,6 +1,7 @@
 """The command line: `python -m orchestrator COMMAND --help`."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,7 +14,11 @@ COMMANDS = (run, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 1 the run failed, 2 the command or the job file is wrong."""
+    """Run a command; returns the exit code: 0 done, 1 the run failed, 2 the command or the job file is wrong.
+
+    SIGTERM ends the process with 143, as in a shell, and what it started with it.
+    """
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = Parser(
         prog="python -m orchestrator",
         description="Pre-train Vision Transformers from a job file.",

@@ -11,8 +11,15 @@ from dataclasses import dataclass, replace
 
 import ray
 
+END = -1
+"""The board's answer if the run is to be saved and ended."""
+
 START_SECONDS = 600.0
 """Start-up allowance: how long workers may import, build the model and read a checkpoint before they must beat."""
+
+
+class Ended(Exception):
+    """The command asked the run to end, and everything is saved."""
 
 
 @dataclass
@@ -41,9 +48,11 @@ class Board:
         self._messages: list[str] = []
         self._said: set[str] = set()
         self._stopped = ""
+        self._ended = False
         self._heard: dict[int, float] = {}
         self._first_step: int | None = None
         self._workers_wanted = 0
+        self._end_wanted = False
 
     def new_group(self, workers: int) -> None:
         """Workers were started. Nothing is known of them yet, and their first heartbeat may take a while."""
@@ -53,11 +62,15 @@ class Board:
         self._said.clear()
 
     def update(self, progress: Progress) -> int:
-        """Replace the progress shown. Returns how many workers there should be instead; 0 = as many as there are."""
+        """Replace the progress shown.
+
+        Returns:
+            How many workers there should be instead, 0 for as many as there are; or END.
+        """
         self._progress = progress
         if self._first_step is None and progress.total_steps:
             self._first_step = progress.step
-        return self._workers_wanted
+        return END if self._end_wanted else self._workers_wanted
 
     def group_gone(self) -> None:
         """The workers ended before the run did; others will start once there is room for them."""
@@ -82,15 +95,28 @@ class Board:
         """Ask the present workers to make room for another number of them."""
         self._workers_wanted = number
 
+    def want_end(self) -> None:
+        """Ask the present workers to save and to end the run."""
+        self._end_wanted = True
+
     def say(self, message: str) -> None:
         """A line that the driver prints, once for each start of the workers."""
         if message not in self._said:
             self._said.add(message)
             self._messages.append(message)
 
-    def stop(self, reason: str) -> None:
-        """The workers ended the run themselves; every rank says so."""
+    def stop(self, reason: str, *, ended: bool = False) -> None:
+        """The workers ended the run themselves; every rank says so.
+
+        Args:
+            ended: everything is saved, as the command asked.
+        """
         self._stopped = reason
+        self._ended = ended
+
+    def is_ended(self) -> bool:
+        """Whether the workers saved and ended the run as the command asked."""
+        return self._ended
 
     def stopped(self) -> str:
         """Why the workers ended the run before its end; empty if they did not."""

@@ -3,8 +3,11 @@
 import logging
 import math
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +65,14 @@ def connect(job: NetworkJob) -> JoinedCluster:
     _set_up_ray_train(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
     environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
+    on_sigterm = signal.getsignal(signal.SIGTERM)
+    try:
+        return _connect(job, environment)
+    finally:
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which prints a stack trace
+
+
+def _connect(job: NetworkJob, environment: dict[str, str]) -> JoinedCluster:
     if not ray.is_initialized() and not cluster_is_named():
         print(f"{job.name}: starting a private Ray on this machine", flush=True)
         _start(job, environment)
@@ -71,6 +82,27 @@ def connect(job: NetworkJob) -> JoinedCluster:
     address = ray.get_runtime_context().gcs_address
     print(f"{job.name}: using the Ray cluster at {address}", flush=True)
     return JoinedCluster(f"Ray at {address}", False, environment)
+
+
+@contextmanager
+def process_group_of_its_own() -> Iterator[None]:
+    """What starts in the block is in another process group than this process.
+
+    `timeout` and shells signal whole groups. A cluster that gets the command's SIGTERM, too, could not save any more.
+    The leader of a session cannot change its group: then nothing happens.
+    """
+    if os.getsid(0) == os.getpid():
+        yield
+        return
+    mine = os.getpgid(0)
+    anchor = subprocess.Popen(["sleep", "600"], process_group=0)  # a group needs a process
+    try:
+        os.setpgid(0, anchor.pid)
+        yield
+    finally:
+        os.setpgid(0, mine)
+        anchor.kill()
+        anchor.wait()
 
 
 def _set_up_ray_train(job: NetworkJob) -> None:
@@ -101,7 +133,8 @@ def _start(job: NetworkJob, environment: Mapping[str, str]) -> None:
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
     os.environ.update({**PRIVATE_SETTINGS, **os.environ, **environment})  # the cluster's processes inherit it
-    ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
+    with process_group_of_its_own():
+        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
         if amount > here.get(resource, 0):

@@ -1,6 +1,8 @@
 """From a checked job to a run on Ray: connect or start a cluster, start the workers, follow them to the end."""
 
 import logging
+import signal
+import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -38,6 +40,10 @@ class RunFailed(RuntimeError):
     """Training gave up. The message is one line: the cause."""
 
 
+class RunEnded(Exception):
+    """The run was ended as the command asked; the message says where it was saved."""
+
+
 def launch(
     job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None], *, cluster: JoinedCluster, lock: str
 ) -> None:
@@ -53,9 +59,10 @@ def launch(
 
     Raises:
         JobError: a killed job's actors on this cluster do not end.
+        RunEnded: SIGTERM came, and the workers have saved.
         RunFailed: workers failed more often than `cluster.max_failures` or through the job's own fault, ended the run
             because of its data, or Ray itself failed.
-        KeyboardInterrupt: stopped by the user.
+        KeyboardInterrupt: stopped by the user; Terminated: by SIGTERM, without another checkpoint.
     """
     url = run_url(job)
     digest = code_digest()
@@ -68,6 +75,8 @@ def launch(
         run_id=run_id,
         board=board,
         private=cluster.private,
+        grace=job.cluster.preemption_grace,
+        say=lambda line: print(f"{job.name}: {line}", file=sys.stderr, flush=True),
         scaling_config=ScalingConfig(
             num_workers=job.cluster.workers,
             use_gpu=gpus > 0,
@@ -98,7 +107,11 @@ def launch(
             raise RunFailed(other_code_here(digest) or CONTROLLER_GONE) from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
             raise RunFailed(root_cause(error)) from error
-        if reason := ray.get(board.stopped.remote()):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        reason, ended = ray.get([board.stopped.remote(), board.is_ended.remote()])
+        if ended:
+            raise RunEnded(reason)
+        if reason:
             raise RunFailed(reason)
 
 

@@ -2,7 +2,8 @@
 
     a node is being drained ──> Ray marks every worker ─┐
     SIGTERM to one worker ──────────────────────────────┼──> agree(): all ranks, same step ──> save ──> PlannedExit
-    another number of workers is wanted ──> rank 0 ─────┘
+    another number of workers is wanted ──> rank 0 ─────┤
+    SIGTERM to the command ──> the board ──> rank 0 ────┘ (then the run ends)
 
 A notice reaches the ranks at different moments, and if one rank left alone, the others would wait in a collective. So
 every step takes the maximum of each flag over all ranks. On a GPU the result is read one step late, when it has long
@@ -12,13 +13,15 @@ arrived: the host never waits for the device.
 import os
 import signal
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from enum import Enum
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
+
+from orchestrator.cluster.board import END
 
 if TYPE_CHECKING:
     import torch  # where it is used: the driver imports this file, and needs no torch
@@ -31,6 +34,7 @@ TERMINATED = 143  # exit code of a process that SIGTERM ended, as in a shell
 class Reason(Enum):
     """Why an attempt ends; if several apply, the first in this order is reported."""
 
+    END = "the command received SIGTERM"
     PREEMPTION = "a node is being taken away"
     TERMINATION = "a worker received SIGTERM"
     RESIZE = "the number of workers changes"
@@ -80,16 +84,15 @@ class Notices:
 
     Args:
         device: where collectives take place.
+        wanted: the board's answer to this rank, as `Reporter.wanted` gives it.
     """
 
-    def __init__(self, device: "torch.device") -> None:
+    def __init__(self, device: "torch.device", wanted: Callable[[], int]) -> None:
         self._device = device
+        self._wanted = wanted
+        self._end = False
         self._resize = False
         self._agreed: tuple[torch.Tensor, torch.cuda.Event] | None = None  # of the previous step, on a GPU
-
-    def want_resize(self) -> None:
-        """Another number of workers is possible; any rank may call this."""
-        self._resize = True
 
     def agree(self) -> Reason | None:
         """Why the attempt ends now, the same on all ranks; None to go on. Collective, once a step on every rank."""
@@ -124,7 +127,10 @@ class Notices:
     def _here(self) -> list[int]:
         # Ray's public `get_preemption_info` is a barrier through an actor at each call; this is the value behind it.
         marked = get_train_context().preemption_context.preemption_info is not None
-        return [int(marked), int(_terminated.is_set()), int(self._resize)]
+        wanted = self._wanted()
+        self._end |= wanted == END
+        self._resize |= wanted > 0
+        return [int(self._end), int(marked), int(_terminated.is_set()), int(self._resize)]
 
     def _read(self) -> Reason | None:
         if self._agreed is None:

@@ -5,8 +5,11 @@ what a dead controller has reserved, nor for requests to an autoscaler. And all 
 from the driver: for one of its own, Ray starts Python a second time in each process.
 """
 
+import os
 import signal
+from collections.abc import Callable
 from contextlib import suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 import ray
@@ -24,12 +27,27 @@ from orchestrator.cluster.notices import PlannedExit
 STOP_SECONDS = 10.0  # grace period for workers after Ctrl-C
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, and the workers did not save in time."""
+
+
 class Trainer(DataParallelTrainer):
     """Ray's trainer, with our own policies for failures and for the number of workers."""
 
-    def __init__(self, *args: Any, run_id: str, board: Any, private: bool, **options: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        run_id: str,
+        board: Any,
+        private: bool,
+        grace: float,
+        say: Callable[[str], None],
+        **options: Any,
+    ) -> None:
         super().__init__(*args, **options)
         self._run_id = run_id
+        self._grace = grace  # seconds after SIGTERM in which the workers may save
+        self._say = say  # lines on the terminal
         self._board = board
         self._private = private  # whether the cluster is this run's own
 
@@ -56,15 +74,38 @@ class Trainer(DataParallelTrainer):
         return ray.get(controller.get_result.remote())
 
     def _register_sigint_handler(self, controller: Any) -> None:
-        """Ctrl-C. Ray's own handler waits for the controller, which does not answer while it waits for nodes."""
+        """Ctrl-C and SIGTERM. Ray's own handler waits for the controller, which does not answer while it waits for
+        nodes.
 
-        def stop(*_: object) -> NoReturn:
+        Ctrl-C ends the workers. SIGTERM is a notice: the workers save at their next step and end the run, within the
+        grace; then they are ended. A second signal ends this process at once, and a private cluster with it.
+        """
+        signals: list[int] = []
+
+        def abort(error: type[BaseException]) -> NoReturn:
             with suppress(ray.exceptions.RayError):
                 ray.get(controller.abort.remote(), timeout=STOP_SECONDS)
             ray.kill(controller)
-            raise KeyboardInterrupt
+            raise error
 
-        signal.signal(signal.SIGINT, stop)
+        def interrupted(number: int, frame: FrameType | None) -> None:
+            signals.append(number)
+            if len(signals) > 1:
+                os._exit(128 + number)
+            self._say("stopping the workers, and telling MLflow: up to 20 s; Ctrl-C again ends at once")
+            abort(KeyboardInterrupt)
+
+        def terminated(number: int, frame: FrameType | None) -> None:
+            signals.append(number)
+            if len(signals) > 1:
+                os._exit(128 + number)
+            self._say(f"SIGTERM: the workers save at their next step, within {self._grace:g} s, and end the run")
+            self._board.want_end.remote()
+            signal.signal(signal.SIGALRM, lambda *_: abort(Terminated))
+            signal.setitimer(signal.ITIMER_REAL, self._grace)
+
+        signal.signal(signal.SIGINT, interrupted)
+        signal.signal(signal.SIGTERM, terminated)
 
 
 class PrivateWorkerGroup(WorkerGroup):

@@ -16,6 +16,7 @@ import torch.distributed as dist
 import model
 from data import Batch, Loader, open_index, storage
 from orchestrator import names
+from orchestrator.cluster.board import Ended
 from orchestrator.engine.step import Engine, StepResult
 from orchestrator.history.meter import Meter
 from orchestrator.history.profile.profiler import Profiler
@@ -28,6 +29,7 @@ from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
 from orchestrator.tracking.description import describe_run
+from orchestrator.tracking.points import Status
 from orchestrator.tracking.tracker import Tracker
 
 FIRST_STEP_SECONDS = 20.0
@@ -104,7 +106,8 @@ class History:
         if kind is not None and self._tracker is not None:
             if self._profiler is not None:
                 self._profiler.close(timeout=5.0)
-            self._tracker.close("FAILED", timeout=5.0)  # the next attempt, if there is one, sets it running again
+            status: Status = "KILLED" if issubclass(kind, Ended) else "FAILED"
+            self._tracker.close(status, timeout=5.0)  # the next attempt, if there is one, sets it running again
         self.quarantine.close()
 
     def resume(self, step: int, totals: Totals, latest: dict[str, float]) -> None:

@@ -66,12 +66,17 @@ class Reporter:
         if self._is_first:
             self.say(message)
 
-    def workers_wanted(self) -> bool:
-        """Whether another number of workers is wanted, as the board answered rank 0's last report."""
+    def wanted(self) -> int:
+        """The board's answer to rank 0's last report: another number of workers than there are, END, or 0 for neither.
+
+        It comes later than the report, and once. Reports again if the last report is older than SHOW_SECONDS.
+        """
+        wanted = 0
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
             wanted, self._answer = ray.get(self._answer), None
-            return wanted not in (0, self._world)
-        return False
+        if self._is_first and time.monotonic() - self._shown > SHOW_SECONDS:
+            self.show()
+        return 0 if wanted == self._world else wanted
 
     def show(self) -> None:
         """Report the progress now."""

@@ -13,7 +13,7 @@ from orchestrator.job.mistakes import problem
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error
 from orchestrator.run.class_names import keep_class_names
-from orchestrator.run.folder import check_run, open_run, run_url
+from orchestrator.run.folder import check_run, never_trained, open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
 from orchestrator.run.lock.lock import RunLock
 from orchestrator.run.lock.owner import Taken
@@ -38,7 +38,7 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
         task: dotted path of the `Task` that the workers carry out.
 
     Returns:
-        The exit code: 0 done, 1 the run failed, 130 stopped by the user.
+        The exit code: 0 done, 1 the run failed, 130 stopped by Ctrl-C, 143 by SIGTERM.
 
     Raises:
         JobError: the job cannot be run; nothing was started.
@@ -81,7 +81,9 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
 
     settle_authentication()  # Ray reads it when it is imported
     from orchestrator.cluster.connect import connect
-    from orchestrator.cluster.launch import RunFailed, launch
+    from orchestrator.cluster.launch import RunEnded, RunFailed, launch
+    from orchestrator.cluster.trainer import Terminated
+    from orchestrator.tracking.catch_up import deliver_stop
 
     cluster = connect(job)
     lock = RunLock(
@@ -94,16 +96,24 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     try:
         with ExitStack() as owned:
             run_id = own(job, inputs, lock, owned)
-            launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token)
+            try:
+                launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token)
+            except KeyboardInterrupt:
+                if lock.lost_to is None and not never_trained(run_url(job)):
+                    deliver_stop(job, run_id, inputs)
+                raise
     except RunFailed as failure:
         print_error(f"{job.source}: the run stopped: {failure}")
         return 1
-    except KeyboardInterrupt:
+    except RunEnded as saved:
+        print(f"{job.source}: stopped; {saved}, where the same command continues", file=sys.stderr)
+        return 143
+    except KeyboardInterrupt as stop:
         if lock.lost_to is not None:
             print_error(f"{job.source}: the run stopped: {lock.lost_to} took it over")
             return 1
         print(f"{job.source}: stopped; the same command continues at the newest checkpoint", file=sys.stderr)
-        return 130
+        return 143 if isinstance(stop, Terminated) else 130
     return 0
 
 

@@ -1,5 +1,6 @@
-"""If MLflow was unreachable at the end of a run, running the same command again delivers the rest from here."""
+"""What the command delivers to MLflow itself: the rest of a complete run, and that a run was stopped."""
 
+from dataclasses import replace
 from typing import Any
 
 from orchestrator.job.kinds import NetworkJob
@@ -14,6 +15,10 @@ REACH_SECONDS = 30.0
 
 DELIVERY_SECONDS = 600.0
 """How long the delivery may take once the server was reached. The next call delivers what is left then."""
+
+
+STOP_SECONDS = 10.0
+"""How long a stopped command takes to say in MLflow that the run is stopped."""
 
 
 def is_incomplete(summary: dict[str, Any]) -> bool:
@@ -37,3 +42,14 @@ def deliver_rest(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str
     summary |= {"mlflow_run_id": tracker.run_id, "mlflow": tracker.url_hint(), "mlflow_complete": True}
     write_summary(run_url(job), summary)
     return True
+
+
+def deliver_stop(job: NetworkJob, run_id: str, inputs: Inputs) -> bool:
+    """Deliver the points that the workers left behind, and mark the run in MLflow as killed, within STOP_SECONDS.
+
+    Call it once the workers have ended. Returns whether that was done; what was not delivered stays with the run.
+    """
+    description = describe_run(job, run_id, inputs.train, inputs.held_out, workers=0, device="")
+    description = replace(description, tags=job.tracking.tags)  # those of the workers stay as they are
+    tracker = Tracker.beside(description, run_url(job), system_seconds=None)
+    return tracker.close("KILLED", timeout=STOP_SECONDS)

@@ -86,10 +86,10 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     calendar = Calendar.of(job, data.order.steps_per_epoch)
     heartbeat = Heartbeat(run.board, dist.get_rank(), job.cluster.hang_timeout)
     engine, chosen = build_engine(job, task)
-    notices = Notices(engine.device)
     health = Health(engine, job.training.max_bad_steps)
 
     reporter = Reporter(run.board, calendar.total_steps)
+    notices = Notices(engine.device, reporter.wanted)
     history = History(job, run.url, run.id, reporter, data, engine, total_steps=calendar.total_steps)
     if chosen:
         reporter.say_once(chosen)

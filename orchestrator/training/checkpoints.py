@@ -10,6 +10,7 @@ from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.checkpoint.upload import TakenOver
+from orchestrator.cluster.board import Ended
 from orchestrator.cluster.checkpoint_report import through_ray
 from orchestrator.cluster.notices import PlannedExit, Reason
 from orchestrator.cluster.watchdog import Heartbeat
@@ -127,9 +128,12 @@ class Checkpoints:
         """Save, and end this attempt as planned.
 
         Raises:
-            PlannedExit: always.
+            Ended: the run ends with it.
+            PlannedExit: the next attempt continues.
         """
         self.save(step, wait=True)
+        if notice is Reason.END:
+            raise Ended(f"{notice.value}: saved at step {step}")
         raise PlannedExit(f"{notice.value}: saved at step {step}")
 
     def roll_back(self, reason: RollBack) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import ray
 
 from orchestrator.checkpoint.upload import TakenOver
+from orchestrator.cluster.board import Ended
 from orchestrator.history.quarantine import TooManyBadSamples
 from orchestrator.job.kinds import JOB, NetworkJob
 from orchestrator.job.tables import load_extensions
@@ -35,8 +36,8 @@ def train(config: dict[str, Any]) -> None:
         train_to_the_end(
             build(job, task, RunPlace(config["run_url"], config["run_id"], config["lock"], config["board"]))
         )
-    except (TooManyBadSamples, Diverged, TakenOver) as stop:
-        ray.get(config["board"].stop.remote(str(stop)))
+    except (TooManyBadSamples, Diverged, TakenOver, Ended) as stop:
+        ray.get(config["board"].stop.remote(str(stop), ended=isinstance(stop, Ended)))
     except Exception as error:
         if (redacted := redact_error(error)) is not error:
             raise redacted from None  # Ray logs the traceback
@@ -88,8 +89,6 @@ def train_from_checkpoint(p: Parts) -> int:
             )
 
         # 3. Once in a while: the held-out sets, unless this attempt has to end. Then save, and leave.
-        if p.reporter.workers_wanted():
-            p.notices.want_resize()
         notice = p.notices.agree()
         if notice is None and p.calendar.evaluation_due(step):
             notice = p.held_out.measure(step)

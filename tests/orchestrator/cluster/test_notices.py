@@ -11,6 +11,7 @@ from ray.train.v2._internal.execution.preemption import PreemptionContext
 from ray.train.v2.api.preemption import PreemptionInfo
 
 from infra.local.ranks import run_ranks
+from orchestrator.cluster.board import END
 from orchestrator.cluster.notices import AnswerSigterm, EvaluationCutOff, Notices, Reason
 
 
@@ -26,7 +27,8 @@ def notices(what: str, rank: int, step: int) -> list[Reason | None]:
     worker = Context()
     context.set_train_context(worker)  # type: ignore[arg-type]
     AnswerSigterm(grace=600).after_init_train_context()
-    notices = Notices(torch.device("cpu"))
+    wanted = [0]
+    notices = Notices(torch.device("cpu"), lambda: wanted[0])
     heard = []
     for now in range(6):
         if now == step and rank == dist.get_rank():
@@ -35,13 +37,14 @@ def notices(what: str, rank: int, step: int) -> list[Reason | None]:
             elif what == "sigterm":
                 os.kill(os.getpid(), signal.SIGTERM)
             else:
-                notices.want_resize()
+                wanted[0] = {"resize": 5, "end": END}[what]
         heard.append(notices.agree())
     return heard
 
 
 @pytest.mark.parametrize(
-    ("what", "reason"), [("drain", Reason.PREEMPTION), ("sigterm", Reason.TERMINATION), ("resize", Reason.RESIZE)]
+    ("what", "reason"),
+    [("drain", Reason.PREEMPTION), ("sigterm", Reason.TERMINATION), ("resize", Reason.RESIZE), ("end", Reason.END)],
 )
 def test_all_ranks_hear_it_at_the_same_step(what: str, reason: Reason) -> None:
     assert run_ranks(3, notices, what, 1, 4) == [[None] * 4 + [reason] * 2] * 3
@@ -49,13 +52,14 @@ def test_all_ranks_hear_it_at_the_same_step(what: str, reason: Reason) -> None:
 
 def cut_off(items: int, rank: int, at: int) -> tuple[list[int], str]:
     context.set_train_context(Context())  # type: ignore[arg-type]
-    notices = Notices(torch.device("cpu"))
+    wanted = [0]
+    notices = Notices(torch.device("cpu"), lambda: wanted[0])
     seen = []
     try:
         for item in notices.check_each(range(items)):
             seen.append(item)
             if dist.get_rank() == rank and item == at:
-                notices.want_resize()
+                wanted[0] = 5
     except EvaluationCutOff as cut:
         return seen, cut.reason.name
     return seen, ""

@@ -7,6 +7,7 @@ import pytest
 import ray
 import torch.distributed as dist
 
+from orchestrator.cluster.board import END
 from orchestrator.history.reporter import Reporter
 
 
@@ -52,9 +53,14 @@ def test_another_number_of_workers_is_wanted(board: Board, monkeypatch: pytest.M
     """Rank 0 learns of it with the answer to a report, once."""
     monkeypatch.setattr(dist, "get_rank", lambda: 0)
     reporter = Reporter(board, total_steps=50)
-    assert not reporter.workers_wanted(), "nothing was reported yet"
-    for wanted, expected in ((0, False), (3, False), (2, True)):
+    reporter.resume(0)
+    assert reporter.wanted() == 0
+    for wanted, expected in ((0, 0), (3, 0), (2, 2), (END, END)):
         board.wanted = wanted
         reporter.show()
-        assert reporter.workers_wanted() == expected
-        assert not reporter.workers_wanted(), "the answer was taken"
+        assert reporter.wanted() == expected
+        assert reporter.wanted() == 0, "the answer was taken"
+    reports = len(board.shown)
+    monkeypatch.setattr("orchestrator.history.reporter.SHOW_SECONDS", 0.0)
+    reporter.wanted()
+    assert len(board.shown) == reports + 1, "it asks by itself, as in a long evaluation"

@@ -65,8 +65,8 @@ def run(notes: Notes, *, steps: int = 4) -> list[str]:
         batches=batches,
         health=SimpleNamespace(stepped=notes._noting("healthy"), metrics=dict),
         history=History(**vars(history)),
-        reporter=notes.part("workers_wanted"),
-        notices=notes.part("want_resize", "agree"),
+        reporter=notes.part(),
+        notices=notes.part("agree"),
         held_out=notes.part("is_owed", "measure"),
         checkpoints=notes.part("resume", "save", "leave", "roll_back"),
     )
@@ -82,10 +82,10 @@ def test_what_a_run_does_when_nothing_happens() -> None:
 
     assert run(Notes(resume=[0])) == [
         *("resume()", "is_owed(0)"),
-        *of(1, "workers_wanted()", "agree()"),
-        *of(2, "gradient_norm()", "log_training(2)", "workers_wanted()", "agree()", "measure(2)"),
-        *of(3, "workers_wanted()", "agree()", "save(3, False)"),
-        *of(4, "gradient_norm()", "log_training(4)", "workers_wanted()", "agree()", "measure(4)", "save(4, True)"),
+        *of(1, "agree()"),
+        *of(2, "gradient_norm()", "log_training(2)", "agree()", "measure(2)"),
+        *of(3, "agree()", "save(3, False)"),
+        *of(4, "gradient_norm()", "log_training(4)", "agree()", "measure(4)", "save(4, True)"),
         *("close()", "end()", "exit()"),
     ]
 
@@ -120,12 +120,6 @@ def test_a_notice_while_an_interrupted_evaluation_is_done_again() -> None:
     with pytest.raises(PlannedExit):
         run(notes)
     assert notes.calls == ["resume()", "is_owed(2)", "measure(2)", "leave(2)", "close()", "exit()"]
-
-
-def test_other_numbers_of_workers_are_wanted_before_the_ranks_agree() -> None:
-    calls = run(Notes(resume=[3], workers_wanted=[True]))
-    asked = calls.index("workers_wanted()")
-    assert calls[asked : asked + 3] == ["workers_wanted()", "want_resize()", "agree()"]
 
 
 def test_rolling_back_restores_and_goes_on_to_the_end() -> None:
