@@ -138,9 +138,12 @@ def _parsed(overrides: Iterable[str] | Mapping[str, Any], source: str) -> Iterat
         if not sign or not key or "" in key.split("."):
             raise JobError(f"{source}: --set {text}: expected KEY=VALUE, such as --set optimizer.lr=3e-4")
         try:
-            yield key, parse_yaml(value)
+            found = parse_yaml(value)
         except yaml.YAMLError as error:
             raise JobError(f"{source}: --set {text}: not YAML: {reason(error)}") from None
+        # In a file, ` #` begins a comment; on a command line it is part of a name, such as that of a folder.
+        cut = isinstance(found, str) and " #" in value and value.strip().startswith(found)
+        yield key, value.strip() if cut else found
 
 
 def _set(raw: dict[str, Any], kind: type[Job], dotted: str, value: Any) -> None:

@@ -47,7 +47,7 @@ def resolve_url(url: str) -> str:
             raise PathError(f"{url}: {name} would be stored with the run; it may only be used as a password")
     expanded = os.path.expandvars(url)
     if expanded.startswith(SQLITE):
-        return SQLITE + _absolute(expanded.removeprefix(SQLITE))
+        return SQLITE + _absolute_in_uri(expanded.removeprefix(SQLITE))
     return expanded if "://" in expanded else _absolute(expanded)
 
 
@@ -80,6 +80,14 @@ def relative_paths_begin_at() -> Path:
         return Path(home).expanduser().absolute()
     here = Path.cwd()
     return Path.home() / "vit" if RAY_WORKING_DIRECTORY in f"{here}/" else here
+
+
+def _absolute_in_uri(path: str) -> str:
+    """As `_absolute`, for the path of a database's URI: a `%` or `?` in the name of a folder above it is escaped."""
+    if path.startswith(("/", "~")):
+        return _absolute(path)
+    above = str(relative_paths_begin_at()).replace("%", "%25").replace("?", "%3F")
+    return os.path.normpath(os.path.join(above, path))
 
 
 def _absolute(path: str) -> str:

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
@@ -263,6 +264,6 @@ def _prepare_database(uri: str) -> str | None:
         logging.getLogger(logger).setLevel(logging.WARNING)
     if not uri.startswith("sqlite:///"):
         return None
-    folder = Path(uri.removeprefix("sqlite:///")).parent
+    folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
     folder.mkdir(parents=True, exist_ok=True)
     return (folder / "artifacts").as_uri()

@@ -101,6 +101,14 @@ def test_set_reads_yaml_values() -> None:
     assert (job.batch_size, job.optimizer.betas, job.parallel.compile, job.name) == (128, (0.9, 0.95), True, "12")
 
 
+def test_a_value_of_set_is_whole() -> None:
+    """In a file, a blank and a number sign begin a comment."""
+    for text in ("/data/set #1", "gs://bucket/runs [v2] #3/x", "/data/100% &*?"):
+        assert load_pretrain(f"checkpoint.url={text}").checkpoint.url == text
+    assert load_pretrain("checkpoint.url='/data/set' # here").checkpoint.url == "/data/set"
+    assert load_pretrain("batch_size=128 # more").batch_size == 128
+
+
 def test_the_last_set_wins_and_a_mapping_does_as_the_words_do() -> None:
     assert load_pretrain("seed=1", "seed=2").seed == 2
     Path("job.yaml").write_text(VALID)

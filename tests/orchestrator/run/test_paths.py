@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from orchestrator.run.paths import PathError, relative_paths_begin_at, resolve_url
 
@@ -27,6 +28,18 @@ def test_it_begins_at_vit_home_where_that_is_set(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("VIT_HOME", "~/vit-runs")
     assert resolve_url("runs") == f"{tmp_path}/home/vit-runs/runs"
     assert resolve_url("sqlite:///runs/mlflow.db") == f"sqlite:///{tmp_path}/home/vit-runs/runs/mlflow.db"
+
+
+def test_a_database_lies_in_a_folder_whose_name_is_odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A database's URI is one of the web's kind: a question mark ends its path, and %20 is a blank."""
+    odd = tmp_path / "what? [100%20] #1"
+    odd.mkdir()
+    monkeypatch.chdir(odd)
+    assert resolve_url("runs") == f"{odd}/runs"
+    uri = resolve_url("sqlite:///runs/mlflow.db")
+    assert uri == f"sqlite:///{tmp_path}/what%3F [100%2520] #1/runs/mlflow.db"
+    assert make_url(uri).database == f"{odd}/runs/mlflow.db"
+    assert resolve_url(uri) == uri
 
 
 def test_it_survives_a_submitted_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
