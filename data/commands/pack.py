@@ -12,7 +12,7 @@ from data.packing.pack import Packed, pack
 from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
-from data.shards.class_names import read_class_list, warn_of_one_based
+from data.shards.class_names import read_class_list, warn_of_one_based, warn_of_untrained
 from data.shards.label_rule import KINDS, LabelRule
 
 PACK_HELP = """\
@@ -103,7 +103,9 @@ def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> O
                 show_progress=True,
             )
             print_summary(packed[split])
-            warnings[split] = [*source.warnings, *filter(None, [warn_of_one_based(packed[split].index)])]
+            indexes = packed[split].index, packed.get("train", packed[split]).index
+            found = warn_of_one_based(packed[split].index), warn_of_untrained(*indexes)
+            warnings[split] = [*source.warnings, *filter(None, found)]
             print_warnings(warnings[split])
     wrote = any(one.wrote for one in packed.values())
     described = {split: facts(one.index) | counts(one) | {"warnings": warnings[split]} for split, one in packed.items()}

@@ -97,6 +97,18 @@ def warn_of_one_based(index: Index) -> str | None:
     )
 
 
+def warn_of_untrained(index: Index, train: Index) -> str | None:
+    """A line about classes with images in `index`, but none in `train`; None if there are none."""
+    missing = sorted(index.label_counts.keys() - train.label_counts.keys())
+    if not missing:
+        return None
+    first = f"class {missing[0]}"
+    if missing[0] < len(index.class_names):
+        first += f", {shown(index.class_names[missing[0]])}"
+    who = f"{first} and {len(missing) - 1:,} more have" if len(missing) > 1 else f"{first} has"
+    return f"{who} images here, and none in {storage.parent(train.url)}"
+
+
 def _distinct(url: str, names: Sequence[str]) -> ClassList:
     if not names:
         raise DataError(f"{url}: holds no class name")

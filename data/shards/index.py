@@ -186,9 +186,9 @@ def concatenate(indexes: Sequence[Index]) -> Index:
     """One index of several data sets: sample ids of the first, then of the second, and so on.
 
     Shard URLs become absolute, so its digest depends on the sets' URLs: identify a set by its own index's digest. It
-    has as many classes as the set with the most, and the names of the first set that has names; it is multi-label if
-    any set is; it counts labels if all sets do. The stride is the least common multiple. Labels are read by the rule of
-    each set; `about` has the notes of all.
+    has as many classes as the set with the most, and the names of the first set that has names, rather than numbers as
+    names; it is multi-label if any set is; it counts labels if all sets do. The stride is the least common multiple.
+    Labels are read by the rule of each set; `about` has the notes of all.
     """
     if len(indexes) == 1:
         return indexes[0]
@@ -198,6 +198,7 @@ def concatenate(indexes: Sequence[Index]) -> Index:
         for index in indexes
         for number, shard in enumerate(index.shards)
     )
+    named = [index.class_names for index in indexes if index.class_names] or [()]
     label_counts: Counter[int] = Counter()
     if all(index.label_counts for index in indexes):
         for index in indexes:
@@ -212,7 +213,7 @@ def concatenate(indexes: Sequence[Index]) -> Index:
         source=" + ".join(dict.fromkeys(index.source for index in indexes)),
         stride=stride,
         label_counts=label_counts,
-        class_names=next((index.class_names for index in indexes if index.class_names), ()),
+        class_names=next((names for names in named if not all(map(str.isdecimal, names))), named[0]),
         about={"sets": [dict(index.about) for index in indexes]} if any(index.about for index in indexes) else {},
         label_rules=() if all(rule == FIRST for rule in rules) else tuple(rules),
     )

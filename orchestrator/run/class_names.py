@@ -118,7 +118,7 @@ def _comparable(names: Sequence[str], others: Sequence[str]) -> tuple[Sequence[s
 
 
 def _advice(one: LabelledSet, other: LabelledSet) -> str:
-    again = f"pack it with --classes {other.url}" if one.index.source else "index it again with --num-classes"
+    again = f"{'pack it' if one.index.source else 'index it again'} with --classes {other.url}"
     if one.key.startswith("data.eval."):
         return f"{again}, or say {one.key.removesuffix('.url')}.check_classes: false if the difference is meant"
     return again

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data import DataError, open_index
-from data.shards.class_names import class_names, read_class_list, shown, text_list, warn_of_one_based
+from data.shards.class_names import class_names, read_class_list, shown, text_list, warn_of_one_based, warn_of_untrained
 from data.shards.index import write_index
 from tests.data.shards.test_index import small_index
 
@@ -104,3 +104,11 @@ def test_older_sets_have_classes_txt(tmp_path):
 def test_labels_that_may_count_from_one(counts, names, said):
     index = small_index("x", num_classes=4, label_counts=counts, class_names=names)
     assert (warn_of_one_based(index) is not None) == said
+
+
+def test_classes_without_images_to_train_on():
+    train = small_index("/set/train/index.json", label_counts={0: 9})
+    assert warn_of_untrained(train, train) is None
+    val = small_index("/set/val/index.json", label_counts={0: 1, 2: 1, 3: 1}, class_names=("a", "b", "c\n"))
+    line = 'class 2, "c\\n" and 1 more have images here, and none in /set/train'
+    assert warn_of_untrained(val, train) == line

@@ -310,3 +310,11 @@ def test_full_size_opens_in_little_memory(tmp_path):
     assert int(printed[0]) == sum(counts) > 303_000_000
     assert int(printed[1]) == 4096
     assert int(printed[2]) < 300
+
+
+def test_names_of_several_sets():
+    """Those of the first set with names; numbers as names say less."""
+    sets = [small_index(f"/{n}/index.json", class_names=names) for n, names in enumerate([(), ("0", "1"), ("a", "b")])]
+    assert concatenate(sets).class_names == ("a", "b")
+    assert concatenate(sets[:2]).class_names == ("0", "1")
+    assert concatenate(sets[:1] * 2).class_names == ()
