@@ -20,7 +20,11 @@ _FOLDERS = frozenset(  # in small letters; names with a dot in front need not be
     )
 )
 _FILES = frozenset(
-    ("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", "icon\r", "synofile_thumb.db")
+    (
+        *("thumbs.db", "ehthumbs.db", "ehthumbs_vista.db", "desktop.ini", "picasa.ini", ".picasa.ini", "icon\r"),
+        *(".ds_store", ".localized", ".directory", ".nomedia", "synofile_thumb.db", ".syncthing", ".dropbox"),
+        *(".gitignore", ".gitattributes", ".gitkeep", ".gitmodules", ".keep", ".dvcignore", ".htaccess"),
+    )
 )
 _IMAGES = frozenset(("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm"))
 _OTHERS = frozenset(
@@ -97,12 +101,12 @@ def is_hidden(folder: str) -> bool:
 
 
 def is_system_file(name: str) -> bool:
-    """Whether a file's name is that of a system's own notes, or begins with a dot and has no extension.
+    """Whether a file's name is that of the notes of a system or a program.
 
-    >>> [is_system_file(name) for name in ("Thumbs.db", ".DS_Store", ".nomedia", "db.jpg", ".a.jpg")]
+    >>> [is_system_file(name) for name in ("Thumbs.db", ".DS_Store", ".nomedia", "db.jpg", ".a")]
     [True, True, True, False, False]
     """
-    return name.lower() in _FILES or (name.startswith(".") and "." not in name[1:])
+    return name.lower() in _FILES
 
 
 def extension_of(name: str) -> str:
