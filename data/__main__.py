@@ -1,6 +1,7 @@
 """Command line of the data plane: `python -m data COMMAND --help`."""
 
 import argparse
+import io
 import json
 import signal
 import sys
@@ -14,6 +15,9 @@ COMMANDS = (pack, verify, dedup, show)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name may hold bytes that are no text
+            stream.reconfigure(errors="backslashreplace")
     options = parser().parse_args(arguments)
     try:
         facts, code = options.run(options)

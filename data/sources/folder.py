@@ -14,7 +14,7 @@ from data.shards import tar
 from data.shards.class_names import ClassList
 from data.sources.classes.holdout import Holdout, hold_out
 from data.sources.classes.numbering import Numbering, number_folders, number_labels
-from data.sources.table import read_rows
+from data.sources.table import Rows, read_rows
 from data.sources.walk import images, walk
 
 NO_CLASS_FOLDER = "in no class folder"
@@ -47,14 +47,18 @@ class Folder(Source):
     def __init__(self, url: str, table: str | None = None, classes: ClassList | None = None) -> None:
         self.name = "folder"
         self._url = storage.absolute(url)
-        listing = walk(self._url, () if classes is None else classes.names)
+        rows = None if table is None else read_rows(table)
+        named = () if classes is None else classes.names
+        listing = walk(
+            self._url, named if rows is None else {posixpath.dirname(posixpath.normpath(p)) for p in rows.paths}
+        )
         sizes, unread = images(self._url, listing.files)
         self.found = listing.found
         self.skipped: list[Skipped] = [*listing.skipped, *unread]
-        if table is None:
+        if table is None or rows is None:
             labels = self._by_folder(sizes, listing.folders, classes)
         else:
-            labels = self._by_table(sizes, listing.files, table, classes)
+            labels = self._by_table(sizes, listing.files, rows, table, classes)
         paths = sorted(labels)
         self._take(paths, unique_keys(paths), [labels[path] for path in paths], [sizes[path] for path in paths])
 
@@ -109,9 +113,8 @@ class Folder(Source):
         return {path: (numbers[path.split("/")[0]],) for path in sizes if "/" in path}
 
     def _by_table(
-        self, sizes: dict[str, int], files: Mapping[str, int], table: str, classes: ClassList | None
+        self, sizes: dict[str, int], files: Mapping[str, int], rows: Rows, table: str, classes: ClassList | None
     ) -> dict[str, tuple[int, ...]]:
-        rows = read_rows(table)
         self.multi_label = rows.multi_label
         numbers = self._number(number_labels(rows.labels, rows.paths, table, classes))
         found: dict[str, tuple[int, ...]] = {}

@@ -104,3 +104,16 @@ def wait_until_open(path: Path, pid: int) -> None:
                     return
         time.sleep(0.05)
     raise TimeoutError(path)
+
+
+def test_names_that_are_no_text_are_printed(tmp_path):
+    """As escapes, where the terminal takes text alone."""
+    dest = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    run = subprocess.run(
+        [sys.executable, "-m", "data", "pack", "digits", dest],
+        env={**os.environ, "PYTHONIOENCODING": "utf-8:strict"},
+        capture_output=True,
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (0, b"")
+    assert rb"/\udcff/test" in run.stdout

@@ -133,6 +133,16 @@ def test_table_of_several_labels(images, tmp_path, file_format):
     assert (tmp_path / "out" / "classes.txt").read_text() == "old\nwet\n"
 
 
+def test_a_table_may_name_images_in_hidden_folders(images, tmp_path):
+    """Its rows say what is meant. Hidden folders that no row names are left out."""
+    save(images / ".cache" / "deep" / "1.jpg", "JPEG")
+    save(images / ".git" / "2.jpg", "JPEG")
+    (tmp_path / "labels.csv").write_text("path,label\n./.cache/deep/1.jpg,1\ncat/1.jpg,0\n")
+    packed = pack(str(tmp_path / "out"), Folder(str(images), str(tmp_path / "labels.csv")))
+    assert samples(tmp_path / "out").keys() == {"cat/1", ".cache/deep/1"}
+    assert packed.skipped["hidden or system folder"] == 1
+
+
 def test_table_of_numbers(images, tmp_path):
     """Class numbers do not change. The number of classes follows from the largest."""
     table = tmp_path / "labels.csv"
