@@ -10,7 +10,8 @@ repaired less, and data sets do not need them.
 Conventions: the result is always RGB. Grey is repeated. CMYK is converted by (1 - C)(1 - K) and taken as inverted, as
 Adobe writes it and all readers expect it. Alpha is dropped: colours stay as stored, not blended. 16 bits are cut to 8.
 An animation gives its first picture. Colour profiles, gamma and the EXIF orientation are ignored, as in TensorFlow's
-decoder, which the authors' code uses. An incomplete file is refused, not filled up with grey.
+decoder, which the authors' code uses. An incomplete file is refused, not filled up with grey. These are the pixels of
+Pillow's convert("RGB"); docs/adding.md lists where they differ, and why.
 """
 
 import struct
@@ -19,10 +20,14 @@ from typing import Literal, NamedTuple
 import cv2
 import numpy as np
 
+from data import bounds
 from data.errors import BadSample, Cause
 from data.images import turbojpeg
+from data.images.room import Room
 
-MAX_PIXELS = 89_478_485  # Pillow's limit: 256 MiB of RGB. A file of a few hundred bytes can claim more.
+_ROOM = Room(bounds.DECODING_BYTES)
+_COEFFICIENT_BYTES = 8  # a pixel, at most: 2 for each of 4 components
+_RGB_BYTES = 6  # a pixel: OpenCV holds the image twice while it decodes
 
 # IMREAD_REDUCED_COLOR_n includes the BGR bit, which excludes the RGB one; the "grey" flag is the bare scale.
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -42,6 +47,8 @@ _BARE_MARKERS = frozenset(range(0xD0, 0xD8)) | {
 }  # without a length: RSTn, TEM; 0 is a stuffed byte, no marker
 _NO_FRAME = frozenset({0xD8, 0xD9, 0xDA})  # SOI, EOI, SOS: none may precede the frame header
 _BASELINE = frozenset({0xC0, 0xC1})  # sequential, Huffman-coded
+_HUFFMAN = frozenset({0xC0, 0xC1, 0xC2})
+_MOST_PIXELS_A_BYTE = 1024  # in these: each block of 64 pixels takes a bit or more. Twice that, to be sure.
 # Sampling factors (horizontal, vertical: 4 bits each) of the components that turbojpeg.py is used for.
 _SAMPLINGS = frozenset({b"\x11", b"\x11\x11\x11", b"\x21\x11\x11", b"\x12\x11\x11", b"\x22\x11\x11"})
 
@@ -65,7 +72,7 @@ def read_header(encoded: bytes) -> Header:
 
     Raises:
         BadSample: EMPTY; UNDECODABLE: not a JPEG, PNG or WebP, no readable header, or no pixels; HUGE: more than
-            MAX_PIXELS.
+            `bounds.PIXELS`.
     """
     if encoded[:2] == _JPEG_START:
         header = _jpeg_header(encoded)
@@ -78,7 +85,7 @@ def read_header(encoded: bytes) -> Header:
     height, width = header.size
     if not height or not width:
         raise BadSample(Cause.UNDECODABLE)
-    if height * width > MAX_PIXELS:
+    if height * width > bounds.PIXELS:
         raise BadSample(Cause.HUGE)
     return header
 
@@ -126,13 +133,22 @@ def decode_window(
 def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
     """The whole image, by OpenCV."""
     try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
+        with _ROOM.taking(decoding_bytes(header, scale)):
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
     except cv2.error as error:  # such as a side longer than OpenCV allows
         raise BadSample(Cause.UNDECODABLE) from error
-    # The crop and the check of MAX_PIXELS used the header: the image must have the size that it states.
+    # The crop and the check of its pixels used the header: the image must have the size that it states.
     if image is None or image.shape[:2] != _reduced(header.size, scale):
         raise BadSample(Cause.UNDECODABLE)
     return image
+
+
+def decoding_bytes(header: Header, scale: int = 1) -> int:
+    """Memory that decoding the whole image takes at most. A progressive JPEG is kept as coefficients, at any scale."""
+    height, width = _reduced(header.size, scale)
+    coefficients = header.format == "jpeg" and not header.divisible
+    kept = header.size[0] * header.size[1] * _COEFFICIENT_BYTES if coefficients else 0
+    return kept + height * width * _RGB_BYTES
 
 
 def reduction(window: tuple[int, int], target: tuple[int, int]) -> int:
@@ -145,7 +161,8 @@ def _reduced(size: tuple[int, int], scale: int) -> tuple[int, int]:
 
 
 def _jpeg_header(encoded: bytes) -> Header:
-    """Find the frame header (SOF) as libjpeg does, which skips bytes between segments. Size (0, 0): there is none.
+    """Find the frame header (SOF) as libjpeg does, which skips bytes between segments. Size (0, 0): there is none,
+    or it states more pixels than the file's bytes can hold, which libjpeg would fill up with grey for seconds.
 
     A window can be decoded alone if no content below the window could make the whole image invalid, and if its pixels
     depend only on blocks near it. In a single scan, libjpeg's only error is an end before the last row, which cannot
@@ -157,6 +174,8 @@ def _jpeg_header(encoded: bytes) -> Header:
         marker = encoded[position + 1]
         if marker in _FRAME_HEADERS:
             precision, height, width, components = struct.unpack_from(">BHHB", encoded, position + 4)
+            if marker in _HUFFMAN and height * width > _MOST_PIXELS_A_BYTE * len(encoded):
+                break
             sampling = encoded[position + 11 : position + 10 + 3 * components : 3]
             divisible = (
                 marker in _BASELINE and precision == 8 and sampling in _SAMPLINGS and encoded.endswith(_JPEG_END)

@@ -18,6 +18,7 @@ import numpy as np
 
 from data import storage
 from data.errors import BadSample, Cause, DataError
+from data.images.any_format import decode_any
 from data.images.decode import decode
 from data.images.signature import is_cut_short, why_unusable
 
@@ -139,8 +140,8 @@ def image_field(content: bytes) -> tuple[str, bytes]:
     """(extension, bytes) of an encoded image. The content decides, not the file's name.
 
     JPEG (of any colour space), PNG and WebP keep their bytes; those that are cut short are refused, as in training.
-    Other formats that OpenCV reads (BMP, GIF, TIFF, PNM, AVIF, JPEG 2000 ...) become PNG, without further frames, alpha
-    and bits beyond 8.
+    Other formats (BMP, GIF, TIFF, PNM, AVIF, JPEG 2000 ...) become PNG, without further frames, alpha and bits beyond 8
+    (any_format.py).
 
     Raises:
         BadSample: no bytes, or no image; the cause says what it is.
@@ -152,13 +153,7 @@ def image_field(content: bytes) -> tuple[str, bytes]:
         if is_cut_short(content):  # or something follows its end
             _check_decodable(content)
         return kept, content
-    try:
-        pixels = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error as error:
-        raise BadSample(why_unusable(content)) from error
-    if pixels is None:
-        raise BadSample(why_unusable(content))
-    _, png = cv2.imencode(".png", pixels)
+    _, png = cv2.imencode(".png", cv2.cvtColor(decode_any(content), cv2.COLOR_RGB2BGR))
     return "png", png.tobytes()
 
 
