@@ -16,5 +16,3 @@ SHARD_BYTES = 1 << 62  # of a shard, as its index claims: offsets are int64
 PIXELS = 1 << 28  # of an image, by its header: 768 MiB of RGB
 DECODING_BYTES = 2 << 30  # of memory for large images that one process decodes at one time
 SHOWN_BYTES = 512 << 20  # the same for `show`, and the largest image that it draws, at the scale at which it is decoded
-FIELD_BYTES = 1 << 30  # of one field of a sample
-NAME_BYTES = 1 << 20  # of the records before a tar's member: its long name, and pax records

@@ -1,1 +1,1 @@
-"""From the bytes of an image to pixels: decoding, crops, re-encoding. Imports `errors` and `splitmix`."""
+"""From the bytes of an image to pixels: decoding, crops, re-encoding. Imports `bounds`, `errors` and `splitmix`."""

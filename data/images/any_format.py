@@ -13,7 +13,7 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
 from data import bounds
@@ -25,11 +25,11 @@ _ROOM = Room(bounds.DECODING_BYTES)
 _PIXEL_BYTES = 12  # Pillow's image before and after its conversion, and the array
 _FORMATS = ("BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L"})
-_BITS_OF_TIFF = 258  # the tag
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # two tags of a TIFF, and a value of the second
 
-# Pillow refuses images of more than twice its limit, and warns of those between.
-Image.MAX_IMAGE_PIXELS = bounds.PIXELS // 2
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning, module="PIL")
+Image.MAX_IMAGE_PIXELS = bounds.PIXELS // 2  # Pillow refuses images of more than twice as many, and warns before
+for _kind in (Image.DecompressionBombWarning, UserWarning):  # the latter of damaged TIFFs, which then raise an error
+    warnings.filterwarnings("ignore", category=_kind, module="PIL")
 
 
 def decode_any(content: bytes) -> np.ndarray:
@@ -40,33 +40,32 @@ def decode_any(content: bytes) -> np.ndarray:
     """
     try:
         image = Image.open(io.BytesIO(content), formats=_FORMATS)
-    except UnidentifiedImageError:
-        return _by_opencv(content)
     except Image.DecompressionBombError as error:
         raise BadSample(Cause.HUGE) from error
-    except Exception as error:  # Pillow's plugins raise errors of many types for damaged files
-        raise BadSample(why_unusable(content)) from error
+    except Exception:  # Pillow's plugins raise errors of many types
+        return _by_opencv(content)
     if image.format == "GIF" and is_cut_short(content):
         _by_opencv(content)  # raises for a file that ends early; Pillow takes what is there
     with image, _ROOM.taking(image.width * image.height * _PIXEL_BYTES):
         try:
             image.load()
             if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):
-                return _upper_bits(np.asarray(image), _bits(image))
+                return _upper_bits(image)
             if image.mode not in ("I", "F"):
                 return np.asarray(image.convert("RGB"))
-        except Exception as error:  # see above
+        except Exception as error:  # of many types, for damaged files
             raise BadSample(why_unusable(content)) from error
     raise BadSample(f"{Cause.UNDECODABLE}: {Cause.NO_RANGE}")
 
 
-def _bits(image: Image.Image) -> int:
-    """Of a grey value: a TIFF of 12 bits has values below 4,096."""
-    return image.tag_v2.get(_BITS_OF_TIFF, (16,))[0] if isinstance(image, TiffImageFile) else 16
-
-
-def _upper_bits(values: np.ndarray, bits: int) -> np.ndarray:
-    return np.repeat((values >> (bits - 8)).astype(np.uint8)[..., None], 3, axis=2)
+def _upper_bits(image: Image.Image) -> np.ndarray:
+    """A grey picture of more than 8 bits as RGB."""
+    values, bits, inverted = np.asarray(image), 16, False
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2.get(_BITS, (16,))[0]  # 12 bits are values below 4,096
+        inverted = image.tag_v2.get(_PHOTOMETRIC) == _WHITE_IS_ZERO  # Pillow keeps the values of 16 bits as they are
+    grey = (values >> (bits - 8)).astype(np.uint8)
+    return np.repeat((255 - grey if inverted else grey)[..., None], 3, axis=2)
 
 
 def _by_opencv(content: bytes) -> np.ndarray:
@@ -77,4 +76,6 @@ def _by_opencv(content: bytes) -> np.ndarray:
         raise BadSample(why_unusable(content)) from error
     if pixels is None:
         raise BadSample(why_unusable(content))
+    if pixels.shape[0] * pixels.shape[1] > bounds.PIXELS:
+        raise BadSample(Cause.HUGE)
     return pixels

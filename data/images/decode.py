@@ -9,9 +9,9 @@ repaired less, and data sets do not need them.
 
 Conventions: the result is always RGB. Grey is repeated. CMYK is converted by (1 - C)(1 - K) and taken as inverted, as
 Adobe writes it and all readers expect it. Alpha is dropped: colours stay as stored, not blended. 16 bits are cut to 8.
-An animation gives its first picture. Colour profiles, gamma and the EXIF orientation are ignored, as in TensorFlow's
-decoder, which the authors' code uses. An incomplete file is refused, not filled up with grey. These are the pixels of
-Pillow's convert("RGB"); docs/adding.md lists where they differ, and why.
+An animation gives its first picture, or the still one that a PNG may have besides. Colour profiles, gamma and the EXIF
+orientation are ignored, as in TensorFlow's decoder, which the authors' code uses. An incomplete file is refused, not
+filled up with grey. These are the pixels of Pillow's convert("RGB"); docs/adding.md lists where they differ, and why.
 """
 
 import struct
@@ -132,6 +132,8 @@ def decode_window(
 
 def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
     """The whole image, by OpenCV."""
+    if header.format == "png":
+        encoded = _still(encoded)
     try:
         with _ROOM.taking(decoding_bytes(header, scale)):
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
@@ -197,6 +199,15 @@ def _png_header(encoded: bytes) -> Header:
     whole = len(encoded) >= 24 and encoded[12:16] == b"IHDR"
     width, height = struct.unpack_from(">II", encoded, 16) if whole else (0, 0)
     return Header("png", (height, width), False)
+
+
+def _still(encoded: bytes) -> bytes:
+    """A PNG without its animation if its picture is no frame of it: OpenCV would decode the first frame instead."""
+    pixels = encoded.find(b"IDAT")
+    animation = encoded.find(b"\0\0\0\x08acTL", 33, pixels)  # length and type of the chunk, then 8 bytes and a checksum
+    if animation < 0 or encoded.find(b"fcTL", animation, pixels) >= 0:
+        return encoded
+    return encoded[:animation] + encoded[animation + 20 :]
 
 
 def _webp_header(encoded: bytes) -> Header:
