@@ -18,10 +18,9 @@ from PIL.TiffImagePlugin import TiffImageFile
 
 from data import bounds
 from data.errors import BadSample, Cause
-from data.images.room import Room
+from data.images.room import DECODING
 from data.images.signature import is_cut_short, why_unusable
 
-_ROOM = Room(bounds.DECODING_BYTES)
 _PIXEL_BYTES = 12  # Pillow's image before and after its conversion, and the array
 _FORMATS = ("BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000")
 _SIXTEEN_BITS = frozenset({"I;16", "I;16B", "I;16L"})
@@ -46,7 +45,7 @@ def decode_any(content: bytes) -> np.ndarray:
         return _by_opencv(content)
     if image.format == "GIF" and is_cut_short(content):
         _by_opencv(content)  # raises for a file that ends early; Pillow takes what is there
-    with image, _ROOM.taking(image.width * image.height * _PIXEL_BYTES):
+    with image, DECODING.taking(image.width * image.height * _PIXEL_BYTES):
         try:
             image.load()
             if image.mode in _SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):

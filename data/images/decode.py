@@ -23,9 +23,8 @@ import numpy as np
 from data import bounds
 from data.errors import BadSample, Cause
 from data.images import turbojpeg
-from data.images.room import Room
+from data.images.room import DECODING
 
-_ROOM = Room(bounds.DECODING_BYTES)
 _COEFFICIENT_BYTES = 8  # a pixel, at most: 2 for each of 4 components
 _RGB_BYTES = 6  # a pixel: OpenCV holds the image twice while it decodes
 
@@ -135,7 +134,7 @@ def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
     if header.format == "png":
         encoded = _still(encoded)
     try:
-        with _ROOM.taking(decoding_bytes(header, scale)):
+        with DECODING.taking(decoding_bytes(header, scale)):
             image = cv2.imdecode(np.frombuffer(encoded, np.uint8), _FLAGS[scale])
     except cv2.error as error:  # such as a side longer than OpenCV allows
         raise BadSample(Cause.UNDECODABLE) from error

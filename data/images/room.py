@@ -8,6 +8,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from data import bounds
+
 UNCOUNTED_BYTES = 32 << 20  # of an image that takes no part: waiting would cost more than it saves
 
 
@@ -35,3 +37,6 @@ class Room:
             with self._changed:
                 self._taken -= wanted
                 self._changed.notify_all()
+
+
+DECODING = Room(bounds.DECODING_BYTES)  # for all decoders of this process

@@ -37,5 +37,5 @@ def test_large_images_wait_for_each_other(wanted, at_once):
 def test_room_is_free_again_after_an_error():
     room = Room(2 * UNCOUNTED_BYTES)
     for _ in range(3):
-        with pytest.raises(ValueError), room.taking(2 * UNCOUNTED_BYTES):
-            raise ValueError
+        with pytest.raises(ValueError, match="damaged"), room.taking(2 * UNCOUNTED_BYTES):
+            raise ValueError("damaged")
