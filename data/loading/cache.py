@@ -20,6 +20,7 @@ import fcntl
 import hashlib
 import os
 import re
+import stat
 import threading
 import warnings
 from collections import deque
@@ -37,6 +38,7 @@ PIECE_BYTES = 4 << 20
 DOWNLOAD_BYTES = 2 * STREAMS * PIECE_BYTES  # memory of one download: the pieces, and their copies
 TRIES = 2  # downloads of a shard whose checksum is wrong
 CUT_SHORT = "cut short"
+DAMAGED = "a cached shard is damaged and is read from its store again"
 OURS = re.compile(r"[0-9a-f]{64}\.(tar|partial)")
 
 Download = Callable[[int, int], bytes]  # bytes begin .. end-1 of a shard from its store
@@ -65,12 +67,13 @@ class Cache:
         self._folder, self._size = Path(storage.absolute(folder)), size
         self._refused: dict[str, str] = {}  # by checksum: why a shard cannot enter; it is not downloaded again
         self._lock = threading.Lock()
-        self._warned = False
+        self._warned: set[str] = set()
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._remove_leftovers()
-        except OSError as error:
-            raise DataError(f"{folder}: not usable as a cache ({error.strerror})") from error
+        except (OSError, _NoRoom) as error:
+            reason = str(error) if isinstance(error, _NoRoom) else error.strerror
+            raise DataError(f"{folder}: not usable as a cache ({reason})") from error
 
     def holds(self, shard: Shard) -> bool:
         """Whether the whole shard is here."""
@@ -103,21 +106,29 @@ class Cache:
 
     def drop(self, shard: Shard) -> None:
         """Remove a shard whose copy here is damaged."""
-        self._entry(shard).unlink(missing_ok=True)
+        with suppress(OSError):  # it is read from its store
+            self._entry(shard).unlink(missing_ok=True)
 
     def _entry(self, shard: Shard) -> Path:
         return self._folder / f"{shard.sha256}.tar"
 
     def _read_entry(self, shard: Shard, begin: int, end: int) -> bytes | None:
+        path = self._entry(shard)
         try:
-            with self._entry(shard).open("rb", buffering=0) as file:
-                if os.fstat(file.fileno()).st_size != shard.bytes:
+            with path.open("rb", buffering=0) as file:
+                if (size := os.fstat(file.fileno()).st_size) != shard.bytes:  # whole when it entered
+                    self._warn(DAMAGED, f"{path.name} has {size:,} bytes instead of {shard.bytes:,}")
+                    self.drop(shard)
                     return None
                 with suppress(PermissionError):  # another user's
                     os.utime(file.fileno())  # note the use: mount options may switch access times off
                 file.seek(begin)
                 return file.read(end - begin)
         except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._warn(DAMAGED, f"{path.name} cannot be read ({error.strerror})")
+            self.drop(shard)
             return None
 
     def _enter(self, shard: Shard, download: Download) -> bool:
@@ -140,7 +151,7 @@ class Cache:
                 self._refused[shard.sha256] = reason
                 raise ChecksumError(reason)
         except _NoRoom as error:
-            self._warn(str(error))
+            self._warn("shards are read from their store, not cached", str(error))
             return False
 
     @contextmanager
@@ -168,32 +179,32 @@ class Cache:
     def _make_room(self, partial: Path, needed: int) -> None:
         """Evict until `needed` more bytes fit, and reserve them."""
         with self._guarded():
-            others = [(path, stat) for path, stat in self._files() if path != partial]
-            excess = sum(stat.st_size for _, stat in others) + needed - self._size
-            for path, stat in sorted(others, key=lambda other: other[1].st_mtime_ns):
+            others = [(path, status) for path, status in self._files() if path != partial]
+            excess = sum(status.st_size for _, status in others) + needed - self._size
+            for path, status in sorted(others, key=lambda other: other[1].st_mtime_ns):
                 if excess > 0 and path.suffix == ".tar":
                     path.unlink(missing_ok=True)
-                    excess -= stat.st_size
+                    excess -= status.st_size
             if excess > 0:
                 raise _NoRoom(f"downloads under way take all of its {self._size} bytes")
             with _local():
                 os.truncate(partial, needed)
 
     def _files(self) -> list[tuple[Path, os.stat_result]]:
-        """The shards here, whole or partial."""
+        """The shards here, whole or partial. Only files: a folder with such a name is not ours."""
         found = []
         for path in self._folder.iterdir():
             if OURS.fullmatch(path.name):
                 with suppress(FileNotFoundError):  # another process has just removed it
-                    found.append((path, path.stat()))
-        return found
+                    found.append((path, path.lstat()))
+        return [(path, status) for path, status in found if stat.S_ISREG(status.st_mode)]
 
     def _remove_leftovers(self) -> None:
         """Remove the partial files of processes that have ended."""
         with self._guarded():
             for path, _ in self._files():
                 if path.suffix == ".partial":
-                    with suppress(FileNotFoundError), path.open("rb") as file:
+                    with suppress(FileNotFoundError, PermissionError), path.open("rb") as file:  # another user's stays
                         try:
                             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                         except BlockingIOError:
@@ -204,15 +215,19 @@ class Cache:
     @contextmanager
     def _guarded(self) -> Iterator[None]:
         """Hold the folder's lock against all processes and threads."""
-        with (self._folder / ".lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with _local():
+            file = (self._folder / ".lock").open("ab")
+        with file:
+            with _local():
+                fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
-    def _warn(self, reason: str) -> None:
+    def _warn(self, kind: str, reason: str) -> None:
+        """Warn once of each kind."""
         with self._lock:
-            if not self._warned:
-                warnings.warn(f"{self._folder}: shards are read from their store, not cached: {reason}", stacklevel=2)
-            self._warned = True
+            if kind not in self._warned:
+                warnings.warn(f"{self._folder}: {kind}: {reason}", stacklevel=2)
+            self._warned.add(kind)
 
 
 def _is_at(file: int, path: Path) -> bool:
@@ -229,7 +244,8 @@ def _local() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise _NoRoom(error.strerror or str(error)) from error
+        place = "" if error.filename is None else f"{error.filename}: "
+        raise _NoRoom(f"{place}{error.strerror or error}") from error
 
 
 def _copy(download: Download, length: int, path: Path) -> tuple[int, str]:

@@ -1,10 +1,13 @@
 """Notes on a packing that is not finished, from which a killed run continues.
 
 DEST/packing/plan.json holds the source and the options. DEST/packing/NNNNNN.json is written after the tar of that
-number and describes its contents. A tar without such a note is not finished, even if its length is right.
+number and describes its contents. A tar without such a note is not finished, even if its length is right. A note that
+is damaged counts as none: its shard is packed again.
 """
 
 import json
+import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +25,9 @@ from data.shards.index import INDEX_NAME, Index, Shard, open_index
 FOLDER = "packing"
 PLAN = f"{FOLDER}/plan.json"
 SKIPPED = "skipped.jsonl"
+STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # contents of a file
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -65,10 +71,12 @@ def resume(folder: str, plan: dict[str, Any]) -> Iterator[Entry]:
     """The shards in `folder` that an interrupted run of the same plan finished.
 
     Raises:
-        DataError: shards of another run or of another tool are there.
+        DataError: shards of another run or of another tool are there, or the plan cannot be read.
     """
     try:
         held = json.loads(storage.read(storage.join(folder, PLAN)))
+        if not isinstance(held, dict):
+            raise ValueError("no mapping")
     except FileNotFoundError:
         if storage.exists(storage.join(folder, INDEX_NAME)) or not storage.matching(folder, "*.tar"):
             return  # an indexed set of ours with a missing shard, or nothing
@@ -76,14 +84,20 @@ def resume(folder: str, plan: dict[str, Any]) -> Iterator[Entry]:
             f"{folder}: holds .tar files that this program did not pack; choose another folder, "
             f"or index them with `python -m data pack --index-only {folder}`"
         ) from None
+    except (ValueError, RecursionError, OSError) as error:
+        raise DataError(
+            f"{storage.join(folder, PLAN)}: damaged ({type(error).__name__}), so this packing cannot be continued: "
+            "choose another folder, or replace it with --force"
+        ) from error
     if differing := [name for name in plan if name != "source" and held.get(name) != plan[name]]:
         raise DataError(
             f"{folder}: holds an interrupted packing that differs in {', '.join(differing)}: complete it with its own "
             "source and options, choose another folder, or replace it with --force"
         )
     names = storage.matching(storage.join(folder, FOLDER), "[0-9]*.json")
-    for content in ahead(storage.read, [storage.join(folder, f"{FOLDER}/{name}") for name in names]):
-        entry = _from_json(content)
+    for entry in ahead(_read, [storage.join(folder, f"{FOLDER}/{name}") for name in names]):
+        if entry is None or entry.number >= plan["shards"]:
+            continue
         if storage.size(storage.join(folder, tar_name(entry.number))) == entry.shard.bytes:
             yield entry
 
@@ -117,17 +131,75 @@ def _to_json(entry: Entry) -> bytes:
     return json.dumps(record).encode()
 
 
+def _read(url: str) -> Entry | None:
+    """The note in a file. A damaged one is none, with a warning.
+
+    Raises:
+        DataError: a folder is in its place, so that no new note can be written.
+    """
+    try:
+        entry = _from_json(storage.read(url))
+        if url.rpartition("/")[2] != f"{entry.number:06d}.json":
+            raise ValueError("of another shard")
+        return entry
+    except IsADirectoryError as error:
+        raise DataError(f"{url}: a folder is in the place of this file; move it away") from error
+    except (*STRANGE, OSError) as error:
+        log.warning("%s: damaged (%s) and left out; its shard is packed again", url, type(error).__name__)
+        return None
+
+
 def _from_json(content: bytes) -> Entry:
+    """The note with this content. Raises one of `STRANGE` if it is none."""
     record = json.loads(content)
-    shard = Shard(**(record["shard"] | {"offsets": np.array(record["shard"]["offsets"], np.int64)}))
-    found = record["contents"]
+    stated, found = record["shard"], record["contents"]
+    shard = Shard(**(stated | {"offsets": np.array(stated["offsets"], np.int64)}))
     contents = Contents(
         **(
             found
             | {
                 "extensions": set(found["extensions"]),
-                "label_counts": Counter({int(label): count for label, count in found["label_counts"].items()}),
+                "label_counts": Counter({int(label): _count(count) for label, count in found["label_counts"].items()}),
             }
         )
     )
-    return Entry(record["number"], shard, contents, [Skipped(*one) for one in record["skipped"]])
+    for number in (record["number"], shard.samples, shard.bytes, contents.unlabelled, contents.without_image):
+        _count(number)
+    if shard.url != tar_name(record["number"]) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+        raise ValueError("no shard of a packing")
+    if shard.offsets.ndim != 1 or not all(
+        isinstance(text, str) for text in [*contents.extensions, *contents.cut_short]
+    ):
+        raise ValueError("no contents of a shard")
+    return Entry(record["number"], shard, contents, [_skipped(one) for one in record["skipped"]])
+
+
+def read_skipped(url: str) -> list[Skipped]:
+    """What a complete packing left out, from its skipped.jsonl. A damaged line is left out, with a warning."""
+    found: list[Skipped] = []
+    try:
+        lines = storage.read(url).splitlines()
+    except OSError as error:
+        log.warning("%s: cannot be read (%s), so what was skipped is not counted", url, type(error).__name__)
+        return found
+    for number, line in enumerate(lines, start=1):
+        try:
+            found.append(_skipped(json.loads(line)))
+        except STRANGE as error:
+            log.warning("%s: line %d is damaged (%s) and left out", url, number, type(error).__name__)
+    return found
+
+
+def _skipped(fields: Any) -> Skipped:
+    """What was left out, from its fields, in order or by name. Raises one of `STRANGE` if it is none."""
+    one = Skipped(**fields) if isinstance(fields, dict) else Skipped(*fields)
+    if not isinstance(one.key, str) or not isinstance(one.reason, str):
+        raise ValueError("no key and reason")
+    _count(one.things)
+    return one
+
+
+def _count(number: Any) -> int:
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError(f"{number!r:.40} is no count")
+    return number

@@ -308,8 +308,7 @@ def _nothing(folder: str, source: Source, left_out: Sequence[Skipped]) -> DataEr
 def _packed_before(folder: str, index: Index) -> Packed:
     """The complete set that is there. An index of an earlier version does not say what was found."""
     url = storage.join(folder, notes.SKIPPED)
-    lines = storage.read(url).splitlines() if storage.exists(url) else []
-    reasons = _by_reason([Skipped(**json.loads(line)) for line in lines])
+    reasons = _by_reason(notes.read_skipped(url) if storage.exists(url) else [])
     merged = int(index.about.get("merged", 0))
     found = int(index.about.get("found", index.num_samples + merged + sum(reasons.values())))
     return Packed(index, False, reasons, found, merged)

@@ -17,7 +17,7 @@ from data.storage.files import (
     size,
     write_atomic,
 )
-from data.storage.listing import Entry, contents, entries, matching, remove_folder
+from data.storage.listing import Entry, contents, entries, is_outage, matching, remove_folder
 from data.storage.urls import absolute, check_reachable, is_absolute, is_local, join, parent, resolve
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "is_absolute",
     "is_folder",
     "is_local",
+    "is_outage",
     "join",
     "matching",
     "open_read",

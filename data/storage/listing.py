@@ -18,8 +18,8 @@ from typing import Any, cast
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from data.storage.patience import limit, limited, patiently
-from data.storage.urls import BUCKETS, is_web, join, resolve
+from data.storage.patience import limit, limited, may_pass, patiently
+from data.storage.urls import BUCKETS, is_local, is_web, join, resolve
 
 REMOVALS = 16  # requests at a time that delete files
 
@@ -58,6 +58,23 @@ def contents(folder: str) -> dict[str, int]:
 def matching(folder: str, pattern: str) -> list[str]:
     """Names in `folder` that match a glob pattern, sorted. Empty if the folder does not exist."""
     return sorted(entry.name for entry in _entries_if_any(folder) if fnmatch.fnmatchcase(entry.name, pattern))
+
+
+def is_outage(error: Exception, folder: str) -> bool:
+    """Whether an error of reading a file in `folder` comes from its store, and may pass; else the file is at fault.
+
+    On a disk, a bad sector and a mount that is away are the same error; only with the first one can the folder be
+    listed.
+    """
+    if not may_pass(error):
+        return False
+    if isinstance(error, OSError) and is_local(folder):
+        try:
+            contents(folder)
+        except OSError:
+            return True
+        return False
+    return True
 
 
 def remove_folder(url: str) -> None:

@@ -27,7 +27,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data import storage
 from orchestrator.checkpoint.notes import MARK, OWNER, Origin, Owner, is_link, pass_over, read_origin
-from orchestrator.checkpoint.outage import is_outage
 from orchestrator.names import SKIPPED
 
 MANIFEST = "manifest.json"
@@ -286,7 +285,7 @@ def _judge(run_url: str, name: str, owner: Owner | None) -> tuple[int, Manifest 
         if wrong := manifest.missing_from(sizes):
             wrong = manifest.missing_from(storage.contents(folder))
     except Exception as error:  # of any file system; a ValueError includes a wrong text encoding
-        if is_outage(error, folder):
+        if storage.is_outage(error, folder):
             raise
         if file == MANIFEST:
             why = f"unreadable manifest ({MANIFEST}: {storage.describe(error)})"
@@ -326,7 +325,7 @@ def _is_foreign(folder: str, owner: Owner | None) -> bool:
     try:
         return owner is not None and read_origin(folder, storage.contents(folder)).run not in (None, owner.run)
     except Exception as error:  # of any file system
-        if is_outage(error, folder):
+        if storage.is_outage(error, folder):
             raise
         return False
 

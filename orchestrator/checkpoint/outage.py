@@ -13,23 +13,6 @@ OUTAGE_SECONDS = 3600.0  # how long a store may be unreachable before a save, or
 T = TypeVar("T")
 
 
-def is_outage(error: Exception, folder: str) -> bool:
-    """Whether an error of reading a file in `folder` comes from its store, and may pass; else the file is at fault.
-
-    On a disk, a bad sector and a mount that is away are the same error; only with the first one can the folder be
-    listed.
-    """
-    if not patience.may_pass(error):
-        return False
-    if isinstance(error, OSError) and storage.is_local(folder):
-        try:
-            storage.contents(folder)
-        except Exception:  # of any file system
-            return True
-        return False
-    return True
-
-
 class StoreRetry:
     """Repeats requests while a store is unreachable. Reports once that it is, and once that it is back.
 

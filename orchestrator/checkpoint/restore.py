@@ -31,7 +31,7 @@ from orchestrator.checkpoint.fragments import (
 )
 from orchestrator.checkpoint.manifest import WEIGHT, CheckpointError, Manifest, Unfit, passed_over, survey
 from orchestrator.checkpoint.notes import MARK, Owner, pass_over
-from orchestrator.checkpoint.outage import StoreRetry, is_outage
+from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.engine.step import Engine
 
 T = TypeVar("T")
@@ -173,7 +173,7 @@ class _Reader:
         except Exception as error:  # of any file system
             if isinstance(error, OSError) and error.errno in DISK_FULL_ERRNOS:
                 raise disk_full(path, self.manifest.files[file].bytes) from error
-            if not isinstance(error, SafetensorError) and is_outage(error, self.url):
+            if not isinstance(error, SafetensorError) and storage.is_outage(error, self.url):
                 raise
             return f"{file}: {error if isinstance(error, ValueError) else storage.describe(error)}"
         return None
@@ -183,7 +183,7 @@ class _Reader:
             try:
                 return sha256(path, fresh=fresh)
             except OSError as error:
-                if is_outage(error, self.url):
+                if storage.is_outage(error, self.url):
                     raise
                 raise ValueError(storage.describe(error)) from error  # no retry helps
 

@@ -8,12 +8,17 @@ Steps that were lost in a crash and trained again are in two attempts; the weigh
 """
 
 import json
+import logging
 import threading
 from collections import defaultdict
+from collections.abc import Callable
 
 from torch import Tensor
 
 from data import storage
+from orchestrator.tracking.spool import STRANGE
+
+_log = logging.getLogger(__name__)
 
 
 class Ledger:
@@ -51,11 +56,30 @@ class Ledger:
             del self._unwritten[name]
 
 
-def trained_samples(run_url: str) -> dict[int, list[int]]:
-    """The sample ids of every step in a run's final history, sorted, read from its ledger."""
+def trained_samples(run_url: str, warn: Callable[[str], None] = _log.warning) -> dict[int, list[int]]:
+    """The sample ids of every step in a run's final history, sorted, read from its ledger.
+
+    `warn` receives a line for each file that is damaged, and is left out.
+    """
     steps: dict[int, dict[int, list[int]]] = defaultdict(lambda: defaultdict(list))  # step -> attempt -> ids
     for name in storage.matching(f"{run_url}/samples", "*.json"):
-        record = json.loads(storage.read(f"{run_url}/samples/{name}"))
-        for step, ids in record["steps"].items():
-            steps[int(step)][record["attempt"]] += ids
+        url = f"{run_url}/samples/{name}"
+        try:
+            attempt, ids_by_step = _parse(storage.read(url))
+        except Exception as error:  # of the content, or of any file system
+            if storage.is_outage(error, run_url) and not isinstance(error, STRANGE):
+                raise
+            warn(f"{url}: damaged and left out ({type(error).__name__})")
+            continue
+        for step, ids in ids_by_step.items():
+            steps[step][attempt] += ids
     return {step: sorted(by_attempt[max(by_attempt)]) for step, by_attempt in sorted(steps.items())}
+
+
+def _parse(content: bytes) -> tuple[int, dict[int, list[int]]]:
+    """The attempt, and the ids by step. Raises one of `STRANGE` if it is no file of a ledger."""
+    record = json.loads(content)
+    steps = {int(step): list(ids) for step, ids in record["steps"].items()}
+    if {type(number) for numbers in ([record["attempt"]], *steps.values()) for number in numbers} != {int}:
+        raise ValueError("no sample ids")
+    return record["attempt"], steps

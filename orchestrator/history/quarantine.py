@@ -8,8 +8,9 @@ are sums over ranks, so every rank comes to the same verdict at the same step.
 """
 
 import json
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -20,10 +21,13 @@ from data import MaskedSample, storage
 from orchestrator import names
 from orchestrator.engine.collectives import all_reduce_sums
 from orchestrator.redact import redact_text
+from orchestrator.tracking.spool import parse_records
 
 QUARANTINE = "quarantine.jsonl"
 FIRST_VERDICT = 10_000  # samples before the limit applies, or the whole set if it is smaller
 SAMPLES_NAMED = 5  # new bad samples that the terminal names each time
+
+_log = logging.getLogger(__name__)
 
 
 class TooManyBadSamples(Exception):
@@ -56,14 +60,19 @@ class Quarantine:
         self._unwritten = False
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="quarantine")
         self._writing: Future[None] | None = None
+        self._messages: list[str] = []  # about the list that was read
         if dist.get_rank() == 0:
-            self._listed = {(entry["set"], entry["id"]): entry for entry in read_quarantine(run_url)}
+            entries = read_quarantine(run_url, self._messages.append)
+            self._listed = {(entry["set"], entry["id"]): entry for entry in entries}
 
     def close(self) -> None:
         """Wait until the list is written."""
         self._writer.shutdown(wait=True)
         if self._unwritten or (self._writing is not None and self._writing.exception()):
-            self._write(self._text())
+            try:
+                self._write(self._text())
+            except Exception as error:  # of any file system; no reason to end a run
+                _log.warning("%s could not be written (%s)", self._url, storage.describe(error))
 
     def resume(self, metrics: dict[str, float]) -> None:
         """Go on counting from a checkpoint's metrics."""
@@ -93,7 +102,8 @@ class Quarantine:
         seen, *causes, entries = all_reduce_sums([torch.tensor(float(n), device=self._device) for n in local])
         self.counts.update({cause: round(count) for cause, count in zip(names.CAUSES, causes, strict=True)})
         self._new_seen, self._new_causes = 0, Counter()
-        messages = self._list(self._gather()) if entries else []
+        messages, self._messages = self._messages, []
+        messages += self._list(self._gather()) if entries else []
         messages += self._start_writing()
         if epoch != self._epoch:
             self._epoch, self._seen, self._bad = epoch, 0, 0
@@ -164,12 +174,32 @@ class Quarantine:
         )
 
 
-def read_quarantine(run_url: str) -> list[dict[str, Any]]:
-    """The bad samples of a run: set, id, key, shard and cause of each; empty if there were none."""
+def read_quarantine(run_url: str, warn: Callable[[str], None] = _log.warning) -> list[dict[str, Any]]:
+    """The bad samples of a run: set, id, key, shard and cause of each; empty if there were none.
+
+    `warn` receives a line if the list, or a line of it, is damaged and left out.
+
+    Raises:
+        Exception: the store's error, if it is unreachable.
+    """
     url = f"{run_url}/{QUARANTINE}"
-    if not storage.exists(url):
+    try:
+        return parse_records(storage.read(url), url, _check, warn)
+    except FileNotFoundError:
         return []
-    return [json.loads(line) for line in storage.read(url).decode().splitlines()]
+    except Exception as error:  # of any file system
+        if storage.is_outage(error, run_url):
+            raise
+        warn(f"{url}: cannot be read and was left out ({storage.describe(error)})")
+        return []
+
+
+def _check(entry: dict[str, Any]) -> None:
+    number = entry["id"]
+    if type(number) is not int or not 0 <= number < 2**63:
+        raise ValueError("no sample id")
+    if not all(isinstance(entry[name], str) for name in ("set", "key", "shard", "cause")):
+        raise ValueError("no entry of this list")
 
 
 def _entry(name: str, sample: MaskedSample) -> dict[str, Any]:

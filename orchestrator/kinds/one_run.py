@@ -45,7 +45,7 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """
     job, inputs = prepare(job)
     summary = read_summary(job)
-    if summary is None or summary["step"] < inputs.calendar.total_steps:
+    if summary is None or summary["step"] != inputs.calendar.total_steps:
         if code := train(job, inputs, start, task):
             return code
         summary = read_summary(job)

@@ -66,12 +66,15 @@ def check_run(job: NetworkJob, digest: str) -> str | None:
         JobError: the folder holds a run of another recipe or other training data, which this job must not continue,
             or files that cannot be read.
     """
-    if not storage.exists(f"{run_url(job)}/{RUN}"):
+    url = run_url(job)
+    if not storage.exists(f"{url}/{RUN}"):
+        if storage.exists(f"{url}/{JOB}") and not never_trained(url):
+            raise _unusable(job, RUN, "missing", _identity_again(digest))
         return None
     try:
         return _identity(job, digest)
     except OtherRecipe:
-        if never_trained(run_url(job)):
+        if never_trained(url):
             return None
         raise
 
@@ -105,9 +108,12 @@ def never_trained(url: str) -> bool:
 
 
 def _identity(job: NetworkJob, digest: str) -> str:
-    run = read_fields(job, RUN)
-    if not re.fullmatch(r"[0-9a-f]{32}", str(run.get("id"))):
-        raise _damaged(job, RUN, "no identity")
+    remedy = _identity_again(digest)
+    run = read_fields(job, RUN, remedy)
+    if not isinstance(run.get("id"), str) or not re.fullmatch(r"[0-9a-f]{32}", run["id"]):
+        raise _unusable(job, RUN, "damaged (no identity)", remedy)
+    if not isinstance(run.get("train"), str):
+        raise _unusable(job, RUN, "damaged (no digest)", remedy)
     before, now = _recipe_before(job), recipe(redact_fields(job.model_dump(mode="json")))
     samples = "data.train (digest of its samples)"
     before[samples], now[samples] = run.get("train"), digest
@@ -129,24 +135,44 @@ def _recipe_before(job: NetworkJob) -> dict[str, Any]:
     try:
         return recipe(fields)
     except (KeyError, TypeError, AttributeError) as error:
-        raise _damaged(job, JOB, "no resolved job") from error
+        raise _unusable(job, JOB, "damaged (no resolved job)") from error
 
 
-def read_fields(job: NetworkJob, name: str) -> dict[str, Any]:
+def read_fields(job: NetworkJob, name: str, remedy: str = "put back a copy of it") -> dict[str, Any]:
     """The content of a JSON or YAML file of the run's folder.
 
+    Args:
+        job: with absolute URLs.
+        name: of the file.
+        remedy: what to do if it cannot be used, other than to start over.
+
     Raises:
-        JobError: it is damaged.
+        JobError: it is damaged, or cannot be read.
     """
-    content = storage.read(f"{run_url(job)}/{name}")
+    url = run_url(job)
     try:
+        content = storage.read(f"{url}/{name}")
         found = json.loads(content) if name.endswith(".json") else parse_without_aliases(content)
         if not isinstance(found, dict):
             raise ValueError("no mapping")
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise _damaged(job, name, type(error).__name__) from error
+        raise _unusable(job, name, f"damaged ({type(error).__name__})", remedy) from error
+    except Exception as error:  # of any file system
+        if storage.is_outage(error, url):
+            raise
+        raise _unusable(job, name, f"not readable ({storage.describe(error)})", remedy) from error
     return found
 
 
-def _damaged(job: NetworkJob, name: str, reason: str) -> JobError:
-    return JobError(f"{job.source}: {run_url(job)}/{name} is damaged ({reason}); move the run's folder away")
+def _identity_again(digest: str) -> str:
+    """How a person writes a run's identity again, which its checkpoints name, too."""
+    return (
+        "put back a copy of it; or, if job and training set are those that it was started with, write "
+        f'{{"id": "ID", "train": "{digest}"}} into it, with the "run" of a checkpoint\'s owner.json as ID'
+    )
+
+
+def _unusable(job: NetworkJob, name: str, state: str, remedy: str = "put back a copy of it") -> JobError:
+    return JobError(
+        f"{job.source}: {run_url(job)}/{name} is {state}; move the run's folder away to start over, or {remedy}"
+    )

@@ -8,21 +8,33 @@ from data import storage
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import split_held_out
+from orchestrator.redact import print_warning
 from orchestrator.run.folder import SUMMARY, read_fields, run_url
 from orchestrator.run.totals import Totals
 from orchestrator.wording import rate
 
 
 def read_summary(job: NetworkJob) -> dict[str, Any] | None:
-    """The summary of a complete run, or None. A damaged one counts as none: the run writes it again."""
-    if not storage.exists(f"{run_url(job)}/{SUMMARY}"):
+    """The summary of a complete run, or None. A damaged one counts as none, with a warning: the run writes it again.
+
+    Raises:
+        JobError: a folder is in its place, so that it cannot be written again.
+    """
+    url = f"{run_url(job)}/{SUMMARY}"
+    if not storage.exists(url):
         return None
+    if storage.is_folder(url):
+        raise JobError(f"{job.source}: {url} is a folder, where the run writes its result; move it away")
     try:
         summary = read_fields(job, SUMMARY)
         describe_result(summary, "")  # rendering touches every field, so this validates the file
-        return summary if isinstance(summary["step"], int) and isinstance(summary["workers"], int) else None
-    except (JobError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
-        return None
+        if type(summary["step"]) is int and type(summary["workers"]) is int:
+            return summary
+        reason = "no summary of a run"
+    except (JobError, ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError) as error:
+        reason = type(error.__cause__ or error).__name__
+    print_warning(f"{job.source}: {url} is damaged ({reason}); the run writes it again")
+    return None
 
 
 def write_summary(url: str, summary: dict[str, Any]) -> None:

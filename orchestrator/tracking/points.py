@@ -9,13 +9,16 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from orchestrator.redact import redact_text
-from orchestrator.tracking.spool import Record
+from orchestrator.tracking.spool import STRANGE, Record
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 """How a run can end in MLflow."""
 
 INT64_LIMIT = 2**63
 """MLflow keeps steps and times in 64 bits, below this."""
+
+STEPS_LIMIT = 10**12
+"""No run has as many steps. A damaged record with one in 64 bits would outrank all points that follow."""
 
 _FOLDER = re.compile(r"[\w-]+(/[\w-]+)*")
 
@@ -38,11 +41,8 @@ def points_of(records: Sequence[Record]) -> list[Point]:
         if "files" in record:
             continue
         try:
-            time_ms, step = int(record["time"]), int(record["step"])
-            if not (0 <= time_ms < INT64_LIMIT and abs(step) < INT64_LIMIT):
-                raise ValueError("a time or a step that MLflow cannot hold")
-            points += [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+            points += _points(record)
+        except STRANGE as error:
             _log.warning("tracking: a queued record is not a valid point and was left out: %s", one_line(error))
     return points
 
@@ -53,11 +53,36 @@ def folders_of(records: Sequence[Record]) -> list[str]:
     for record in records:
         if "files" not in record:
             continue
-        if isinstance(record["files"], str) and _FOLDER.fullmatch(record["files"]):
-            found[record["files"]] = None
-        else:
+        try:
+            found[_folder(record)] = None
+        except ValueError:
             _log.warning("tracking: a queued record is not a folder of the run and was left out")
     return list(found)
+
+
+def check_record(record: Record) -> None:
+    """Check a record that comes from a file.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError, OverflowError: it is strange.
+    """
+    if "files" in record:
+        _folder(record)
+    elif any(point.step >= STEPS_LIMIT for point in _points(record)):
+        raise ValueError("a step that no run has")
+
+
+def _points(record: Record) -> list[Point]:
+    time_ms, step = int(record["time"]), int(record["step"])
+    if not (0 <= time_ms < INT64_LIMIT and abs(step) < INT64_LIMIT):
+        raise ValueError("a time or a step that MLflow cannot hold")
+    return [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
+
+
+def _folder(record: Record) -> str:
+    if not isinstance(record["files"], str) or not _FOLDER.fullmatch(record["files"]):
+        raise ValueError("no folder of the run")
+    return record["files"]
 
 
 def one_line(error: BaseException) -> str:

@@ -19,6 +19,11 @@ from queue import SimpleQueue
 from typing import Any, BinaryIO
 
 Record = dict[str, Any]
+Check = Callable[[Record], object]
+
+STRANGE = (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)  # contents of a file
+
+LINES_NAMED = 20  # damaged lines of a file that have a warning each
 
 _log = logging.getLogger(__name__)
 
@@ -29,11 +34,13 @@ class SpooledQueue:
     Args:
         path: the file. Records of an earlier process in it come before those that are put.
         earlier: called by the writer thread, once; the records that it returns come before all others.
+        check: raises an error for a record of the file that is strange. Such a record is left out.
     """
 
-    def __init__(self, path: Path, earlier: Callable[[], list[Record]] = list) -> None:
+    def __init__(self, path: Path, earlier: Callable[[], list[Record]] = list, check: Check | None = None) -> None:
         self.path = path
         self._earlier = earlier
+        self._check = check
         self._incoming: SimpleQueue[Record | None] = SimpleQueue()  # to the writer; None wakes the writer
         self._changed = threading.Condition()  # guards the fields below; held for memory operations only
         self._ready: deque[Record] = deque()
@@ -146,8 +153,10 @@ class SpooledQueue:
         file.seek(0)
         content = file.read()
         whole = content[: content.rfind(b"\n") + 1]
-        file.truncate(len(whole))  # a process killed while it wrote leaves a torn last line
-        return parse_records(whole, self.path)
+        if len(whole) < len(content):  # a process killed while it wrote leaves a torn last line
+            _log.warning("%s: the last line is torn and was left out", self.path)
+            file.truncate(len(whole))
+        return parse_records(whole, self.path, self._check)
 
     def _append(self, file: BinaryIO | None, record: Record) -> BinaryIO | None:
         """Write one line. If the disk fails, continue in memory until the process ends."""
@@ -178,17 +187,34 @@ class SpooledQueue:
         _log.warning("%s cannot be written (%s): undelivered metrics are kept in memory only", self.path, error)
 
 
-def parse_records(content: bytes, source: Path | str) -> list[Record]:
-    """The records in whole lines. A line that holds no record is left out with a warning."""
-    records = []
-    for number, line in enumerate(content.splitlines(), start=1):
+def parse_records(
+    content: bytes, source: Path | str, check: Check | None = None, warn: Callable[[str], None] = _log.warning
+) -> list[Record]:
+    """The records in whole lines. A line that holds no record is left out with a warning.
+
+    Args:
+        source: the file, for the warning.
+        check: raises an error for a record that is strange.
+        warn: receives the warnings, at most LINES_NAMED and one.
+    """
+    records: list[Record] = []
+    damaged: list[int] = []
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line:
+            continue
         try:
             record = json.loads(line)
             if not isinstance(record, dict):
                 raise ValueError("no JSON object")
+            if check is not None:
+                check(record)
             records.append(record)
-        except (ValueError, RecursionError):
-            _log.warning("%s: line %d is damaged and was left out", source, number)
+        except STRANGE:
+            damaged.append(number)
+    for number in damaged[:LINES_NAMED]:
+        warn(f"{source}: line {number} is damaged and was left out")
+    if len(damaged) > LINES_NAMED:
+        warn(f"{source}: {len(damaged) - LINES_NAMED:,} more lines are damaged; what is in them was left out")
     return records
 
 

@@ -12,7 +12,7 @@ import threading
 
 from data import storage
 from orchestrator.tracking.points import one_line
-from orchestrator.tracking.spool import Record, SpooledQueue, format_records, parse_records
+from orchestrator.tracking.spool import Check, Record, SpooledQueue, format_records, parse_records
 
 DRAIN_SECONDS = 5.0
 """How long a reachable store may take to drain the queue before the queue is copied."""
@@ -26,11 +26,13 @@ class SpoolCopies:
     Args:
         url: the run's folder.
         name: of the spool, with which the names of its copies begin.
+        check: raises an error for a record that is strange. Such a record is left out.
     """
 
-    def __init__(self, url: str, name: str) -> None:
+    def __init__(self, url: str, name: str, check: Check | None = None) -> None:
         self._url = url
         self._name = name
+        self._check = check
         self._names: list[str] = []  # of the copies whose records are in the queue
         self._number = 0  # of the last copy
         self._position = 0  # in the queue: what was before it has been copied
@@ -41,14 +43,15 @@ class SpoolCopies:
         If one cannot be read, there is a warning, no record, and all copies stay for the run's next tracker.
         """
         records = []
+        url = self._url
         try:
             names = storage.matching(self._url, f"{self._name}.*.jsonl")
             self._number = max(map(_number, names), default=0)
             for name in names:
                 url = f"{self._url}/{name}"
-                records += parse_records(storage.read(url), url)
+                records += parse_records(storage.read(url), url, self._check)
         except Exception as error:  # of any file system
-            _log.warning("tracking: the queue saved with the run cannot be read: %s", one_line(error))
+            _log.warning("tracking: the queue saved with the run cannot be read: %s: %s", url, one_line(error))
             return []
         self._names = names
         self._position = len(records)

@@ -32,7 +32,7 @@ from typing import Self
 from data import storage
 from orchestrator.redact import redact_text
 from orchestrator.tracking.description import RunDescription, redacted
-from orchestrator.tracking.points import Status, folders_of, one_line, points_of
+from orchestrator.tracking.points import Status, check_record, folders_of, one_line, points_of
 from orchestrator.tracking.spool import SpooledQueue
 from orchestrator.tracking.spool_copies import Copier, SpoolCopies
 
@@ -93,8 +93,9 @@ class Tracker:
         self._begin_seconds = begin_seconds
 
         spool = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
-        copies = None if copy_to is None else SpoolCopies(copy_to, spool)
-        self._queue = SpooledQueue(Path(spool_dir) / f"{spool}.jsonl", list if copies is None else copies.load)
+        copies = None if copy_to is None else SpoolCopies(copy_to, spool, check_record)
+        earlier = list if copies is None else copies.load
+        self._queue = SpooledQueue(Path(spool_dir) / f"{spool}.jsonl", earlier, check_record)
         self._copier = None if copies is None else Copier(copies, self._queue)
 
         self._run_id: str | None = None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 from data import storage
 from infra.local.stores import FaultyProxy, gcs_server, reached_by
+from orchestrator.checkpoint.manifest import MANIFEST
 from tests.cluster import RayHead, until
 from tests.orchestrator.checkpoint.helpers import weights
 from tests.runs.helpers import (
@@ -54,9 +56,32 @@ def test_killed_again_and_again_in_bad_weather(quiet: Path, ray_head: RayHead, f
         here, there = weights(quiet, step), weights(run, step)
         assert all(torch.equal(here[key], there[key]) for key in here)
     until(lambda: not training_workers(workers), "the killed job's workers end")
+    foreign = tear(run, quiet)
     output = ray_head.call(*command(folder, "killed", **{"cluster.workers": 3, "parallel.zero_stage": 2}))
-    assert re.search(r"continuing at step \d+ of 60 on 3 workers", output)
+    assert re.search(rf"checkpoint {foreign}: owner.json: it belongs to the run \w+, and this is \w+", output)
+    assert re.search(rf"checkpoint step-{3 * EVERY:09d}-\w+: rank-\S+ does not match its SHA-256", output)
+    assert f"{run}/quarantine.jsonl: line 1 is damaged" in output
+    assert f"{run}/summary.json is damaged" in output
+    assert f"continuing at step {2 * EVERY} of 60 on 3 workers" in output
+    assert (run / foreign / MANIFEST).exists()
     assert_as_if_nothing_happened(quiet, folder, "killed")
+
+
+def tear(run: Path, other: Path) -> str:
+    """Leave half a line in each file that a run reads back, and the last checkpoint of another run as the newest.
+
+    Our newest checkpoint gets a damage that only a reader of its files notices. Returns the name of the other one.
+    """
+    for name in ("quarantine.jsonl", "summary.json", *(path.name for path in run.glob("tracking-*.jsonl"))):
+        with (run / name).open("a") as file:
+            file.write('{"set": "train", "id": 12')
+    shard = min(max(run.glob(f"step-*/{MANIFEST}")).parent.glob("*.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    newest = max(other.glob("step-*"))
+    shutil.copytree(newest, run / newest.name)
+    return newest.name
 
 
 def assert_as_if_nothing_happened(quiet: Path, folder: Path, name: str) -> None:

@@ -260,3 +260,42 @@ def test_leftovers_of_the_killed_are_removed_and_downloads_under_way_are_not(tmp
     assert under_way.exists()
     assert not left.exists()
     assert other.wait(60) == 0
+
+
+def test_an_entry_that_is_torn_is_replaced(tmp_path):
+    """Cut short, empty or too long: with a warning that names the file, and the right bytes."""
+    store, cache = Store(1), Cache(str(tmp_path), 10 * LENGTH)
+    store.read(cache, 0)
+    entry = tmp_path / f"{store.shards[0].sha256}.tar"
+    for content in (store.contents[0][: LENGTH // 2], b"", store.contents[0] + b"x"):
+        entry.write_bytes(content)
+        with pytest.warns(UserWarning, match=rf"damaged.*{entry.name} has {len(content):,} bytes"):
+            assert store.read(Cache(str(tmp_path), 10 * LENGTH), 0) == store.contents[0][1000:5000]
+        assert entry.read_bytes() == store.contents[0]
+
+
+@pytest.mark.parametrize("place", ["", "/proc/self/mem"], ids=["a folder", "a bad sector"])
+def test_what_is_in_the_place_of_an_entry_stops_nothing(tmp_path, place):
+    """Nor does it stop the eviction that makes room for another shard, nor the next start."""
+    store = Store(2)
+    entry, partial = (tmp_path / f"{store.shards[0].sha256}.{suffix}" for suffix in ("tar", "partial"))
+    for path in (entry, partial):
+        if place:
+            path.symlink_to(place)
+        else:
+            path.mkdir()
+            (path / "precious").write_bytes(b"x")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cache = Cache(str(tmp_path), LENGTH)
+        for number in (0, 1, 0, 1):
+            content = store.read(cache, number) or store.download(number)(1000, 5000)
+            assert content == store.contents[number][1000:5000]
+    assert any(entry.name in str(warning.message) for warning in caught)
+    assert place or (entry / "precious").exists()
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(DataError, match=rf"not usable as a cache \({tmp_path}/\.lock: Is a directory\)"):
+        Cache(str(tmp_path), LENGTH)

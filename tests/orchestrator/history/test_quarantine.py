@@ -1,11 +1,14 @@
 """Bad samples on two real ranks: exact counts, one list, the same verdict everywhere."""
 
+import errno
+import json
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
 
+from data import storage
 from data.errors import Cause
 from data.loading.loader import MaskedSample
 from infra.local.ranks import run_ranks
@@ -109,3 +112,63 @@ def test_a_list_that_cannot_be_written_is_written_later(tmp_path: Path) -> None:
     [messages] = run_ranks(1, store_away, str(run))
     assert any("could not be written" in line for line in messages)
     assert [entry["id"] for entry in read_quarantine(str(run))] == [1]
+
+
+TORN = [
+    b'{"set": "train", "id": 7, "key": "000007", "sha',
+    b"\x00\xff\xfe",
+    b"[1, 2]",
+    b"7",
+    b"[" * 100_000,
+    b'{"set": "train"}',
+    b'{"set": ["train"], "id": 1, "key": "", "shard": "", "cause": ""}',
+    b'{"set": "train", "id": "1", "key": "", "shard": "", "cause": ""}',
+    b'{"set": "train", "id": 1e999, "key": "", "shard": "", "cause": ""}',
+    b'{"set": "train", "id": %s, "key": "", "shard": "", "cause": ""}' % (b"9" * 5000),
+    b'{"set": "train", "id": 1, "key": "", "shard": {}, "cause": ""}',
+]
+
+
+def test_torn_lines_are_left_out_and_named(tmp_path: Path) -> None:
+    """Nothing else is lost, and the next write repairs the list."""
+    entries = [{"set": "train", "id": n, "key": f"{n}", "shard": "a.tar", "cause": "empty image"} for n in (3, 4)]
+    lines = [json.dumps(entry).encode() for entry in entries]
+    for torn in TORN:
+        (tmp_path / QUARANTINE).write_bytes(b"\n".join([lines[0], torn, lines[1]]))
+        said: list[str] = []
+        assert read_quarantine(str(tmp_path), said.append) == entries
+        assert said == [f"{tmp_path}/{QUARANTINE}: line 2 is damaged and was left out"]
+    (tmp_path / QUARANTINE).write_bytes(b"\n".join([lines[0], *TORN, lines[1]]))
+    assert run_ranks(1, starts_with_torn_lines, str(tmp_path)) == [
+        [f"{tmp_path}/{QUARANTINE}: line {n} is damaged and was left out" for n in range(2, len(TORN) + 2)]
+    ]
+    assert [entry["id"] for entry in read_quarantine(str(tmp_path), pytest.fail)] == [3, 4, 9]
+
+
+def starts_with_torn_lines(run: str) -> list[str]:
+    account = quarantine(run)
+    messages = account.collect(0)
+    account.add([bad(9, Cause.EMPTY)], slots=1)
+    assert account.collect(0)[0].startswith("masked key9")
+    account.close()
+    return messages
+
+
+def test_a_folder_in_the_place_of_the_list_ends_no_run(tmp_path: Path) -> None:
+    (tmp_path / QUARANTINE).mkdir()
+    ((message,),) = run_ranks(1, starts_with_torn_lines, str(tmp_path))
+    assert message.startswith(f"{tmp_path}/{QUARANTINE}: cannot be read and was left out (IsADirectoryError")
+
+
+def test_a_list_on_a_bad_sector_ends_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While an outage of its store does: else the next write would replace the list by a short one."""
+
+    def read(url: str) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(storage, "read", read)
+    said: list[str] = []
+    assert read_quarantine(str(tmp_path), said.append) == []
+    assert said == [f"{tmp_path}/{QUARANTINE}: cannot be read and was left out (OSError: [Errno 5] Input/output error)"]
+    with pytest.raises(OSError, match="Input/output error"):
+        read_quarantine("s3://bucket/run", said.append)

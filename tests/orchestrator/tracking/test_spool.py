@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.tracking.points import check_record
 from orchestrator.tracking.spool import SpooledQueue
 
 
@@ -132,3 +133,63 @@ def test_a_full_disk_is_given_up_in_mid_run(tmp_path: Path) -> None:
     )
     assert done.stdout == "True\n"
     assert done.stderr.count("cannot be written") == 1
+
+
+POINT = {"time": 1, "step": 2, "metrics": {"train/loss": 0.5}}
+STRANGE: list[object] = [
+    {"n": 1},
+    {**POINT, "step": 10**18},  # a point that would outrank all others
+    {**POINT, "step": "x"},
+    {**POINT, "time": -1},
+    {**POINT, "time": 10**30},
+    {**POINT, "metrics": ["train/loss"]},
+    {**POINT, "metrics": {"train/loss": "low"}},
+    {**POINT, "metrics": {"train/loss": 10**400}},
+    {"files": "../../etc"},
+    {"files": ["profile"]},
+    [1, 2],
+    7,
+    None,
+]
+
+
+def test_strange_records_are_left_out_and_their_file_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "q.jsonl"
+    lines = [json.dumps(POINT), *map(json.dumps, STRANGE), json.dumps({"files": "profile/a"}), '{"time": 1, "st']
+    path.write_text("\n".join(lines))
+    with caplog.at_level(logging.WARNING):
+        queue = SpooledQueue(path, check=check_record)
+        queue.finish()
+        assert drain(queue) == [POINT, {"files": "profile/a"}]
+    queue.close()
+    assert caplog.messages == [
+        f"{path}: the last line is torn and was left out",
+        *(f"{path}: line {number} is damaged and was left out" for number in range(2, len(STRANGE) + 2)),
+    ]
+
+
+def goes_on(path: Path) -> None:
+    queue = SpooledQueue(path, check=check_record)
+    queue.put(POINT)
+    queue.finish()
+    assert drain(queue) == [POINT]
+    queue.close()
+
+
+def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
+    (tmp_path / "q.jsonl").mkdir()
+    goes_on(tmp_path / "q.jsonl")
+
+
+def test_much_that_is_damaged_is_said_in_a_few_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "q.jsonl").write_text("rubbish\n" * 1030)
+    with caplog.at_level(logging.WARNING):
+        goes_on(tmp_path / "q.jsonl")
+    assert len(caplog.messages) == 21
+    assert "1,010 more lines are damaged" in caplog.messages[-1]
+
+
+def test_rubbish_in_the_file(tmp_path: Path) -> None:
+    for content in (b"", b"\x00" * 999, b"\xff\n\xfe\n", b"[" * 100_000 + b"\n"):
+        (tmp_path / "q.jsonl").write_bytes(content)
+        goes_on(tmp_path / "q.jsonl")

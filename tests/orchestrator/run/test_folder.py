@@ -1,0 +1,82 @@
+"""Files of a run's folder that are torn, missing or something else: each is named, with what to do."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from orchestrator.job.errors import JobError
+from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.load import load_job
+from orchestrator.run.folder import check_run, open_run, run_url
+from orchestrator.run.paths import absolute
+from orchestrator.run.summary import read_summary
+from tests.paths import ROOT
+
+HARMS: dict[str, Callable[[Path], object]] = {
+    "empty": lambda path: path.write_bytes(b""),
+    "half": lambda path: path.write_bytes(path.read_bytes()[:20]),
+    "binary": lambda path: path.write_bytes(b"\x00\xff\xfe\x01"),
+    "list": lambda path: path.write_text("[1, 2]"),
+    "number": lambda path: path.write_text("9" * 5000),
+    "deep": lambda path: path.write_text("[" * 100_000),
+    "a folder": lambda path: (path.unlink(), path.mkdir()),
+    "a bad sector": lambda path: (path.unlink(), path.symlink_to("/proc/self/mem")),
+}
+
+
+@pytest.fixture
+def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> NetworkJob:
+    """A job whose run has done a step."""
+    monkeypatch.setattr("data.storage.patience.PATIENCE", 0.1)
+    job = absolute(load_job(ROOT / "jobs/pretrain_digits.yaml", [f"checkpoint.url={tmp_path}"]))
+    open_run(job, "d" * 64)
+    (Path(run_url(job)) / "first-step").write_text("now")
+    (Path(run_url(job)) / "step-000000015-00000000").mkdir()
+    return job
+
+
+@pytest.mark.parametrize("harm", HARMS)
+@pytest.mark.parametrize("name", ["run.json", "job.yaml"])
+def test_what_a_run_cannot_do_without_is_named(name: str, harm: str, job: NetworkJob) -> None:
+    HARMS[harm](Path(run_url(job)) / name)
+    for start in (check_run, open_run):
+        with pytest.raises(
+            JobError, match=rf"{name} is \w+.* \(.*\); move the run's folder away.* or put back"
+        ) as error:
+            start(job, "d" * 64)
+        assert "\n" not in str(error.value)
+
+
+def test_an_identity_can_be_written_again(job: NetworkJob) -> None:
+    """As the message says."""
+    path = Path(run_url(job)) / "run.json"
+    before = json.loads(path.read_text())
+    for harm in (lambda: path.write_text("{"), path.unlink):
+        harm()
+        with pytest.raises(JobError, match=r"run\.json is (damaged|missing)") as error:
+            open_run(job, "d" * 64)
+        text = str(error.value)
+        path.write_text(text[text.index("{") : text.index("}") + 1].replace("ID", before["id"]))
+        assert open_run(job, "d" * 64) == before["id"]
+
+
+def test_a_folder_with_anothers_checkpoint_and_nothing_else_begins_a_run(tmp_path: Path) -> None:
+    job = absolute(load_job(ROOT / "jobs/pretrain_digits.yaml", [f"checkpoint.url={tmp_path}"]))
+    (Path(run_url(job)) / "step-000000015-00000000").mkdir(parents=True)
+    assert check_run(job, "d" * 64) is None
+
+
+@pytest.mark.parametrize("harm", HARMS)
+def test_a_torn_result_is_written_again(harm: str, job: NetworkJob, capsys: pytest.CaptureFixture[str]) -> None:
+    path = Path(run_url(job)) / "summary.json"
+    path.write_text(json.dumps({"step": 60}) + " " * 20)
+    HARMS[harm](path)
+    if harm == "a folder":
+        with pytest.raises(JobError, match=r"summary\.json is a folder, where the run writes its result; move it away"):
+            read_summary(job)
+        return
+    assert read_summary(job) is None
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path} is damaged (" in line
