@@ -9,9 +9,8 @@ LABELS = 10_000  # labels of a sample
 LABEL_BYTES = 8 << 20  # of a label field, .cls or .json
 CLASS_NAMES = 1 << 20  # different names that indexing may find
 CLASS_NAME_CHARACTERS = 1_000  # of the name of a class
-LONGEST_STRIDE = (
-    1 << 16
-)  # samples between two offsets of an index: each offset that is there stands for at most so many
+KEY_CHARACTERS = 1_000  # of the key of a label in .json
+LONGEST_STRIDE = 1 << 16  # samples between two offsets of an index, so that a count of samples is no mere claim
 SHARD_BYTES = 1 << 62  # of a shard, as its index claims: offsets are int64
 PIXELS = 1 << 28  # of an image, by its header: 768 MiB of RGB
 DECODING_BYTES = 2 << 30  # of memory for large images that one process decodes at one time

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from data import storage
+from data import bounds, storage
 from data.commands.pack_sources import add_sources, class_count, positive
 from data.commands.parsing import Commands, Outcome, facts, summary
 from data.packing.pack import Packed, pack
@@ -53,7 +53,11 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
     command.add_argument("--index-only", metavar="URL", help="only index the tars at URL")
     command.add_argument("--num-classes", type=class_count, metavar="N", help="number of classes (largest label + 1)")
     command.add_argument(
-        "--label-key", dest="key_of_label", metavar="KEY", help="with --index-only: the label's key in .json, as a.b"
+        "--label-key",
+        dest="key_of_label",
+        type=label_key,
+        metavar="KEY",
+        help="with --index-only: the label's key in .json, as a.b",
     )
     command.add_argument(
         "--label-kind", dest="kind_of_label", choices=KINDS, help="with --index-only: what labels are (numbers)"
@@ -73,6 +77,13 @@ def add(commands: "Commands[argparse.ArgumentParser]") -> argparse.ArgumentParse
     command.set_defaults(run=lambda options: run_pack(command, options))
     add_sources(command)
     return command
+
+
+def label_key(text: str) -> str:
+    """argparse type: a key of `.json`."""
+    if not 0 < len(text) <= bounds.KEY_CHARACTERS:
+        raise argparse.ArgumentTypeError(f"{len(text):,} characters are no key; give 1 to {bounds.KEY_CHARACTERS:,}")
+    return text
 
 
 def run_pack(command: argparse.ArgumentParser, options: argparse.Namespace) -> Outcome:

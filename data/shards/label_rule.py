@@ -236,8 +236,9 @@ def parse_rule(record: object, class_names: Sequence[str]) -> LabelRule:
     if record.get("version") not in (1, 2):
         raise ValueError(f"label_rule of version {record.get('version')}, this program reads 1 and 2")
     rule = LabelRule(**{**record, "class_names": class_names})
-    if not isinstance(rule.key, str) or rule.kind not in ("", *KINDS) or not isinstance(rule.classes, int):
-        raise ValueError(f"label_rule {record}")
+    readable_key = isinstance(rule.key, str) and len(rule.key) <= bounds.KEY_CHARACTERS
+    if not (readable_key and rule.kind in ("", *KINDS) and isinstance(rule.classes, int)):
+        raise ValueError("label_rule with another key, kind or number of classes than `pack --index-only` writes")
     return rule
 
 

@@ -203,7 +203,16 @@ def test_every_key_can_be_stated(record):
 
 @pytest.mark.parametrize(
     "record",
-    [3, [], {}, {"version": 3}, {"version": 2, "kind": "x"}, {"version": 2, "key": 3}, {"version": 2, "new": 1}],
+    [
+        3,
+        [],
+        {},
+        {"version": 3},
+        {"version": 2, "kind": "x"},
+        {"version": 2, "key": 3},
+        {"version": 2, "new": 1},
+        {"version": 2, "key": "a." * 501},
+    ],
 )
 def test_a_rule_that_is_none(record):
     with pytest.raises((ValueError, TypeError)):
