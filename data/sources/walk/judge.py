@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 
+from data import bounds
 from data.errors import Cause, DataError
 from data.images.signature import HEAD_BYTES, kind, why_unusable
 from data.packing.source import Skipped, ahead, read_file
@@ -11,6 +12,7 @@ from data.sources.walk.names import extension_of, is_image_name, is_system_file,
 SYSTEM = "system file"
 CLOSED = "no image extension, and it may not be read"
 EMPTY = "empty file"
+HUGE = f"larger than {bounds.IMAGE_BYTES >> 30} GiB"
 UNKNOWN = "not an image: unknown kind of file"
 
 
@@ -24,7 +26,9 @@ def images(url: str, files: Mapping[str, int]) -> tuple[dict[str, int], list[Ski
     skipped, unknown = [], []
     for path, size in files.items():
         name = path.rpartition("/")[2]
-        if is_image_name(name):
+        if size > bounds.IMAGE_BYTES:
+            skipped.append(Skipped(path, HUGE))
+        elif is_image_name(name):
             sizes[path] = size
         elif is_system_file(name):
             skipped.append(Skipped(path, SYSTEM))
@@ -45,10 +49,9 @@ def images(url: str, files: Mapping[str, int]) -> tuple[dict[str, int], list[Ski
 
 def _head(folder: str, files: Mapping[str, int], path: str) -> bytes | str:
     """The first bytes of a file, or why there are none."""
-    if not files[path]:
-        return EMPTY
+    size = files[path] or HEAD_BYTES  # a web server may not state it
     try:
-        return read_file(f"{folder}/{path}", 0, min(files[path], HEAD_BYTES))
+        return read_file(f"{folder}/{path}", 0, min(size, HEAD_BYTES)) or EMPTY
     except DataError as error:
         if isinstance(error.__cause__, PermissionError):
             return CLOSED

@@ -61,9 +61,14 @@ def test_images_and_others(contents, store, tmp_path):
 
 def test_known_files_are_not_opened(tmp_path):
     """A million captions beside a million images cost nothing: these do not even exist."""
-    files = {"a/1.jpg": SIZE, "a/1.json": SIZE, "a/Thumbs.db": SIZE, "a/nothing": 0}
+    files = {"a/1.jpg": SIZE, "a/1.json": SIZE, "a/Thumbs.db": SIZE}
     sizes, skipped = images(str(tmp_path), files)
-    assert (sizes, len(skipped)) == ({"a/1.jpg": SIZE}, 3)
+    assert (sizes, len(skipped)) == ({"a/1.jpg": SIZE}, 2)
+
+
+def test_a_size_that_the_store_does_not_state(tmp_path, photos, encode):
+    (tmp_path / "a").write_bytes(encode(photos[0][:9, :9], "PNG"))
+    assert images(str(tmp_path), {"a": 0})[0] == {"a": 0}
 
 
 def test_a_file_of_no_known_kind_that_may_not_be_read_is_named(tmp_path: Path, monkeypatch):
@@ -85,3 +90,11 @@ def test_an_error_of_the_store_is_an_error(monkeypatch):
     monkeypatch.setattr(storage, "read_range", broken)
     with pytest.raises(ValueError, match=r"memory://judged2/x: cannot be opened \(OSError: the store is away\)"):
         images("memory://judged2", {"x": 1})
+
+
+def test_a_file_that_no_memory_holds_is_named(tmp_path):
+    """A sparse file takes no room on the disk."""
+    (tmp_path / "1.jpg").write_bytes(b"\xff\xd8\xff")
+    os.truncate(tmp_path / "1.jpg", 3 << 30)
+    sizes, skipped = images(str(tmp_path), {"1.jpg": 3 << 30})
+    assert (sizes, skipped[0].reason) == ({}, "larger than 2 GiB")
