@@ -31,6 +31,7 @@ FORMAT = "vit-at-scale/webdataset-index"
 VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: byte offsets as lists of numbers, and no label_counts
 STRIDE = 64  # samples between two byte offsets: a lookup reads fewer than 64 extra samples
+COUNTS = frozenset(("found", "merged"))  # among the notes
 RECORD = 512  # bytes: every header and every content in a tar begins at a multiple
 
 
@@ -255,7 +256,7 @@ def _parse(url: str, content: bytes) -> Index:
             stride=stride,
             label_counts={int(label): int(count) for label, count in record.get("label_counts", {}).items()},
             class_names=_texts(record, "class_names"),
-            about=dict(record.get("about", {})),
+            about=_about(record.get("about", {})),
         )
         if not index.shards:
             raise ValueError("it lists no shards")
@@ -293,6 +294,15 @@ def _parse_shard(number: int, record: Mapping[str, Any], stride: int) -> Shard:
     if (fault := _fault(shard, stride)) is not None:
         raise ValueError(f"{shard.url}: {fault}")
     return shard
+
+
+def _about(record: Any) -> dict[str, Any]:
+    """The notes, of which the counts are whole numbers."""
+    about = dict(record)
+    for key in COUNTS.intersection(about):
+        if type(about[key]) is not int:
+            raise ValueError(f"{about[key]!r} in about.{key} is no whole number")
+    return about
 
 
 def _texts(record: Mapping[str, Any], key: str) -> tuple[str, ...]:

@@ -178,6 +178,30 @@ def test_the_distribution_over_the_classes(counts, num_classes):
     assert _class_lines(index, ()) == lines
 
 
+@pytest.mark.parametrize(
+    ("about", "line"),
+    [
+        ({}, None),
+        ({"label_rule": {"version": 2}}, None),
+        (
+            {"label_rule": {"version": 2, "key": "a.b", "kind": "name"}},
+            "labels   under the key 'a.b' of .json, of the kind name",
+        ),
+        ({"label_rule": {"version": 1, "unlabelled": True}}, "labels   none are meant"),
+        (
+            {"min_probability": 0.1, "hard": True},
+            "labels   with a probability above 0.1, each with weight 1 in place of a probability",
+        ),
+    ],
+)
+def test_show_tells_how_labels_are_read(coloured, tmp_path, capsys, about, line):
+    for path in coloured.glob("*.tar"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    write_index(replace(open_index(str(coloured)), url=f"{tmp_path}/index.json", about=about))
+    text, _ = show(capsys, str(tmp_path), "--no-sheet")
+    assert [one.strip() for one in text.splitlines() if one.startswith("  labels ")] == ([line] if line else [])
+
+
 def test_classes_that_are_only_claimed_cost_nothing(coloured, tmp_path, capsys):
     index = replace(open_index(str(coloured)), num_classes=10**12)
     for path in coloured.glob("*.tar"):

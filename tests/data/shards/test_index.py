@@ -128,6 +128,13 @@ def test_locate_is_the_inverse_of_counting(make_index, counts):
         ({"class_names": "cat"}, "corrupt index .class_names is no list"),
         ({"class_names": ["cat", 7]}, "corrupt index .7 in class_names is no text"),
         ({"about": [1]}, "corrupt index"),
+        ({"about": {"merged": "x"}}, "corrupt index .'x' in about.merged is no whole number"),
+        ({"about": {"found": 1.5}}, "corrupt index .1.5 in about.found is no whole number"),
+        ({"about": {"label_rule": 3}}, "corrupt index .label_rule is no record"),
+        (
+            {"about": {"label_rule": {"version": 3}}},
+            "corrupt index .label_rule of version 3, this program reads 1 and 2",
+        ),
         ({"shards": [{"url": "a.tar"}]}, "corrupt index .shard 0: no 'samples'"),
         ({"shards": ["a.tar"]}, "corrupt index .shard 0: "),
         ({"shards": 7}, "corrupt index"),
