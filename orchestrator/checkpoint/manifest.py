@@ -27,10 +27,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from data import storage
 from orchestrator.checkpoint.notes import MARK, OWNER, Origin, Owner, is_link, pass_over, read_origin
-from orchestrator.names import SKIPPED
+from orchestrator.names import CAUSES, IN_A_ROW, SKIPPED, WENT_BACK, bad_samples
 
 MANIFEST = "manifest.json"
 MOST_MANIFEST_BYTES = 512 * 2**20  # a thousand ranks at ZeRO 3 need a fifth of this
+COUNTS = (SKIPPED, IN_A_ROW, WENT_BACK, *map(bad_samples, CAUSES))  # metrics from which a run goes on counting
 USING_PREVIOUS = "using the previous one"
 WEIGHT = "weight"  # state of the float32 weights; the others are the optimizer's keys: exp_avg, momentum_buffer, ...
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
@@ -143,12 +144,14 @@ class Manifest(Part):
         if digest != _digest(record) and (manifest.format > 1 or digest is not None):
             raise ValueError("it does not match its own SHA-256")
         manifest._name = name
-        if (found := _NAME.fullmatch(name)) and int(found[1]) != manifest.step:
+        if (named := _NAME.fullmatch(name)) and int(named[1]) != manifest.step:
             raise ValueError(f"it belongs to step {manifest.step}")
         if (steps := manifest.totals.get("steps", manifest.step)) != manifest.step:
             raise ValueError(f"it belongs to step {manifest.step}, and its totals to step {steps}")
-        if not 0 <= (skipped := manifest.metrics.get(SKIPPED, 0)) <= manifest.step:
-            raise ValueError(f"{SKIPPED} = {skipped} at step {manifest.step}")
+        for count in COUNTS:
+            most = manifest.step if count == SKIPPED else 2**62
+            if not 0 <= (found := manifest.metrics.get(count, 0)) <= most:
+                raise ValueError(f"{count} = {found} at step {manifest.step}")
         return manifest
 
 
@@ -293,10 +296,21 @@ def _judge(run_url: str, name: str, owner: Owner | None) -> tuple[int, Manifest 
             why = str(error) if isinstance(error, ValueError) else f"{file}: {storage.describe(error)}"
         return origin.written, Unfit(name, why)
 
-    if owner is not None and manifest.step > owner.total_steps:
-        reason = f"{MANIFEST}: it belongs to step {manifest.step:,}, and the run has {owner.total_steps:,} steps"
-        return origin.written, Unfit(name, reason)
-    return origin.written, Unfit(name, f"{wrong} missing or truncated") if wrong else manifest
+    misfit = f"{wrong} missing or truncated" if wrong else _misfit(manifest, owner)
+    return origin.written, manifest if misfit is None else Unfit(name, misfit)
+
+
+def _misfit(manifest: Manifest, owner: Owner | None) -> str | None:
+    """Why an intact checkpoint cannot be of this run; None if it can."""
+    if owner is None:
+        return None
+    if manifest.step > owner.total_steps:
+        return f"{MANIFEST}: it belongs to step {manifest.step:,}, and the run has {owner.total_steps:,} steps"
+    if "steps" not in manifest.totals:
+        return f"{MANIFEST}: its totals have no number of steps"
+    if owner.totals is not None and (unknown := manifest.totals.keys() - owner.totals):
+        return f"{MANIFEST}: its totals have {min(unknown)[:40]!r}, which this version does not count"
+    return None
 
 
 def _read_manifest(run_url: str, name: str, size: int) -> Manifest:

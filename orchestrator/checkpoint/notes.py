@@ -32,10 +32,12 @@ class Owner:
     Attributes:
         run: its identity, the `id` of run.json.
         total_steps: its length.
+        totals: names of the totals that it counts, `steps` among them. None: any.
     """
 
     run: str
     total_steps: int
+    totals: frozenset[str] | None = None
 
 
 @dataclass(frozen=True)

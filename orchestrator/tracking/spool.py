@@ -137,6 +137,8 @@ class SpooledQueue:
         left = self._earlier()
         file = None
         try:
+            if self.path.is_symlink():
+                raise OSError("a link, which may lead to the file of another program")
             self.path.parent.mkdir(parents=True, exist_ok=True)
             file = self.path.open("a+b", buffering=0)
             left += self._load(file)

@@ -26,6 +26,7 @@ from orchestrator.history.history import History
 from orchestrator.history.reporter import Reporter
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.schedule import Calendar
+from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
 from orchestrator.training.batches import TrainingBatches
 from orchestrator.training.checkpoints import Checkpoints
@@ -94,7 +95,7 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     if chosen:
         reporter.say_once(chosen)
     held_out = HeldOut(task, engine, calendar, history=history, reporter=reporter, heartbeat=heartbeat, notices=notices)
-    owner = Owner(run.id, calendar.total_steps)
+    owner = Owner(run.id, calendar.total_steps, frozenset(Totals().to_dict()))
     checkpoints = Checkpoints(
         job, run.url, owner, run.lock, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
     )

@@ -19,7 +19,7 @@ from orchestrator.checkpoint.saver import Saver
 from tests.orchestrator.checkpoint import saving
 from tests.orchestrator.small_run import in_thread
 
-OURS, THEIRS = Owner("a" * 32, 120), Owner("b" * 32, 120)
+OURS, THEIRS = (Owner(letter * 32, 120, frozenset(["steps", "samples", "flops"])) for letter in "ab")
 
 
 def save(run: str, *steps: int, keep: int = 9, owner: Owner | None = OURS) -> list[str]:
@@ -339,7 +339,15 @@ def rewritten(path: Path, step: int, **changes: object) -> Path:
         (80, {"totals": {"steps": 80, "flops": float("inf")}}, "totals.flops"),
         (80, {"totals": {"steps": 80, "flops": -1}}, "totals.flops"),
         (80, {"totals": [80]}, "totals"),
+        (80, {"totals": {}}, "its totals have no number of steps"),
+        (
+            80,
+            {"totals": {"steps": 80, "__class__": 1}},
+            "its totals have '__class__', which this version does not count",
+        ),
         (80, {"metrics": {"train/skipped_steps": float("nan")}}, "train/skipped_steps = nan at step 80"),
+        (80, {"metrics": {"train/skipped_in_a_row": float("inf")}}, "train/skipped_in_a_row = inf at step 80"),
+        (80, {"metrics": {"train/bad/empty_image": -1}}, "train/bad/empty_image = -1.0 at step 80"),
         (80, {"metrics": {"train/skipped_steps": 81}}, "train/skipped_steps = 81.0 at step 80"),
     ],
 )

@@ -181,6 +181,13 @@ def test_a_folder_in_the_place_of_the_file(tmp_path: Path) -> None:
     goes_on(tmp_path / "q.jsonl")
 
 
+def test_a_link_in_the_place_of_the_file_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("precious")
+    (tmp_path / "q.jsonl").symlink_to(tmp_path / "outside")
+    goes_on(tmp_path / "q.jsonl")
+    assert (tmp_path / "outside").read_text() == "precious"
+
+
 def test_much_that_is_damaged_is_said_in_a_few_lines(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "q.jsonl").write_text("rubbish\n" * 1030)
     with caplog.at_level(logging.WARNING):
