@@ -1,4 +1,6 @@
 import io
+import struct
+import zlib
 from collections import Counter
 from pathlib import Path
 
@@ -272,3 +274,39 @@ def test_lists_of_names_in_a_cell(images, tmp_path, cell):
     packed = pack(str(tmp_path / "out"), Folder(str(images), f"{tmp_path}/labels.csv"))
     assert packed.index.class_names == ("cat", "golden retriever")
     assert samples(tmp_path / "out")["cat/1"]["json"] == b'{"labels": [1, 0]}'
+
+
+def tiny_png(value: int) -> bytes:
+    """One grey pixel; the bytes do not depend on any library's version."""
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0)),
+        (b"IDAT", zlib.compress(bytes([0, value]), 0)),
+        (b"IEND", b""),
+    ]
+    parts = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+def test_sets_of_good_sources_keep_their_identity(tmp_path):
+    """The names and digests are those of the version before hidden folders, links and first bytes were looked at."""
+    root = tmp_path / "root"
+    for number, name in enumerate(("dog", "a cat", "Übel")):
+        for place, extension in enumerate(("png", "JPG", "png", "jpeg")):
+            path = root / name / ("deep" if place == 3 else ".") / f"{place}.v1.{extension}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(tiny_png(10 * number + place))
+        (root / name / "0_v1.png").write_bytes(tiny_png(99 + number))
+        for other in ("Thumbs.db", "notes.txt", "README", "x.strange"):
+            (root / name / other).write_bytes(b"words\n")
+    (root / "stray.jpg").write_bytes(tiny_png(7))
+    rows = (
+        f"{path.relative_to(root)},{'red wet' if path.name < '2' else 'wet'}\n" for path in sorted(root.rglob("*.png"))
+    )
+    (tmp_path / "labels.csv").write_text("path,labels\n" + "".join(rows))
+
+    index = pack(str(tmp_path / "a"), Folder(str(root))).index
+    assert (index.source, index.digest[:16], index.num_samples) == ("folder cbafbaf5a80f", "05e49fb86459a60e", 15)
+    index = pack(str(tmp_path / "b"), Folder(str(root), str(tmp_path / "labels.csv"))).index
+    assert (index.source, index.digest[:16], index.num_samples) == ("folder 93e1805f4383", "e7976ccf06e3b153", 9)
