@@ -103,7 +103,11 @@ def fingerprint(parts: Iterable[object]) -> str:
     """SHA-256 of the lines that describe a listing, in hexadecimal."""
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(f"{part}\n".encode("utf-8", "surrogateescape"))
+        line = f"{part}\n"
+        try:
+            digest.update(line.encode("utf-8", "surrogateescape"))
+        except UnicodeEncodeError:  # half a character that stands for no byte: a class list in JSON may hold it
+            digest.update(line.encode("utf-8", "surrogatepass"))
     return digest.hexdigest()
 
 

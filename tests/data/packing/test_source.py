@@ -44,7 +44,7 @@ def test_ahead_passes_errors_on_in_their_place():
 def test_fingerprint_depends_on_every_line():
     assert fingerprint(["a", 1]) == fingerprint(["a", "1"])
     assert len({fingerprint(lines) for lines in (["a", "b"], ["b", "a"], ["ab"], ["a"], [])}) == 5
-    fingerprint(["\udcff"])  # a file name that is not UTF-8
+    assert len({fingerprint([name]) for name in ("\udcff", "\ud800", "\ud801", "?")}) == 4  # no UTF-8, no text
 
 
 def test_read_file(tmp_path):

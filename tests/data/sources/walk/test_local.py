@@ -212,10 +212,10 @@ def test_a_link_into_a_folder_without_rights_is_an_error(root, tmp_path):
 
 def walk_as_another_user(root: Path) -> str:
     """What the walk says in a process without root's rights. A fork: the project may lie where only root reads."""
-    if os.getuid() == 0:
-        for folder in (root, *root.parents):
-            if folder.owner() == "root" and not folder.stat().st_mode & stat.S_IXOTH:
-                folder.chmod(folder.stat().st_mode | 0o055)  # pytest's own folders are only its user's
+    closed = [folder for folder in root.parents if os.getuid() == 0 and not folder.stat().st_mode & stat.S_IXOTH]
+    modes = {folder: folder.stat().st_mode for folder in closed}
+    for folder in closed:  # pytest's own folders are only its user's
+        folder.chmod(modes[folder] | 0o011)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -231,6 +231,8 @@ def walk_as_another_user(root: Path) -> str:
         os._exit(0)
     os.close(writing)
     os.waitpid(child, 0)
+    for folder in closed:
+        folder.chmod(modes[folder])
     with os.fdopen(reading) as answer:
         return answer.read()
 
