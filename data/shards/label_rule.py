@@ -237,7 +237,8 @@ def parse_rule(record: object, class_names: Sequence[str]) -> LabelRule:
         raise ValueError(f"label_rule of version {record.get('version')}, this program reads 1 and 2")
     rule = LabelRule(**{**record, "class_names": class_names})
     readable_key = isinstance(rule.key, str) and len(rule.key) <= bounds.KEY_CHARACTERS
-    if not (readable_key and rule.kind in ("", *KINDS) and isinstance(rule.classes, int)):
+    known = rule.kind in ("", *KINDS) and type(rule.classes) is int and isinstance(rule.unlabelled, bool)
+    if not (readable_key and known):
         raise ValueError("label_rule with another key, kind or number of classes than `pack --index-only` writes")
     return rule
 

@@ -27,6 +27,8 @@ from data.storage.urls import is_web, resolve
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
 
+ASKED_BYTES = 1 << 30  # of one range: before a longer one is read, the file's length is asked for
+
 
 @contextmanager
 def reporting(url: str) -> Iterator[None]:
@@ -213,6 +215,8 @@ def remove(url: str) -> None:
 
 def _range(fs: fsspec.AbstractFileSystem, path: str, begin: int, end: int) -> bytes:
     """One request for bytes begin .. end-1."""
+    if end - begin > ASKED_BYTES and (length := _length(fs, path)) is not None:
+        end = min(end, max(begin, length))  # Python takes the memory for all bytes that are asked for, there or not
     if is_web(fs):
         from data.storage import web
 

@@ -211,6 +211,9 @@ def test_every_key_can_be_stated(record):
         {"version": 2, "kind": "x"},
         {"version": 2, "key": 3},
         {"version": 2, "new": 1},
+        {"version": 2, "unlabelled": "yes"},
+        {"version": 2, "classes": "7"},
+        {"version": 2, "kind": []},
         {"version": 2, "key": "a." * 501},
     ],
 )

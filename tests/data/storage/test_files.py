@@ -1,5 +1,6 @@
 """Files and folders by URL."""
 
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -52,3 +53,15 @@ def test_deleting_a_linked_folder_deletes_the_link(tmp_path: Path) -> None:
         storage.remove_folder(str(link))
         assert not link.is_symlink()
     assert (tmp_path / "outside" / "file").read_bytes() == b"x"
+
+
+def test_a_range_far_beyond_the_end_takes_no_memory(tmp_path: Path) -> None:
+    """As an index may claim that a shard is a terabyte long."""
+    (tmp_path / "a").write_bytes(b"0123456789")
+    tracemalloc.start()
+    try:
+        for begin, expected in ((0, b"0123456789"), (4, b"456789"), (10, b""), (99, b"")):
+            assert storage.read_range(f"{tmp_path}/a", begin, 10**15, attempts=1) == expected
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
