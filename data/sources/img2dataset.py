@@ -32,13 +32,14 @@ from data.sources.walk import walk
 
 NO_ROW = "no row in the label table"
 SEVERAL_ROWS = "several rows of one key in img2dataset's Parquet file"
+SHARED_KEY = "other tars have its key, by which the label table is joined"
 KEY_AGAIN = "another image of the same tar has its key"
 NOT_GOT = "img2dataset did not get the image"
 NO_TAR = "its tar is not there"
 NO_PART = "no file of img2dataset"
 NO_SAMPLE = "in a tar, but part of no sample"
 TWICE = "a second field of the same name in a sample"
-AMBIGUOUS = -2  # instead of a row: the table has several
+AMBIGUOUS, SHARED = -2, -3  # instead of a row: the table has several; the key is that of other images, too
 
 
 class Span(NamedTuple):
@@ -139,7 +140,7 @@ class Img2dataset(Source):
                 spans.append(Span(self._urls[number], *place, self._repeats.plain(number)))
         if self._table is None:
             return partial(_read, spans, [partial(_own_labels, self._columns)] * len(spans), self._kept)
-        rows = [_rows(span.url, self._columns.key, self._table) for span in spans]
+        rows = [_rows(span, self._columns.key, self._table) for span in spans]
         wanted = sorted({row for of_a_tar in rows for row in of_a_tar.values() if row >= 0})
         return partial(_read_joined, spans, rows, self._table.reading(wanted), self._kept)
 
@@ -192,12 +193,14 @@ def _in_no_sample(url: str) -> Sequence[Skipped]:
     return others.found
 
 
-def _rows(url: str, key: str, table: LabelTable) -> dict[str, int]:
+def _rows(span: Span, key: str, table: LabelTable) -> dict[str, int]:
     """The row of the label table by sample key, from the Parquet file beside a tar; `AMBIGUOUS` if there are several.
+
+    If the table is joined by the samples' own keys, those that other tars have, too, are `SHARED`.
 
     Rows of images that did not arrive count only if no other row has their key.
     """
-    beside = f"{url.removesuffix('.tar')}.parquet"
+    beside = f"{span.url.removesuffix('.tar')}.parquet"
     listed = read_table(beside)
     check_columns(beside, listed.schema, "key", key)
     keys, arrived = arrivals(listed)
@@ -205,6 +208,8 @@ def _rows(url: str, key: str, table: LabelTable) -> dict[str, int]:
     found: dict[str, int] = {}
     there: dict[str, int] = {}
     for sample_key, here, row in zip(keys, arrived, rows, strict=True):
+        if key == "key" and not span.plain.holds(sample_key):
+            row = SHARED
         known = there if here else found
         known[sample_key] = row if known.get(sample_key, row) == row else AMBIGUOUS
     return found | there
@@ -227,8 +232,8 @@ def _read_joined(
 
     def look_up(of_this_tar: dict[str, int], key: str, fields: Mapping[str, bytes]) -> Found | None:
         row = of_this_tar.get(key, -1)
-        if row == AMBIGUOUS:
-            raise BadSample(SEVERAL_ROWS)
+        if row in (AMBIGUOUS, SHARED):
+            raise BadSample(SEVERAL_ROWS if row == AMBIGUOUS else SHARED_KEY)
         return found.get(row)
 
     yield from _read(spans, [partial(look_up, of_a_tar) for of_a_tar in rows], kept, once=True)

@@ -18,7 +18,7 @@ from data.packing.pack import Options, pack
 from data.packing.verify import faults_of_the_whole, verify
 from data.shards import tar
 from data.sources.class_tars import class_tars
-from data.sources.img2dataset import Img2dataset
+from data.sources.img2dataset import Columns, Img2dataset
 
 Members = list[tuple[str, bytes]]
 
@@ -159,6 +159,19 @@ def test_two_downloads_in_one_folder(tmp_path, with_table, per_shard):
     keys = [f"a-00000/{key}" for key in numbers] + [f"b-00000/{key}" for key in reversed(numbers)]
     assert [key for key, _ in found] == keys + [f"{10_000 + row:09d}" for row in range(10)]
     check(tmp_path / "out")
+
+
+def test_a_table_that_is_joined_by_keys_that_repeat(tmp_path):
+    """Its rows may be those of the other tar's images. Only images whose key is there once get labels."""
+    download(tmp_path / "in", {"a": [("1", 0), ("2", 1)], "b": [("2", 2), ("3", 3)]})
+    (tmp_path / "labels.csv").write_text("key,labels\n1,0\n2,1\n3,3\n")
+    source = Img2dataset(str(tmp_path / "in"), str(tmp_path / "labels.csv"), Columns(key="key"))
+    result = pack(str(tmp_path / "out"), source)
+    assert [(key, json.loads(fields["json"])["labels"]) for key, fields in packed(tmp_path / "out")] == [
+        ("1", [0]),
+        ("3", [3]),
+    ]
+    assert result.skipped == {"other tars have its key, by which the label table is joined": 2}
 
 
 @pytest.mark.parametrize("with_table", [True, False])
