@@ -116,7 +116,7 @@ def tars_in(url: str) -> tuple[list[Archive], list[Skipped]]:
     """The tars in a folder, or in a tar of tars, by name; and what else lies there.
 
     Raises:
-        DataError: there are none, or one is compressed, or two have the same name.
+        DataError: there are none; one is compressed, so that a class would be lost; two have one name.
     """
     url = storage.absolute(url)
     is_file = url.endswith((".tar", *COMPRESSED)) and not storage.is_folder(url)
@@ -129,10 +129,12 @@ def tars_in(url: str) -> tuple[list[Archive], list[Skipped]]:
     if count > 1:
         raise DataError(f"{url}: {count} tars are called {name}: a class has one tar; rename or join them")
     names = {archive.name for archive in found}
-    for other in others:
-        lost = other.key.rpartition("/")[2].partition(".")[0]
-        if other.reason == NO_CLASS_TAR and other.key.endswith(COMPRESSED) and lost not in names:
-            raise DataError(f"{url}: {other.key} is compressed, and there is no {lost}.tar: decompress or remove it")
+    beside = [other.key for other in others if other.reason == NO_CLASS_TAR and (is_file or "/" not in other.key)]
+    for other in beside:
+        lost = other.rpartition("/")[2].partition(".")[0]
+        if other.lower().endswith((".tar", *COMPRESSED)) and lost not in names:
+            advice = f"make it {lost}.tar, or move it away"
+            raise DataError(f"{url}: {other} is no class tar, and there is no {lost}.tar: {advice}")
     return sorted(found, key=lambda archive: archive.name), others
 
 

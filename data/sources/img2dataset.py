@@ -160,12 +160,18 @@ def _counts(url: str) -> tuple[int, int]:
     try:
         with storage.reporting(stats):
             record = json.loads(storage.read(stats))
-            successes = int(record["successes"])
-            return successes, max(int(record.get("count", successes)) - successes, 0)
     except FileNotFoundError as error:
         raise DataError(
             f"{stats}: is missing, so img2dataset did not finish this tar; run it again, or move the tar away"
         ) from error
+    try:
+        successes = int(record["successes"])
+        failures = max(int(record.get("count") or successes) - successes, 0)
+    except (ValueError, TypeError, KeyError, OverflowError, AttributeError):
+        successes = failures = -1
+    if successes < 0:
+        raise DataError(f"{stats}: does not hold img2dataset's numbers `count` and `successes`; download the tar again")
+    return successes, failures
 
 
 def _others(files: Sequence[str], tars: Sequence[str]) -> Iterator[Skipped]:

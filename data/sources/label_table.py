@@ -1,7 +1,8 @@
 """A label table of hundreds of millions of rows: rows are found by key, and only the keys are in memory."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -12,7 +13,7 @@ import pyarrow.parquet
 from data import storage
 from data.errors import DataError
 from data.packing.source import fingerprint
-from data.sources.table import check_columns, read_table, words
+from data.sources.table import check_columns, open_parquet, read_table, words
 
 Found = tuple[Sequence[object], Sequence[object]]
 """Labels and their probabilities, which are empty if the table has no such column."""
@@ -101,16 +102,16 @@ def _parquet_files(url: str) -> list[str]:
     return [storage.join(url, name) for name in names]
 
 
-def _opened(url: str) -> pa.parquet.ParquetFile:
+@contextmanager
+def _opened(url: str) -> Iterator[pa.parquet.ParquetFile]:
     """Open a Parquet file.
 
     Raises:
         DataError: there is no such file, or it is no Parquet file.
     """
     try:
-        with storage.reporting(url):
-            fs, path = storage.resolve(url)
-            return pa.parquet.ParquetFile(path, filesystem=fs)
+        with open_parquet(url) as file:
+            yield file
     except FileNotFoundError as error:
         raise DataError(f"{url}: does not exist") from error
 

@@ -4,8 +4,8 @@ import ast
 import json
 import math
 import re
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -14,6 +14,8 @@ import pyarrow.parquet
 
 from data import storage
 from data.errors import DataError
+
+FOOTER_BYTES = 1 << 16  # of a request, when a Parquet file is read in parts
 
 
 def read_table(url: str) -> pa.Table:
@@ -114,6 +116,18 @@ def _read(url: str, csv_type: pa.DataType) -> pa.Table:
             return pa.csv.read_csv(content, parse_options=parsing, convert_options=types)
     except FileNotFoundError as error:
         raise DataError(f"{url}: does not exist") from error
+
+
+@contextmanager
+def open_parquet(url: str) -> Iterator[pa.parquet.ParquetFile]:
+    """Open a Parquet file, to read parts of it.
+
+    Raises:
+        DataError: it is no Parquet file, or cannot be read.
+        FileNotFoundError: there is no such file.
+    """
+    with storage.reporting(url), storage.open_read(url, FOOTER_BYTES) as file:
+        yield pa.parquet.ParquetFile(file)
 
 
 def words(value: object) -> Sequence[object]:

@@ -6,6 +6,7 @@ the ranges of tars overlap are their keys read and compared.
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 import pyarrow as pa
@@ -15,6 +16,7 @@ from data import storage
 from data.errors import DataError
 from data.packing.source import ahead
 from data.shards import tar
+from data.sources.table import open_parquet
 
 CHUNK = 8 << 20  # bytes of a request while a tar is read
 SUCCESS = "success"  # img2dataset's status of a row whose image is in the tar
@@ -111,9 +113,6 @@ def _is_text(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _parquet(url: str) -> pa.parquet.ParquetFile:
-    """Open the Parquet file beside a tar. Raises FileNotFoundError, or DataError if it is no Parquet file."""
-    beside = f"{url.removesuffix('.tar')}.parquet"
-    with storage.reporting(beside):
-        fs, path = storage.resolve(beside)
-        return pa.parquet.ParquetFile(path, filesystem=fs)
+def _parquet(url: str) -> AbstractContextManager[pa.parquet.ParquetFile]:
+    """The Parquet file beside a tar."""
+    return open_parquet(f"{url.removesuffix('.tar')}.parquet")

@@ -377,9 +377,10 @@ def test_tars_that_would_be_lost(tmp_path, capsys):
         assert words in said("imagenet21k")
         assert (words if both else "bee_stats.json: is missing") in said("img2dataset")
         (folder / "bee.tar").rmdir() if (folder / "bee.tar").is_dir() else (folder / "bee.tar").unlink()
-    (folder / "bee.tar.gz").write_bytes(b"")
-    assert "bee.tar.gz is compressed, and there is no bee.tar" in said("imagenet21k")
-    (folder / "bee.tar.gz").unlink()
+    for name in ("bee.tar.gz", "bee.TAR", "bee.tar.bz2"):
+        (folder / name).write_bytes(b"")
+        assert f"{name} is no class tar, and there is no bee.tar" in said("imagenet21k")
+        (folder / name).unlink()
     with tarfile.open(tmp_path / "all.tar", "w") as archive:
         archive.add(folder / "ant.tar", "a/ant.tar")
         archive.add(folder / "ant.tar", "b/ant.tar")
