@@ -23,7 +23,7 @@ from data.parallel import spread
 from data.shards import tar
 from data.shards.fields import image_bytes
 from data.shards.index import Index, Shard
-from data.shards.label_rule import LabelRule
+from data.shards.label_rule import CLEAR, LabelRule
 
 NAMED_SAMPLES = 10  # of each kind of fault in a shard are named; the rest are counted
 
@@ -240,9 +240,23 @@ class _Samples:
 
     def _check_labels(self, sample: tar.TarSample) -> None:
         rules = self._rules
-        if (found := rules.labels.labels_if_any(sample.fields)) is not None:
+        try:
+            found = rules.labels.labels_if_any(sample.fields)
+        except BadSample as bad:
+            raise BadSample(f"{bad.cause}{self._advice(sample)}") from bad
+        if found is not None:
             self._checked.label_counts.update({label for label in found.classes if label < rules.num_classes})
             rules.labels.check(found, rules.num_classes, rules.multi_label)
+
+    def _advice(self, sample: tar.TarSample) -> str:
+        """What to do about an unreadable label that only the rule of earlier versions cannot read; else ""."""
+        if self._rules.labels.version > 1:
+            return ""
+        try:
+            CLEAR.labels(sample.fields)
+        except BadSample:
+            return ""
+        return " by the rule of earlier versions; indexed again with `pack --index-only`, it is read"
 
     def _note(self, what: str, key: str) -> None:
         self._wrong.setdefault(what, []).append(key)
