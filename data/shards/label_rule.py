@@ -146,7 +146,7 @@ class LabelRule:
                 return f".json is {_short(repr(bytes(sample['json'][:100])))}"
         if "cls" in sample and not self.key:
             return f".cls is {_short(repr(bytes(sample['cls'][:100])))}"
-        return f"there are only {' '.join(f'.{extension}' for extension in sample)}"
+        return f"there are only {_short(' '.join(f'.{extension}' for extension in sample))}"
 
     def record(self) -> dict[str, Any]:
         """The rule as JSON values, without the names: they are the index's."""
@@ -331,4 +331,6 @@ def _keys(record: Mapping[str, Any], before: str = "") -> list[str]:
 
 
 def _short(text: str) -> str:
+    """The beginning of a text, on one line."""
+    text = "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text[:200])
     return text if len(text) <= 100 else f"{text[:97]}..."

@@ -221,6 +221,8 @@ UNREADABLE = {
     "a caption": ([{"txt": b"a dog"}], [], r"1 x no label\); in the first there are only \.png \.txt;"),
     "names": ([{"cls": b"dog"}], [], r"1 x unreadable label\); in the first \.cls is b'dog'; .*--label-kind"),
     "a record": (as_json({"a": {"b": 3}, "c": 1}), [], r"in the first \.json has the keys a\.b, c; .*--label-key"),
+    "odd keys": (as_json({"a\n\ud800": 3, "b": 1}), [], r"has the keys a\\n\\ud800, b; "),
+    "odd fields": ([{"t\nxt": b"3"}], [], r"there are only \.png \.t\\nxt; "),
     "one-hot": (as_json({"label": [0, 1]}), [], r"in the first \.json has label = \[0, 1\]; .*one-hot"),
     "another key": (as_json({"label": 3}), ["--label-key", "x"], r"1 x no label.*has the keys label; "),
     "no JSON": ([{"json": b"3;"}], [], r"in the first \.json is b'3;'; "),
