@@ -229,24 +229,26 @@ def prune(run_url: str, keep: int, newest: str | None = None, owner: Owner | Non
 
     Args:
         newest: the checkpoint that was just written. What has a later step was left behind by a start that went back,
-            and is marked: it does not count as kept. Unless this one can be listed, nothing is deleted. None: the first
-            one that is fit.
+            and is marked: it does not count as kept. Unless this one is fit, nothing is deleted or marked. None: the
+            first one that is fit.
         owner: the run. Checkpoints of other runs are neither counted nor deleted.
     """
     kept: list[str] = []
-    later: list[str] = []
+    later: list[Manifest | Unfit] = []
     for found in survey(run_url, owner):
         if isinstance(found, Manifest) and (kept or newest in (None, found.name)):
             kept.append(found.name)
         elif not kept:
-            later.append(found.name)
-            if newest is not None:
-                _leave_behind(run_url, found, newest)
+            later.append(found)
         if len(kept) == keep:
             break
     if kept:
+        if newest is not None:
+            for found in later:
+                _leave_behind(run_url, found, newest)
+        stay = {*kept, *(found.name for found in later)}
         for name in _names(run_url):
-            older = _step(name) <= _step(kept[0]) and name not in (*kept, *later)
+            older = _step(name) <= _step(kept[0]) and name not in stay
             if older and not _is_foreign(f"{run_url}/{name}", owner):
                 delete(f"{run_url}/{name}")
     remove_unfinished(run_url)

@@ -240,9 +240,15 @@ def saves_there(run: str) -> tuple[int | None, list[str]]:
     return resume(run)[0], passed_over(run)
 
 
-def test_nothing_is_deleted_unless_the_new_one_is_there(run: str) -> None:
+def test_nothing_is_deleted_or_marked_unless_the_new_one_is_fit(run: str) -> None:
     prune(run, 1, newest="step-000000065-00000000")
+    torn = folder(run, 60) / MANIFEST
+    intact = torn.read_bytes()
+    torn.write_bytes(intact[:-9])
+    prune(run, 1, newest=torn.parent.name)
+    torn.write_bytes(intact)
     assert steps_in(run) == [40, 60, 80]
+    assert passed_over(run) == []
 
 
 def test_going_back_in_a_bucket() -> None:
