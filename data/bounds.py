@@ -16,3 +16,6 @@ PIXELS = 1 << 28  # of an image, by its header: 768 MiB of RGB
 DECODING_BYTES = 2 << 30  # of memory for large images that one process decodes at one time
 SHOWN_BYTES = 512 << 20  # the same for `show`, and the largest image that it draws, at the scale at which it is decoded
 IMAGE_BYTES = 1 << 31  # of an image file that is packed: 2^28 pixels of 8 bytes
+FIELD_BYTES = 256 << 20  # of one field of a sample: a longer one counts as missing
+SAMPLE_BYTES = 512 << 20  # of all fields of a sample
+RECORD_BYTES = 8 << 20  # of the records before a tar's member, such as its long name

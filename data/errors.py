@@ -23,6 +23,8 @@ class Cause:
     EMPTY = "empty image"
     UNDECODABLE = "undecodable image"
     HUGE = "absurd dimensions"
+    LONG_IMAGE = "image file too long"
+    NOT_DRAWN = "too large to be drawn"
     NO_RANGE = "pixel values without a range"
     NO_IMAGE = "no image"
     NO_LABEL = "no label"

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from data import storage
+from data import bounds, storage
 from data.errors import BadSample, Cause, DataError
-from data.images.decode import decode, read_header, reduction
+from data.images.decode import Header, decode, decoded_bytes, decoding_bytes, read_header, reduction
+from data.images.room import Room
 from data.shards import tar
 from data.shards.fields import image_bytes
 from data.shards.index import Index
@@ -24,6 +25,8 @@ LINE = 22  # pixels: height of the line with the cause
 BORDER = 3
 PEEK_BYTES = 256 << 10  # of one read: enough for a photograph and its labels
 
+_ROOM = Room(bounds.SHOWN_BYTES)
+
 PAPER, FRAME, INK, ALARM, ALARM_PAPER = (250,) * 3, (226,) * 3, (45, 45, 50), (176, 32, 32), (252, 232, 230)  # RGB
 
 
@@ -32,7 +35,7 @@ class Found(NamedTuple):
 
     Attributes:
         key: "" if even the key cannot be read.
-        image: uint8 (height, width, 3), at a reduced scale if that fills a tile; None if it cannot be used.
+        image: uint8 (height, width, 3), no larger than a tile; None if it cannot be used.
         size: (height, width) of the whole image.
         classes: its labels.
         cause: why it cannot be used, or "".
@@ -77,8 +80,8 @@ def find(index: Index, sample_id: int) -> Found:
     try:
         encoded = image_bytes(fields)
         header = read_header(encoded)
-        image = decode(encoded, reduction(header.size, (TILE, TILE)) if header.format == "jpeg" else 1)
-        found = found._replace(image=image, size=header.size)
+        found = found._replace(size=header.size)
+        found = found._replace(image=_shrunk(encoded, header))
         labels = index.label_rule().labels_if_any(fields)
         if labels is not None:
             found = found._replace(classes=labels.classes)
@@ -86,6 +89,20 @@ def find(index: Index, sample_id: int) -> Found:
     except BadSample as bad:
         return found._replace(cause=bad.cause)
     return found
+
+
+def _shrunk(encoded: bytes, header: Header) -> np.ndarray:
+    """The image, no larger than a tile. Large images are decoded one after another.
+
+    Raises:
+        BadSample: it cannot be decoded, or its pixels need more than `bounds.SHOWN_BYTES` at the least scale.
+    """
+    scale = reduction(header.size, (TILE, TILE)) if header.format == "jpeg" else 1
+    if decoded_bytes(header, scale) > bounds.SHOWN_BYTES:
+        raise BadSample(Cause.NOT_DRAWN)
+    with _ROOM.taking(decoding_bytes(header, scale)):
+        image = decode(encoded, scale)
+        return _fit(image) if max(image.shape) > TILE else image
 
 
 def _read(index: Index, sample_id: int) -> tar.TarSample:

@@ -26,7 +26,6 @@ from data.images import turbojpeg
 from data.images.room import DECODING
 
 _COEFFICIENT_BYTES = 8  # a pixel, at most: 2 for each of 4 components
-_RGB_BYTES = 6  # a pixel: OpenCV holds the image twice while it decodes
 
 # IMREAD_REDUCED_COLOR_n includes the BGR bit, which excludes the RGB one; the "grey" flag is the bare scale.
 _RGB = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -144,12 +143,17 @@ def _decode(encoded: bytes, header: Header, scale: int) -> np.ndarray:
     return image
 
 
+def decoded_bytes(header: Header, scale: int = 1) -> int:
+    """Of the pixels of the whole image."""
+    height, width = _reduced(header.size, scale)
+    return height * width * 3
+
+
 def decoding_bytes(header: Header, scale: int = 1) -> int:
     """Memory that decoding the whole image takes at most. A progressive JPEG is kept as coefficients, at any scale."""
-    height, width = _reduced(header.size, scale)
     coefficients = header.format == "jpeg" and not header.divisible
     kept = header.size[0] * header.size[1] * _COEFFICIENT_BYTES if coefficients else 0
-    return kept + height * width * _RGB_BYTES
+    return kept + 2 * decoded_bytes(header, scale)  # OpenCV holds the pixels twice while it decodes
 
 
 def reduction(window: tuple[int, int], target: tuple[int, int]) -> int:

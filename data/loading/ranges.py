@@ -1,14 +1,15 @@
 """Ranged reads of shards: the byte ranges of given samples, and the samples in the bytes that come.
 
-The index has the offset of every `stride`-th sample of a shard, so a read goes from one of these offsets to another.
+The index has the offset of every `stride`-th sample of a shard, so a read goes from one of these offsets to another. A
+range may be of any length if a shard holds very long fields. Then it is read in pieces, and only what is wanted stays.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from data import storage
+from data import bounds, storage
 from data.errors import Cause, DataError, Unreadable
 from data.loading.cache import ChecksumError
 from data.shards import tar
@@ -18,6 +19,7 @@ from data.storage import patience
 
 READ_BYTES = 16 << 20  # longer ranges are split: several threads share them, and few bytes wait unparsed
 GAP_BYTES = 1 << 20  # a shorter unused stretch is read, too: that is cheaper than another request
+PIECE_BYTES = 16 << 20  # of one request of a range that is read in pieces
 PARSE_TRIES = 3  # reads of a range whose bytes are no tar: the answer may be damaged, not the shard
 KEPT_FIELDS = frozenset(IMAGE_EXTENSIONS + LABEL_EXTENSIONS)
 
@@ -122,57 +124,95 @@ def fetch(
     """
     url = index.shard_url(read.shard)
     for attempt in range(tries):
+        bytes_of = _Bytes(url, read, get, attempt)
         try:
-            content = get(read, attempt) if get else storage.read_range(url, read.begin, read.end)
-        except FileNotFoundError as error:
-            raise _not_as_indexed(url, read, "there is no such shard") from error
-        except ChecksumError as error:
-            raise _not_as_indexed(url, read, str(error)) from error
-        except Abandoned:
+            if read.end - read.begin > bounds.SAMPLE_BYTES:
+                members = bytes_of.members()
+            else:
+                members = tar.members(bytes_of.read(read.end - read.begin))
+            return _collect(index, read, members, bytes_of, keep)
+        except Unreadable:
             raise
-        except Exception as error:  # each back end has its own errors
-            message = f"{url}: cannot be read ({storage.describe(error)})"
-            raise Unreadable(message, away=patience.may_pass(error)) from error
-        try:
-            return _parse(index, read, content, keep)
         except (ValueError, IndexError) as error:  # DataError, and the errors of damaged headers
             damage = error
     raise _not_as_indexed(url, read, str(damage)) from damage
 
 
-def _parse(
-    index: Index, read: Read, content: bytes, keep: frozenset[str] | None
+class _Bytes:
+    """The bytes of a read as a file. `ends_early`: the shard ends before the range, after the bytes that were read."""
+
+    def __init__(self, url: str, read: Read, get: Get | None, attempt: int) -> None:
+        self._url, self._read, self._get, self._attempt = url, read, get, attempt
+        self._position = read.begin
+        self.ends_early = False
+
+    def read(self, size: int, /) -> bytes:
+        """The next bytes, fewer at the end.
+
+        Raises:
+            Unreadable: the shard cannot be read, or is not as indexed.
+            Abandoned: by `get`.
+        """
+        begin, end = self._position, min(self._position + size, self._read.end)
+        if begin >= end or self.ends_early:
+            return b""
+        url, piece = self._url, replace(self._read, begin=begin, end=end)
+        try:
+            content = self._get(piece, self._attempt) if self._get else storage.read_range(url, begin, end)
+        except FileNotFoundError as error:
+            raise _not_as_indexed(url, piece, "there is no such shard") from error
+        except ChecksumError as error:
+            raise _not_as_indexed(url, piece, str(error)) from error
+        except Abandoned:
+            raise
+        except Exception as error:  # each back end has its own errors
+            message = f"{url}: cannot be read ({storage.describe(error)})"
+            raise Unreadable(message, away=patience.may_pass(error)) from error
+        self._position = end
+        self.ends_early = len(content) < end - begin
+        return content
+
+    def members(self) -> Iterator[tar.Member]:
+        """The entries, read in pieces; up to the last whole one if the shard ends early."""
+        try:
+            yield from tar.read_members(self, PIECE_BYTES)
+        except Unreadable:
+            raise
+        except DataError:
+            if not self.ends_early:
+                raise
+
+
+def _collect(
+    index: Index, read: Read, members: Iterator[tar.Member], bytes_of: _Bytes, keep: frozenset[str] | None
 ) -> dict[int, Sample | UnreadableSample]:
-    """The wanted samples of a read, from its bytes.
+    """The wanted samples of a read, from its members.
 
     Raises:
         DataError, ValueError, IndexError: the bytes are no tar, or hold another number of samples.
     """
-    found = list(tar.samples(tar.members(content)))
-    url = index.shard_url(read.shard)
-    if len(content) < read.end - read.begin:
-        found = _whole(found, index)
-    elif len(found) != read.count:
-        raise DataError(f"{len(found)} samples instead of {read.count}")
-    samples: dict[int, Sample | UnreadableSample] = {}
-    for sample_id in read.wanted.tolist():
-        place = sample_id - read.first_id
-        if place >= len(found):
-            samples[sample_id] = UnreadableSample(url, Cause.CUT_SHORT)
-            continue
-        sample = found[place]
-        fields = {name: bytes(data) for name, data in sample.fields.items() if keep is None or name in keep}
-        samples[sample_id] = Sample(sample.key, url, fields)
+    url, wanted = index.shard_url(read.shard), read.wanted.tolist()
+    samples: dict[int, Sample | UnreadableSample] = dict.fromkeys(wanted, UnreadableSample(url, Cause.CUT_SHORT))
+    count, last = 0, None
+    for sample in tar.samples(members):
+        if (sample_id := read.first_id + count) in samples:
+            fields = {name: bytes(data) for name, data in sample.fields.items() if keep is None or name in keep}
+            samples[sample_id] = Sample(sample.key, url, fields)
+        count, last = count + 1, sample
+    if not bytes_of.ends_early and count != read.count:
+        raise DataError(f"{count} samples instead of {read.count}")
+    if bytes_of.ends_early and last is not None and not _is_whole(last, index):
+        count -= 1
+        if read.first_id + count in samples:
+            samples[read.first_id + count] = UnreadableSample(url, Cause.CUT_SHORT)
     return samples
 
 
-def _whole(found: list[tar.TarSample], index: Index) -> list[tar.TarSample]:
-    """Samples from bytes that are cut short: without the last one, unless it has all fields that training uses."""
-    if not found:
-        return found
-    fields = found[-1].fields.keys()
+def _is_whole(last: tar.TarSample, index: Index) -> bool:
+    """Whether the last sample of bytes that are cut short has all fields that training uses."""
+    fields = last.fields.keys()
     labelled = not fields.isdisjoint(LABEL_EXTENSIONS) or set(index.extensions).isdisjoint(LABEL_EXTENSIONS)
-    return found if labelled and not fields.isdisjoint(IMAGE_EXTENSIONS) else found[:-1]
+    return labelled and not fields.isdisjoint(IMAGE_EXTENSIONS)
 
 
 def _not_as_indexed(url: str, read: Read, what: str) -> Unreadable:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
 
-from data import storage
+from data import bounds, storage
 from data.errors import Cause, Unreadable
 from data.loading import budget
 from data.loading.cache import DOWNLOAD_BYTES, Cache, ChecksumError
@@ -207,7 +207,8 @@ class Reader:
         cache = None if scheduled.urgent else self._cache_for(read)
         shard = self._index.shards[read.shard]
         downloads = cache is not None and cache.takes(shard) and not cache.holds(shard)
-        return 2 * (read.end - read.begin) + (DOWNLOAD_BYTES if downloads else 0)
+        length = min(read.end - read.begin, bounds.SAMPLE_BYTES)  # a longer range is read in pieces
+        return 2 * length + (DOWNLOAD_BYTES if downloads else 0)
 
     def _deliver(self, number: int, samples: dict[int, Sample | UnreadableSample], cost: int) -> None:
         """Put the samples of a read, all of one pass, where `take` finds them."""

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import cv2
 import numpy as np
 
-from data import storage
+from data import bounds, storage
 from data.errors import BadSample, Cause, DataError
 from data.images.any_format import decode_any
 from data.images.decode import decode
@@ -148,10 +148,17 @@ def image_field(content: bytes) -> tuple[str, bytes]:
     (any_format.py).
 
     Raises:
-        BadSample: no bytes, or no image; the cause says what it is.
+        BadSample: no bytes, too many, or no image; the cause says what it is.
     """
     if not content:
         raise BadSample(Cause.EMPTY)
+    field = _as_field(content)
+    if len(field[1]) > bounds.FIELD_BYTES:  # training would not read it
+        raise BadSample(Cause.LONG_IMAGE)
+    return field
+
+
+def _as_field(content: bytes) -> tuple[str, bytes]:
     kept = next((extension for extension, starts in KEPT if re.match(starts, content, re.S)), None)
     if kept is not None:
         if is_cut_short(content):  # or something follows its end

@@ -2,21 +2,25 @@
 
 The standard library's tarfile reads a file from its start; training reads ranges from the middle of shards, millions
 of times. This parser takes a buffer and returns views into it, without copying. It reads all that tar writers produce:
-ustar with the prefix field, GNU long names and base-256 sizes, and pax records for path and size.
+ustar with the prefix field, GNU long names and base-256 sizes, and pax records for path and size. A header may claim
+any size: what follows it is only kept up to the bounds in bounds.py.
 """
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from data import bounds
 from data.errors import DataError
 
 RECORD = 512
 ZERO = bytes(RECORD)
 REGULAR = frozenset([b"0", b"\0", b"7"])  # type flags of plain files: ustar, old tar, contiguous
+RECORDS = frozenset([b"L", b"x", b"K", b"g"])  # about the next member: GNU and pax; or defaults for the archive (g)
 CHECKSUM = slice(148, 156)
 NAME, SIZE, PREFIX = slice(0, 100), slice(124, 136), slice(345, 500)
+SPARSE_GOES_ON = (482, 504)  # GNU: whether a record of the list of parts follows, in the header and in such a record
 
 
 class SupportsRead(Protocol):
@@ -26,7 +30,8 @@ class SupportsRead(Protocol):
 class Member(NamedTuple):
     """One entry of a tar: its name, its bytes, and the offsets of its first header and of the next entry's header.
 
-    `is_file` is False for folders, links and devices.
+    `is_file` is False for folders, links and devices. `too_long`: it has more than `bounds.FIELD_BYTES`, and `data` is
+    empty.
     """
 
     name: str
@@ -34,6 +39,7 @@ class Member(NamedTuple):
     offset: int
     end: int
     is_file: bool
+    too_long: bool = False
 
 
 @dataclass(slots=True)
@@ -45,6 +51,13 @@ class TarSample:
     fields: dict[str, memoryview] = field(default_factory=dict)
 
 
+class _Rest(NamedTuple):
+    """What a buffer ends with: the bytes of the buffer that its next entry needs, and that entry if it is too long."""
+
+    needed: int
+    long: Member | None = None
+
+
 def members(buffer: bytes | memoryview) -> Iterator[Member]:
     """The entries of a tar that are whole in `buffer`, which begins at a header.
 
@@ -54,14 +67,18 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
     Raises:
         DataError: bytes that are no tar header. The caller adds the file's name and what to do.
     """
-    view = memoryview(buffer)
+    yield from _entries(memoryview(buffer))
+
+
+def _entries(view: memoryview) -> Generator[Member, None, _Rest]:
+    """As `members`. Returns what the buffer ends with."""
     position = start = 0
     long_name: str | None = None
     pax: dict[str, str] = {}
     while position + RECORD <= len(view):
         header = bytes(view[position : position + RECORD])
         if header == ZERO:
-            return
+            return _Rest(position + RECORD)
         if not _checksum_holds(header):
             raise DataError(f"no tar header at byte {position}")
         try:
@@ -70,10 +87,18 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
             size = -1
         if size < 0:
             raise DataError(f"an impossible size in the tar header at byte {position}")
-        end = position + RECORD + -(-size // RECORD) * RECORD
+        kind = header[156:157]
+        body = _after_sparse_list(view, position) if kind == b"S" else position + RECORD
+        end = body + -(-size // RECORD) * RECORD
+        is_record = kind in RECORDS
+        if (end if is_record else body) - start > bounds.RECORD_BYTES:
+            raise DataError(f"more than {bounds.RECORD_BYTES:,} bytes of records before a member, at byte {start}")
+        too_long = not is_record and size > bounds.FIELD_BYTES
+        name = "" if is_record else pax.get("path") or long_name or _name(header)
         if end > len(view):
-            return
-        data, kind = view[position + RECORD : position + RECORD + size], header[156:157]
+            long = Member(name, view[:0], start, end, kind in REGULAR, True) if too_long and body <= len(view) else None
+            return _Rest(body if too_long else end, long)
+        data = view[body : body + size]
         if kind == b"L":  # GNU: the next member's name
             long_name = _text(bytes(data))
         elif kind == b"x":  # pax: records about the next member
@@ -81,12 +106,11 @@ def members(buffer: bytes | memoryview) -> Iterator[Member]:
                 pax = _pax_records(bytes(data))
             except ValueError as error:
                 raise DataError(f"damaged pax records at byte {position}") from error
-        elif kind == b"K" or kind == b"g":  # GNU: a long link target; pax: defaults for the archive, no names or sizes
-            pass
-        else:
-            yield Member(pax.get("path") or long_name or _name(header), data, start, end, kind in REGULAR)
+        elif not is_record:
+            yield Member(name, view[:0] if too_long else data, start, end, kind in REGULAR, too_long)
             long_name, pax, start = None, {}, end
         position = end
+    return _Rest(position + RECORD)
 
 
 def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
@@ -95,28 +119,57 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
     Raises:
         DataError: not a tar, or one that ends in the middle of an entry.
     """
-    rest, base = b"", 0
+    parts: list[bytes] = []
+    base, length, needed = 0, 0, RECORD  # offset of the parts, their bytes, and those that the next entry needs
     while content := file.read(chunk):
-        buffer, consumed = rest + content, 0
-        for member in members(buffer):
+        parts.append(content)
+        length += len(content)
+        if length < needed:
+            continue
+        buffer, consumed = b"".join(parts), 0
+        entries = _entries(memoryview(buffer))
+        while True:
+            try:
+                member = next(entries)
+            except StopIteration as stop:
+                rest: _Rest = stop.value
+                break
             consumed = member.end
             yield member._replace(offset=base + member.offset, end=base + member.end)
-        rest, base = buffer[consumed:], base + consumed
-        if rest[:RECORD] == ZERO:
+        if rest.long is not None:
+            if not _skip(file, rest.long.end - length, chunk):
+                raise DataError(f"ends in the middle of the entry at byte {base + consumed}")
+            yield rest.long._replace(offset=base + rest.long.offset, end=base + rest.long.end)
+            parts, base, length, needed = [], base + rest.long.end, 0, RECORD
+            continue
+        parts, base, length, needed = [buffer[consumed:]], base + consumed, length - consumed, rest.needed - consumed
+        if parts[0][:RECORD] == ZERO:
             while file.read(chunk):  # to the end: `file` may count or hash the bytes
                 pass
             return
-    if rest:
+    if length:
         raise DataError(f"ends in the middle of the entry at byte {base}")
+
+
+def _skip(file: SupportsRead, count: int, chunk: int) -> bool:
+    """Read over `count` bytes. Returns False if the file ends before."""
+    while count > 0:
+        content = file.read(min(chunk, count))
+        if not content:
+            return False
+        count -= len(content)
+    return True
 
 
 def samples(found: Iterable[Member]) -> Iterator[TarSample]:
     """Group members as WebDataset does: neighbours with the same name up to the first dot of the file name.
 
     Field names are the rest of the file name, in lower case. Names without a stem or a dot, and `__meta__` entries,
-    belong to no sample. A field that comes twice in one sample keeps its first content.
+    belong to no sample. A field that comes twice in one sample keeps its first content. A field that is
+    too long is missing, and so is one with which the sample would be longer than `bounds.SAMPLE_BYTES`.
     """
     current: TarSample | None = None
+    length = 0
     for member in found:
         split = split_name(member.name) if member.is_file else None
         if split is None:
@@ -125,8 +178,10 @@ def samples(found: Iterable[Member]) -> Iterator[TarSample]:
         if current is None or key != current.key:
             if current is not None:
                 yield current
-            current = TarSample(key, member.offset)
-        current.fields.setdefault(extension, member.data)
+            current, length = TarSample(key, member.offset), 0
+        length += len(member.data)
+        if not member.too_long and length <= bounds.SAMPLE_BYTES:
+            current.fields.setdefault(extension, member.data)
     if current is not None:
         yield current
 
@@ -174,15 +229,26 @@ def _name(header: bytes) -> str:
     return _text(prefix + b"/" + header[NAME] if prefix else header[NAME])
 
 
+def _after_sparse_list(view: memoryview, position: int) -> int:
+    """Where the data of GNU's sparse member begins: records with a list of its parts may follow the header."""
+    flag, after = SPARSE_GOES_ON
+    body = position + RECORD
+    goes_on = view[position + flag]
+    while goes_on and body + RECORD <= len(view):
+        goes_on = view[body + after]
+        body += RECORD
+    return body + RECORD if goes_on else body
+
+
 def _pax_records(data: bytes) -> dict[str, str]:
     """`LENGTH KEY=VALUE\\n` records, the length counting all of the record. Raises ValueError."""
-    records = {}
-    while data and data[0] != 0:
-        begin = data.index(b" ") + 1
-        length = int(data[: begin - 1])
-        if length <= begin:
+    records, position = {}, 0
+    while position < len(data) and data[position] != 0:
+        begin = data.index(b" ", position) + 1
+        end = position + int(data[position : begin - 1])
+        if end <= begin:
             raise ValueError("a record that ends before it begins")
-        name, _, value = data[begin : length - 1].partition(b"=")
+        name, _, value = data[begin : end - 1].partition(b"=")
         records[name.decode()] = value.decode("utf-8", "surrogateescape")
-        data = data[length:]
+        position = end
     return records

@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from data import DataError
+from data import DataError, bounds
 from data.errors import BadSample
 from data.packing.source import READ_THREADS, ahead, fingerprint, image_field, read_file
 
@@ -81,3 +81,13 @@ def test_images_cut_short_are_refused_and_bytes_after_their_end_are_not(name, ph
             image_field(content[:length])
     extension, kept = image_field(content + b"more\n")
     assert kept == (content + b"more\n" if extension != "png" or name == "PNG" else kept)
+
+
+def test_an_image_that_training_would_not_read_is_not_packed(photos, encode, monkeypatch):
+    content = encode(photos[0], "PNG")
+    monkeypatch.setattr(bounds, "FIELD_BYTES", len(content))
+    assert image_field(content) == ("png", content)
+    monkeypatch.setattr(bounds, "FIELD_BYTES", len(content) - 1)
+    for refused in (content, encode(photos[0], "BMP")):
+        with pytest.raises(BadSample, match="image file too long"):
+            image_field(refused)
