@@ -102,5 +102,5 @@ def test_the_source_packs_and_the_kind_counts(folder: Path, capsys: pytest.Captu
 
     (folder / "count.yaml").write_text(f"kind: count\nextensions: [count]\nurl: {shards}/train\n")
     capsys.readouterr()
-    assert run(SimpleNamespace(job=str(folder / "count.yaml"), overrides=[], json=False)) == 0  # type: ignore[arg-type]
+    assert run(SimpleNamespace(job=str(folder / "count.yaml"), overrides=[], json=False, take_over=False)) == 0  # type: ignore[arg-type]
     assert capsys.readouterr().out == "50\n"
