@@ -4,16 +4,20 @@ import argparse
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 
 from data import bounds, storage
 from data.commands.pack_sources import add_sources, class_count, positive
-from data.commands.parsing import Commands, Outcome, facts, summary
+from data.commands.parsing import Commands, Outcome, facts, stated, summary
+from data.errors import DataError
 from data.packing.pack import Packed, pack
 from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
 from data.shards.class_names import read_class_list, warn_of_one_based, warn_of_untrained
-from data.shards.label_rule import KINDS, LabelRule
+from data.shards.index import open_index
+from data.shards.label_rule import CLEAR, KINDS, LabelRule
 
 PACK_HELP = """\
 Make WebDataset shards with an index.json beside them, or only the index of existing shards.
@@ -33,7 +37,7 @@ and the index keeps the statement:
   --label-kind one-hot                   lists of zeros and ones, one for each class
   --unlabelled                           there are no labels, or few
 
-An index that is there keeps what it says until its tars are indexed again.
+Tars that are indexed again without these options are read as their index says already.
 
 A complete set is not touched; an interrupted packing continues. The bytes of the shards depend on the source and its
 options, not on --workers. More than one worker run on Ray: on the cluster that RAY_ADDRESS names, whose machines must
@@ -146,24 +150,41 @@ def print_warnings(texts: Sequence[str]) -> None:
         print(f"warning: {text}", file=sys.stderr)
 
 
+def label_statement(options: argparse.Namespace, folder: str) -> tuple[LabelRule, Sequence[str]]:
+    """How the labels are read, and the names of the classes by number: what the options say, or, if they say nothing,
+    what was said when the tars in `folder` were indexed before."""
+    key, kind, unlabelled = options.key_of_label or "", options.kind_of_label or "", options.unlabelled
+    if options.class_list is not None:
+        return LabelRule(key=key, kind=kind, unlabelled=unlabelled), read_class_list(options.class_list).names
+    if not (key or kind or unlabelled):
+        with suppress(DataError):  # there is none, or one that cannot be read
+            index = open_index(folder)
+            before = index.label_rule()
+            said = replace(before, version=CLEAR.version, class_names=())
+            names = () if index.source else index.class_names
+            if not said.is_clear or said.unlabelled or names:
+                print(f"labels are read as the index that is there says: {stated(index) or 'with names of classes'}")
+            return said, names
+    return LabelRule(key=key, kind=kind, unlabelled=unlabelled), ()
+
+
 def run_index_only(options: argparse.Namespace) -> Outcome:
     with storage.reporting(options.index_only):
-        shards = len(find_shards(options.index_only)[1])
-    with Progress("indexing", "shards", shards) as shown:
+        folder, shards = find_shards(options.index_only)
+    rule, names = label_statement(options, folder)
+    with Progress("indexing", "shards", len(shards)) as shown:
         index, contents = index_shards(
             options.index_only,
             workers=options.workers,
             num_classes=options.num_classes or 0,
-            rule=LabelRule(
-                key=options.key_of_label or "", kind=options.kind_of_label or "", unlabelled=options.unlabelled
-            ),
-            class_names=() if options.class_list is None else read_class_list(options.class_list).names,
-            must_have_labels=not options.unlabelled,
+            rule=rule,
+            class_names=names,
+            must_have_labels=not rule.unlabelled,
             progress=lambda done, total: shown.advance(1),
         )
     for url in contents.cut_short:
         print(f"{url}: cut short; its last sample will be masked if fields are missing", file=sys.stderr)
-    if contents.unlabelled and not options.unlabelled:
+    if contents.unlabelled and not rule.unlabelled:
         first = f" (in the first {contents.example})" if contents.example else ""
         print(
             f"{contents.unlabelled:,} samples without a readable label{first}: their slots will be masked",

@@ -37,3 +37,16 @@ def facts(index: Index) -> dict[str, object]:
         "source": index.source,
         "digest": index.digest,
     }
+
+
+def stated(index: Index) -> str:
+    """What was said about the labels when the set was packed or indexed; "" if nothing was."""
+    rule, about = index.label_rule(), index.about
+    parts = [
+        f"under the key {rule.key!r} of .json" * bool(rule.key),
+        f"of the kind {rule.kind}" * bool(rule.kind),
+        "none are meant" * rule.unlabelled,
+        f"with a probability above {about.get('min_probability')}" * ("min_probability" in about),
+        "each with weight 1 in place of a probability" * bool(about.get("hard")),
+    ]
+    return ", ".join(filter(None, parts))

@@ -9,7 +9,7 @@ from functools import partial
 
 from data import storage
 from data.commands.contact_sheet import Found, Tile, contact_sheet, find, spread_ids, write_picture
-from data.commands.parsing import Commands, Outcome, facts
+from data.commands.parsing import Commands, Outcome, facts, stated
 from data.shards.class_names import class_names, shown
 from data.shards.index import Index, open_index
 
@@ -54,7 +54,7 @@ def run_show(options: argparse.Namespace) -> Outcome:
     print(f"  classes  {index.num_classes:,}, {'any number of labels' if index.multi_label else 'one label'} an image")
     for line in _class_lines(index, names):
         print(f"           {line}")
-    if how := _how_labels_are_read(index):
+    if how := stated(index):
         print(f"  labels   {how}")
     print(f"  bytes    {index.num_bytes:,}, {index.num_bytes / max(index.num_samples, 1):,.0f} a sample")
     print(f"  images   {_image_sizes(found)}")
@@ -78,19 +78,6 @@ def _merged(index: Index) -> str:
         return "none: files with the same bytes are samples of their own"
     merged = index.about.get("merged", 0)
     return f"{merged:,} files with the bytes of another one, whose sample has the classes of all"
-
-
-def _how_labels_are_read(index: Index) -> str:
-    """What was said about the labels when the set was packed or indexed; "" if nothing was."""
-    rule, about = index.label_rule(), index.about
-    parts = [
-        f"under the key {rule.key!r} of .json" * bool(rule.key),
-        f"of the kind {rule.kind}" * bool(rule.kind),
-        "none are meant" * rule.unlabelled,
-        f"with a probability above {about.get('min_probability')}" * ("min_probability" in about),
-        "each with weight 1 in place of a probability" * bool(about.get("hard")),
-    ]
-    return ", ".join(filter(None, parts))
 
 
 def _class_lines(index: Index, names: Sequence[str]) -> list[str]:

@@ -56,7 +56,7 @@ def index_shards(
     if rule.kind == NAME:
         rule = replace(rule, class_names=tuple(class_names))
     elif rule.kind == ONE_HOT:
-        rule = replace(rule, classes=num_classes or len(class_names))
+        rule = replace(rule, classes=num_classes or len(class_names) or rule.classes)
     with storage.reporting(url):
         folder, names = find_shards(url)
     found: dict[int, Shard] = {}

@@ -136,6 +136,37 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize(
+    "case", ["inner key", "names", "names in lists", "one-hot", "one-hot of given length", "numbers in lists"]
+)
+def test_indexed_again_it_need_not_be_said_again(case, tar, tmp_path, capsys):
+    """Classes keep their numbers: a new name is no class. What is said again replaces all that was said."""
+    samples, words, expected, _ = CASES[case]
+    folder = tar(tmp_path / "set", samples)
+    index_only(capsys, folder, *words)
+    first = (folder / "index.json").read_bytes()
+    assert main(["pack", "--index-only", str(folder)]) == 0
+    assert "labels are read as the index that is there says: " in capsys.readouterr().out
+    assert (folder / "index.json").read_bytes() == first
+    if case == "names":
+        tar(folder, [{"cls": b"ant"}, {"cls": b"dog"}], "1.tar")
+        index_only(capsys, folder)
+        assert by_the_loader(open_index(str(folder))) == [*expected, "unknown class name", (1,)]
+        index_only(capsys, folder, *words)
+        assert open_index(str(folder)).class_names == ("ant", "cat", "dog", "Ägypten, 2")
+
+
+def test_unlabelled_and_classes_need_not_be_said_again(tar, tmp_path, capsys):
+    bare = tar(tmp_path / "bare", [{"txt": b"a dog"}])
+    index_only(capsys, bare, "--unlabelled")
+    assert index_only(capsys, bare)[0] == 0
+    (tmp_path / "classes").write_text("a\nb\nc\n")
+    folder = tar(tmp_path / "set", [{"cls": b"1"}])
+    index_only(capsys, folder, "--classes", tmp_path / "classes")
+    code, facts, _ = index_only(capsys, folder)
+    assert (code, facts["num_classes"], open_index(str(folder)).class_names) == (0, 3, ("a", "b", "c"))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_all_readers_keep_to_what_was_said(case, tar, tmp_path, capsys):
     samples, words, expected, facts = CASES[case]
