@@ -213,10 +213,9 @@ class History:
             self._profiler.close()
         complete = self._tracker.close("FINISHED")
         if not complete:
-            self._reporter.say(
-                "MLflow is unreachable; undelivered metrics are saved with the run, and running the same command again "
-                "delivers them"
-            )
+            trouble = self._tracker.trouble or "MLflow is unreachable"
+            later = "undelivered metrics are saved with the run, and running the same command again delivers them"
+            self._reporter.say(f"{trouble}; {later}")
         speed, peak = self._meter.images_per_second(), self._meter.peak
         summary = {
             "step": self._total_steps,
@@ -235,7 +234,7 @@ class History:
     def _open_tracker(self, job: NetworkJob, run_id: str, data: TrainingSet) -> Tracker:
         held_out = {name: open_index(settings.url) for name, settings in job.data.eval.items()}
         description = describe_run(job, run_id, data, held_out, workers=self._world, device=self._meter.peak.name)
-        return Tracker.beside(description, self._run_url, begin_seconds=FIRST_STEP_SECONDS)
+        return Tracker.beside(description, self._run_url, begin_seconds=FIRST_STEP_SECONDS, say=self._reporter.say)
 
     def _log(self, step: int, metrics: dict[str, float]) -> None:
         self.latest.update(metrics)

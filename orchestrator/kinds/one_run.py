@@ -84,8 +84,15 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     from orchestrator.cluster.launch import RunEnded, RunFailed, launch
     from orchestrator.cluster.trainer import Terminated
     from orchestrator.tracking.catch_up import deliver_stop
+    from orchestrator.tracking.description import resolve_uri
+    from orchestrator.tracking.refusal import Asked
 
+    asked = None
+    if check_run(job, inputs.train.digest) is None or never_trained(run_url(job)):
+        asked = Asked.about(resolve_uri(job.tracking.uri), job.tracking.experiment)
     cluster = connect(job)
+    if asked is not None and (reason := asked.answer()):
+        raise problem(job, "tracking.uri", f"MLflow refuses the run: {reason}")
     lock = RunLock(
         run_url(job),
         cluster.name,

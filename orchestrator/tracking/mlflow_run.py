@@ -14,17 +14,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, Run, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 
 from data import storage
 from orchestrator.redact import redact_text
 from orchestrator.run.provenance import provenance, requirements_text
+from orchestrator.tracking.database import MIGRATION_LOGGERS, make, path_of
 from orchestrator.tracking.description import RunDescription, TrackedDataset
 from orchestrator.tracking.points import Point, Status
+from orchestrator.tracking.refusal import check_experiment
 
 RUN_KEY_TAG = "vit.run_key"
 ATTEMPT_TAG = "vit.attempt"
@@ -62,10 +63,17 @@ class MlflowRun:
 
     # ---- the beginning ----
 
-    def connect(self) -> None:
-        """Find the run by its key, or make it; describe it; read the last step of each of its metrics."""
+    def connect(self) -> bool:
+        """Find the run by its key, or make it; describe it; read the last step of each of its metrics.
+
+        Returns:
+            Whether it was made because the run with that key was deleted.
+        """
         experiment_id = self._experiment()
-        run = self._find(experiment_id) or self._create(experiment_id)
+        run, instead = self._find(experiment_id), False
+        if run is None:
+            instead = self._find(experiment_id, ViewType.DELETED_ONLY) is not None
+            run = self._create(experiment_id)
         self.run_id, self.started_ms = run.info.run_id, run.info.start_time
         if self._description.uri.startswith(("http://", "https://")):
             self.url = f"{self._description.uri.rstrip('/')}/#/experiments/{experiment_id}/runs/{self.run_id}"
@@ -75,24 +83,24 @@ class MlflowRun:
         if not self._described:
             self._describe(run)
             self._described = True
+        return instead
 
     def _experiment(self) -> str:
         name = self._description.experiment
         experiment = self._client.get_experiment_by_name(name)
         if experiment is None:
             return str(self._client.create_experiment(name, artifact_location=self._artifact_root))
-        if experiment.lifecycle_stage != "active":
-            command = f"mlflow experiments restore -x {experiment.experiment_id}"
-            raise ValueError(f"the experiment {name!r} was deleted: restore it ({command}) or name another one")
+        check_experiment(name, experiment)
         return str(experiment.experiment_id)
 
-    def _find(self, experiment_id: str) -> Run | None:
+    def _find(self, experiment_id: str, view: int = ViewType.ACTIVE_ONLY) -> Run | None:
         """The newest run with our key. A deleted run is not used: the next points begin a new one."""
         key = self._description.run_key
         quote = '"' if "'" in key else "'"
         found = self._client.search_runs(
             [experiment_id],
             filter_string=f"tags.`{RUN_KEY_TAG}` = {quote}{key}{quote}",
+            run_view_type=view,
             order_by=["attributes.start_time DESC"],
             max_results=1,
         )
@@ -254,16 +262,15 @@ def _batches(points: Iterable[Point], size: int) -> Iterator[list[Point]]:
 
 
 def _prepare_database(uri: str) -> str | None:
-    """Make the folder of a SQLite database; returns the `file:` URI of its artifacts, None for every other store.
+    """Make a SQLite database; returns the `file:` URI of its artifacts, None for every other store.
 
     Artifacts lie beside the database, where `mlflow server` on the same database finds them. Other stores have a
     default of their own.
     """
-    # Creating or opening a database prints its schema migrations otherwise.
-    for logger in ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service.utils"):
+    for logger in MIGRATION_LOGGERS:
         logging.getLogger(logger).setLevel(logging.WARNING)
-    if not uri.startswith("sqlite:///"):
+    path = path_of(uri)
+    if path is None:
         return None
-    folder = Path(unquote(uri.removeprefix("sqlite:///").partition("?")[0])).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / "artifacts").as_uri()
+    make(path)
+    return (path.parent / "artifacts").as_uri()

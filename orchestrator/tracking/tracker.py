@@ -25,7 +25,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
@@ -33,6 +33,7 @@ from data import storage
 from orchestrator.redact import redact_text
 from orchestrator.tracking.description import RunDescription, redacted
 from orchestrator.tracking.points import Status, check_record, folders_of, one_line, points_of
+from orchestrator.tracking.refusal import refusal
 from orchestrator.tracking.spool import SpooledQueue
 from orchestrator.tracking.spool_copies import Copier, SpoolCopies
 
@@ -41,6 +42,8 @@ LONGEST_WAIT = 30.0
 
 RECORDS_AT_ONCE = 256
 """`log` calls delivered together."""
+
+REFUSES = "MLflow refuses the run"
 
 COPY_SECONDS = 20.0
 """How long the end waits for the last copy of the queue."""
@@ -72,6 +75,10 @@ class Tracker:
         copy_to: URL of a folder that other nodes see; None if `spool_dir` is one.
         system_seconds: time between two samples of the machine's CPU, memory, disk, network and GPUs. None: no samples.
         begin_seconds: the longest time that the sender waits for `begin`.
+        say: receives a line if MLflow cannot be reached, refuses the run, or is back. Default: a warning in the log.
+
+    Attributes:
+        trouble: why MLflow does not take the run at present, in one line; empty if it does.
     """
 
     def __init__(
@@ -83,6 +90,7 @@ class Tracker:
         copy_to: str | None = None,
         system_seconds: float | None = 10.0,
         begin_seconds: float = 0.0,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         for name, value in _SETTINGS.items():
             os.environ.setdefault(name, value)
@@ -91,6 +99,8 @@ class Tracker:
         self._folder = folder
         self._system_seconds = system_seconds
         self._begin_seconds = begin_seconds
+        self._say = say or _log.warning
+        self.trouble = ""
 
         spool = f"tracking-{hashlib.sha256(description.run_key.encode()).hexdigest()[:16]}"
         copies = None if copy_to is None else SpoolCopies(copy_to, spool, check_record)
@@ -118,6 +128,7 @@ class Tracker:
         *,
         system_seconds: float | None = 10.0,
         begin_seconds: float = 0.0,
+        say: Callable[[str], None] | None = None,
     ) -> Self:
         """The tracker of the run in the folder `run_url`.
 
@@ -136,6 +147,7 @@ class Tracker:
             copy_to=copy_to,
             system_seconds=system_seconds,
             begin_seconds=begin_seconds,
+            say=say,
         )
 
     def begin(self) -> None:
@@ -206,7 +218,8 @@ class Tracker:
             self._copier.finish(COPY_SECONDS)
         if not done:
             where = f"are saved in {self._queue.path}; running the same job again delivers them"
-            _log.warning("tracking: cannot reach %s in time; %d undelivered records %s", self._store, waiting, where)
+            trouble = self.trouble or f"MLflow at {self._store} did not take everything in time"
+            _log.warning("tracking: %s; %d undelivered records %s", trouble, waiting, where)
         return done
 
     @property
@@ -239,7 +252,8 @@ class Tracker:
                     from orchestrator.tracking.mlflow_run import MlflowRun  # imports mlflow, which takes seconds
 
                     run = MlflowRun(self._description)
-                run.connect()
+                if run.connect():
+                    self._say(f"the run was deleted in MLflow at {self._store}; it continues there as a new run")
                 self._run_id, self._run_url = run.run_id, run.url
                 self._start_sampler(run.started_ms)
                 while records := self._queue.peek(RECORDS_AT_ONCE):
@@ -248,19 +262,25 @@ class Tracker:
                         run.attach(f"{self._folder}/{path}", path)
                     self._queue.pop(len(records))
                     if failures:
-                        _log.warning("tracking: MLflow at %s is back; nothing was lost", self._store)
-                        failures = 0
+                        self._say(f"MLflow at {self._store} is back; nothing was lost")
+                        failures, self.trouble = 0, ""
                 run.finish(self._status)
                 return
             except Exception as error:  # of the store, its driver or the network
                 if self._gave_up.is_set():
                     return
                 failures += 1
-                if failures == 1:
-                    where = f"training continues, metrics are queued in {self._queue.path}"
-                    _log.warning("tracking: cannot reach MLflow at %s; %s: %s", self._store, where, one_line(error))
+                before, self.trouble = self.trouble, self._trouble(error)
+                if failures == 1 or (self.trouble.startswith(REFUSES) and self.trouble != before):
+                    self._say(f"{self.trouble}; training continues, metrics are queued in {self._queue.path}")
                 self._try_now.wait(min(LONGEST_WAIT, 2.0 ** min(failures - 1, 10)))
                 self._try_now.clear()
+
+    def _trouble(self, error: Exception) -> str:
+        uri = self._description.uri
+        if reason := refusal(error, uri):
+            return f"{REFUSES} at {self._store}: {reason}"
+        return f"cannot reach MLflow at {self._store} ({one_line(error)})"
 
     def _start_sampler(self, started_ms: int) -> None:
         if self._sampler is None and self._system_seconds is not None and not self._closing.is_set():
