@@ -30,6 +30,8 @@ KINDS = {  # of what is neither a file nor a folder
 
 def walk_local(root: str, entered: Collection[str]) -> Listing:
     """As `walk`, for a local folder."""
+    if os.path.exists(root) and not os.path.isdir(root):
+        raise DataError(f"{root}: is no folder; give the folder that holds the images")
     return _Walk(root, entered).listing
 
 

@@ -238,8 +238,9 @@ def walk_as_another_user(root: Path) -> str:
 
 
 def test_what_is_no_folder(root):
-    for name in ("nowhere", "cat/1.jpg"):
-        with pytest.raises(DataError, match=f"{root}/{name}: "):
+    os.mkfifo(root / "pipe")
+    for name, words in (("nowhere", "does not exist"), ("cat/1.jpg", "is no folder"), ("pipe", "is no folder")):
+        with pytest.raises(DataError, match=f"{root}/{name}: {words}"):
             walk(f"{root}/{name}")
     (root / "loop").symlink_to("loop")
     with pytest.raises(DataError, match=f"{root}/loop: "):
