@@ -7,6 +7,8 @@ from typing import Self, TextIO
 
 from tqdm import tqdm
 
+from data.quantities import rate, size
+
 LINE_SECONDS = 5.0
 
 
@@ -36,7 +38,8 @@ class Progress:
                 total=self.total,
                 initial=self.done,
                 desc=self.name,
-                unit=f" {self.unit}",
+                unit="B" if self.unit == "bytes" else f" {self.unit}",
+                unit_scale=self.unit == "bytes",
                 file=self.stream,
                 dynamic_ncols=True,
             )
@@ -62,9 +65,12 @@ class Progress:
 
     def line(self, seconds: float) -> str:
         """The state after `seconds`: '1,200 of 9,000 images (13%), 240.0 images/s, 00:32 left'."""
-        share = f"{self.done:,} of {self.total:,} {self.unit} ({self.done / self.total:.0%})"
-        rate = (self.done - self._before) / seconds
-        if not rate:
+        share = f"{self.done:,} of {self.total:,} {self.unit}"
+        if self.unit == "bytes":
+            share = f"{size(self.done)} of {size(self.total)}"
+        share += f" ({self.done / self.total:.0%})"
+        each_second = (self.done - self._before) / seconds
+        if not each_second:
             return share
-        left = tqdm.format_interval((self.total - self.done) / rate)
-        return f"{share}, {rate:,.1f} {self.unit}/s, {left} left"
+        left = tqdm.format_interval((self.total - self.done) / each_second)
+        return f"{share}, {rate(each_second, self.unit)}, {left} left"

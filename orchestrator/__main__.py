@@ -4,6 +4,7 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from orchestrator.commands import run, schema
 from orchestrator.commands.parsing import EXAMPLES, Parser
@@ -18,6 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     SIGTERM ends the process with 143, as in a shell, and what it started with it.
     """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal's encoding lacks
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = Parser(
         prog="python -m orchestrator",

@@ -11,12 +11,6 @@ def duration(seconds: float) -> str:
     return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"
 
 
-def rate(images_per_second: float) -> str:
-    """1234.5 -> '1,234.5 images/s', 0.04321 -> '0.0432 images/s'."""
-    number = f"{images_per_second:,.1f}" if images_per_second >= 10 else f"{images_per_second:.3g}"
-    return f"{number} images/s"
-
-
 def count(number: int, thing: str) -> str:
     """(1, 'worker') -> '1 worker', (2, 'worker') -> '2 workers'."""
     return f"{number} {thing}" if number == 1 else f"{number} {thing}s"

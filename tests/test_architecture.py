@@ -29,7 +29,7 @@ ORCHESTRATOR = {  # wing -> wings that it may import; everything may import the 
 }
 LINES = {  # from the bottom up: a wing may import wings of lower lines, and none of its own
     "data": [
-        {"bounds", "errors", "splitmix", "version"},
+        {"bounds", "errors", "quantities", "splitmix", "version"},
         {"progress", "parallel"},
         {"ray_session"},
         {"storage", "images"},

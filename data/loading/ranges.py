@@ -166,7 +166,8 @@ class _Bytes:
         except Abandoned:
             raise
         except Exception as error:  # each back end has its own errors
-            message = f"{url}: cannot be read ({storage.describe(error)})"
+            reason = str(error) if isinstance(error, DataError) else storage.describe(error)
+            message = f"{url}: cannot be read ({reason.removeprefix(f'{url}: ')})"
             raise Unreadable(message, away=patience.may_pass(error)) from error
         self._position = end
         self.ends_early = len(content) < end - begin

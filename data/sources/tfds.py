@@ -20,7 +20,8 @@ class Tfds(Source):
 
     Args:
         folder: the folder of its dataset_info.json, such as ~/tensorflow_datasets/cifar100/3.0.2.
-        split: "train", "test", or any split in the syntax of TFDS, such as "train[:800]" for VTAB-1k's training part.
+        split: "train", "test", or any split in the syntax of TFDS, such as "train[:800]+validation[:200]" for the 1,000
+            images of many tasks of VTAB-1k.
         image, label: names of the features. None: those that the data set names for supervised learning, or else
             "image" and "label". A label that is a list makes a multi-label set.
         task: one of `data.sources.vtab.TASKS`, with a derived label.

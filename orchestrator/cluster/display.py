@@ -11,9 +11,10 @@ from typing import Any, TextIO
 import ray
 from tqdm import tqdm
 
+from data.quantities import rate
 from orchestrator.cluster.board import Progress
 from orchestrator.redact import redact_text
-from orchestrator.wording import count, duration, rate
+from orchestrator.wording import count, duration
 
 LOG_SECONDS = 5.0  # between two lines
 PATIENT_SECONDS = 20.0  # without workers, before the display says what is missing
@@ -107,5 +108,5 @@ def describe(p: Progress) -> str:
 
 
 def _numbers(p: Progress) -> str:
-    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {rate(p.rate)}, MFU {p.mfu:.1%}, "
+    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {rate(p.rate, 'images')}, MFU {p.mfu:.1%}, "
     return known + count(p.workers, "worker")

@@ -5,13 +5,13 @@ from collections import defaultdict
 from typing import Any
 
 from data import storage
+from data.quantities import rate
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.names import split_held_out
 from orchestrator.redact import print_warning
 from orchestrator.run.folder import SUMMARY, read_fields, run_url
 from orchestrator.run.totals import Totals
-from orchestrator.wording import rate
 
 
 def read_summary(job: NetworkJob) -> dict[str, Any] | None:
@@ -49,7 +49,7 @@ def describe_result(summary: dict[str, Any], run_url: str) -> str:
         [
             f"trained {totals.steps:,} steps, {totals.samples:,} images",
             *_held_out_lines(summary["metrics"]),
-            f"speed:           {rate(summary['images_per_second'])}, MFU {totals.mfu:.1%} of "
+            f"speed:           {rate(summary['images_per_second'], 'images')}, MFU {totals.mfu:.1%} of "
             f"{device['peak_flops'] / 1e12:,.3g} TFLOP/s a device ({device['peak_is']})",
             f"compute:         {totals.exaflops:.3g} exaFLOPs, TPUv3-core-days {totals.core_days_allocated:.3g} "
             f"allocated, {totals.core_days_by_work:.3g} by work",

@@ -18,6 +18,13 @@ def test_line():
         assert shown.line(10.0) == "1,500 of 9,000 images (17%), 30.0 images/s, 04:10 left"
 
 
+def test_bytes_are_as_people_read_them():
+    shown = Progress("verify", "bytes", total=2_957_312, stream=io.StringIO())
+    with shown:
+        shown.advance(1_738_821)
+        assert shown.line(10.0) == "1.74 MB of 2.96 MB (59%), 174 kB/s, 00:07 left"
+
+
 def test_a_log_gets_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch):
     now = [100.0]
     monkeypatch.setattr("data.progress.time.monotonic", lambda: now[0])
@@ -27,9 +34,9 @@ def test_a_log_gets_a_line_every_few_seconds(monkeypatch: pytest.MonkeyPatch):
             now[0] += 2.0
             shown.advance(10)
     assert log.getvalue().splitlines() == [
-        "packing: 30 of 100 images (30%), 5.0 images/s, 00:14 left",
-        "packing: 60 of 100 images (60%), 5.0 images/s, 00:08 left",
-        "packing: 90 of 100 images (90%), 5.0 images/s, 00:02 left",
+        "packing: 30 of 100 images (30%), 5 images/s, 00:14 left",
+        "packing: 60 of 100 images (60%), 5 images/s, 00:08 left",
+        "packing: 90 of 100 images (90%), 5 images/s, 00:02 left",
     ]
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.wording import count, duration, one_line, rate
+from orchestrator.wording import count, duration, one_line
 
 
 @pytest.mark.parametrize(
@@ -11,11 +11,6 @@ from orchestrator.wording import count, duration, one_line, rate
 )
 def test_durations(seconds: float, shown: str) -> None:
     assert duration(seconds) == shown
-
-
-def test_rates() -> None:
-    assert rate(1234.56) == "1,234.6 images/s"
-    assert rate(0.043219) == "0.0432 images/s"
 
 
 def test_counts() -> None:

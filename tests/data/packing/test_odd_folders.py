@@ -3,6 +3,9 @@
 A neighbour, whose name the odd one is as a pattern or after an escape, keeps all of its files.
 """
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ import pytest
 
 from data import storage
 from data.__main__ import main
+from data.errors import Unreadable
 from data.loading.reader import Reader
 from data.order import MASKED, SampleOrder
 from data.packing.pack import Options, pack
@@ -19,6 +23,7 @@ from data.shards.index import Index, open_index
 from infra.local.stores import file_server
 from tests.data.packing.test_pack import Numbers, interrupt
 from tests.data.storage.odd_names import STORES, store
+from tests.paths import ROOT
 
 PAIRS = (
     ("v[12]", "v1"),
@@ -38,6 +43,11 @@ PAIRS = (
 )
 OPTIONS = Options(samples_per_shard=30)
 SOURCE = Numbers(100, bad=(3,))
+
+
+@pytest.fixture(autouse=True)
+def _sheets_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -141,3 +151,29 @@ def test_images_of_folders_and_files_with_odd_names(place: str) -> None:
     index = open_index(f"{place}/packed")
     assert (index.num_classes, index.num_samples) == (len(names), 3 * len(names))
     assert list(index.class_names or []) == sorted(names)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii"])
+def test_a_name_that_the_terminal_cannot_show(tmp_path: Path, encoding: str) -> None:
+    folder = f"{tmp_path}/図書{os.fsdecode(bytes([0xFF]))}"
+    pack(folder, SOURCE, OPTIONS)
+    words = [sys.executable, "-m", "data", "verify", folder, "--workers", "1"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, env=os.environ | {"PYTHONIOENCODING": encoding})
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"no faults" in done.stdout
+
+
+@pytest.mark.parametrize("place", ["local"], indirect=True)
+def test_a_pipe_with_the_name_of_a_shard(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing waits for its writer: not checking, not indexing, not training."""
+    url = f"{place}/piped"
+    pack(url, SOURCE, OPTIONS)
+    os.remove(f"{url}/000001.tar")
+    os.mkfifo(f"{url}/000001.tar")
+    assert main(["verify", url, "--workers", "1"]) == 1
+    assert "000001.tar: is a pipe, not a file" in capsys.readouterr().out
+    assert main(["pack", "--index-only", url]) == 2
+    assert "000001.tar: is a pipe, not a file" in capsys.readouterr().err
+    with pytest.raises(Unreadable, match=r"000001\.tar: cannot be read \(is a pipe, not a file") as raised:
+        read_all(open_index(url))
+    assert not raised.value.away
