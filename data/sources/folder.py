@@ -11,11 +11,12 @@ from data import storage
 from data.errors import BadSample, DataError
 from data.packing.source import Item, Reading, Skipped, Source, ahead, fingerprint, image_field, label_field, read_file
 from data.shards import tar
-from data.shards.class_names import ClassList
+from data.shards.class_names import ClassList, shown
 from data.sources.classes.holdout import Holdout, hold_out
 from data.sources.classes.numbering import Numbering, number_folders, number_labels
 from data.sources.table import Rows, read_rows
 from data.sources.walk import images, walk
+from data.sources.walk.local import NOWHERE
 
 NO_CLASS_FOLDER = "in no class folder"
 NO_ROW = "no row in the label table"
@@ -109,6 +110,10 @@ class Folder(Source):
         used = {path.split("/")[0] for path in sizes if "/" in path}
         empty = {folder for folder in folders if "/" not in folder} if classes is None else set()
         numbers = self._number(number_folders(used | empty, self._url, classes))
+        lost = [one.key for one in self.skipped if one.reason == NOWHERE and not set("./") & set(one.key)]
+        if lost and classes is None:
+            text = f"{shown(lost[0])} is a link that leads nowhere; if it is a class, those after it have other numbers"
+            self.warnings = [*self.warnings, text]
         self.skipped += [Skipped(path, NO_CLASS_FOLDER) for path in sorted(sizes) if "/" not in path]
         return {path: (numbers[path.split("/")[0]],) for path in sizes if "/" in path}
 

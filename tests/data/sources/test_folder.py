@@ -16,7 +16,7 @@ from PIL import Image
 from data import DataError, open_index
 from data.packing.pack import Options, pack
 from data.shards import tar
-from data.shards.class_names import read_class_list
+from data.shards.class_names import ClassList, read_class_list
 from data.sources.classes.holdout import Holdout
 from data.sources.folder import Folder, unique_keys
 
@@ -274,6 +274,16 @@ def test_lists_of_names_in_a_cell(images, tmp_path, cell):
     packed = pack(str(tmp_path / "out"), Folder(str(images), f"{tmp_path}/labels.csv"))
     assert packed.index.class_names == ("cat", "golden retriever")
     assert samples(tmp_path / "out")["cat/1"]["json"] == b'{"labels": [1, 0]}'
+
+
+def test_a_class_that_may_be_lost_is_warned_about(images):
+    """A link to a disk that is not mounted. The image behind another link would be one of a class that is there."""
+    (images / "bird").symlink_to("/nowhere/bird")
+    (images / "cat" / "link").symlink_to("/nowhere/1")
+    (images / "gone.jpg").symlink_to("/nowhere/1.jpg")
+    (warning,) = Folder(str(images)).warnings
+    assert warning.startswith("bird is a link that leads nowhere; if it is a class,")
+    assert not Folder(str(images), classes=ClassList("x", ("cat", "dog"))).warnings
 
 
 def tiny_png(value: int) -> bytes:
