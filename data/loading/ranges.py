@@ -126,11 +126,7 @@ def fetch(
     for attempt in range(tries):
         bytes_of = _Bytes(url, read, get, attempt)
         try:
-            if read.end - read.begin > bounds.SAMPLE_BYTES:
-                members = bytes_of.members()
-            else:
-                members = tar.members(bytes_of.read(read.end - read.begin))
-            return _collect(index, read, members, bytes_of, keep)
+            return _collect(index, read, bytes_of, keep)
         except Unreadable:
             raise
         except (ValueError, IndexError) as error:  # DataError, and the errors of damaged headers
@@ -139,11 +135,17 @@ def fetch(
 
 
 class _Bytes:
-    """The bytes of a read as a file. `ends_early`: the shard ends before the range, after the bytes that were read."""
+    """The bytes of a read as a file.
+
+    Attributes:
+        is_short: the shard ends before the range, after the bytes that were read.
+        ends_early: the bytes end in the middle of an entry.
+    """
 
     def __init__(self, url: str, read: Read, get: Get | None, attempt: int) -> None:
         self._url, self._read, self._get, self._attempt = url, read, get, attempt
         self._position = read.begin
+        self.is_short = False
         self.ends_early = False
 
     def read(self, size: int, /) -> bytes:
@@ -154,7 +156,7 @@ class _Bytes:
             Abandoned: by `get`.
         """
         begin, end = self._position, min(self._position + size, self._read.end)
-        if begin >= end or self.ends_early:
+        if begin >= end or self.is_short:
             return b""
         url, piece = self._url, replace(self._read, begin=begin, end=end)
         try:
@@ -170,42 +172,43 @@ class _Bytes:
             message = f"{url}: cannot be read ({reason.removeprefix(f'{url}: ')})"
             raise Unreadable(message, away=patience.may_pass(error)) from error
         self._position = end
-        self.ends_early = len(content) < end - begin
+        self.is_short = len(content) < end - begin
         return content
 
     def members(self) -> Iterator[tar.Member]:
-        """The entries, read in pieces; up to the last whole one if the shard ends early."""
+        """The entries that are whole. A long range is read in pieces."""
+        length = self._read.end - self._read.begin
         try:
-            yield from tar.read_members(self, PIECE_BYTES)
-        except Unreadable:
-            raise
-        except DataError:
-            if not self.ends_early:
-                raise
+            yield from tar.read_members(self, length if length <= bounds.SAMPLE_BYTES else PIECE_BYTES)
+        except tar.EndsEarly:
+            self.ends_early = True
 
 
 def _collect(
-    index: Index, read: Read, members: Iterator[tar.Member], bytes_of: _Bytes, keep: frozenset[str] | None
+    index: Index, read: Read, bytes_of: _Bytes, keep: frozenset[str] | None
 ) -> dict[int, Sample | UnreadableSample]:
-    """The wanted samples of a read, from its members.
+    """The wanted samples of a read.
+
+    A shard that was cut short before it was indexed ends in the middle of its last sample, which has an id.
 
     Raises:
         DataError, ValueError, IndexError: the bytes are no tar, or hold another number of samples.
+        Unreadable, Abandoned: as `_Bytes.read`.
     """
     url, wanted = index.shard_url(read.shard), read.wanted.tolist()
     samples: dict[int, Sample | UnreadableSample] = dict.fromkeys(wanted, UnreadableSample(url, Cause.CUT_SHORT))
     count, last = 0, None
-    for sample in tar.samples(members):
+    for sample in tar.samples(bytes_of.members()):
         if (sample_id := read.first_id + count) in samples:
             fields = {name: bytes(data) for name, data in sample.fields.items() if keep is None or name in keep}
             samples[sample_id] = Sample(sample.key, url, fields)
         count, last = count + 1, sample
-    if not bytes_of.ends_early and count != read.count:
+    was_cut = bytes_of.ends_early and read.end == index.shards[read.shard].bytes
+    if not bytes_of.is_short and count != read.count and not (was_cut and count == read.count - 1):
         raise DataError(f"{count} samples instead of {read.count}")
-    if bytes_of.ends_early and last is not None and not _is_whole(last, index):
-        count -= 1
-        if read.first_id + count in samples:
-            samples[read.first_id + count] = UnreadableSample(url, Cause.CUT_SHORT)
+    is_cut = bytes_of.is_short or (was_cut and count == read.count)
+    if is_cut and last is not None and not _is_whole(last, index) and read.first_id + count - 1 in samples:
+        samples[read.first_id + count - 1] = UnreadableSample(url, Cause.CUT_SHORT)
     return samples
 
 

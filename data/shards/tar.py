@@ -23,6 +23,10 @@ NAME, SIZE, PREFIX = slice(0, 100), slice(124, 136), slice(345, 500)
 SPARSE_GOES_ON = (482, 504)  # GNU: whether a record of the list of parts follows, in the header and in such a record
 
 
+class EndsEarly(DataError):
+    """A tar that ends in the middle of an entry."""
+
+
 class SupportsRead(Protocol):
     def read(self, size: int, /) -> bytes: ...
 
@@ -117,7 +121,8 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
     """The entries of a whole tar, read once from start to end, `chunk` bytes at a time. Offsets are the file's.
 
     Raises:
-        DataError: not a tar, or one that ends in the middle of an entry.
+        EndsEarly: it ends in the middle of an entry.
+        DataError: not a tar.
     """
     parts: list[bytes] = []
     base, length, needed = 0, 0, RECORD  # offset of the parts, their bytes, and those that the next entry needs
@@ -138,7 +143,7 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
             yield member._replace(offset=base + member.offset, end=base + member.end)
         if rest.long is not None:
             if not _skip(file, rest.long.end - length, chunk):
-                raise DataError(f"ends in the middle of the entry at byte {base + consumed}")
+                raise EndsEarly(f"ends in the middle of the entry at byte {base + consumed}")
             yield rest.long._replace(offset=base + rest.long.offset, end=base + rest.long.end)
             parts, base, length, needed = [], base + rest.long.end, 0, RECORD
             continue
@@ -148,7 +153,7 @@ def read_members(file: SupportsRead, chunk: int) -> Iterator[Member]:
                 pass
             return
     if length:
-        raise DataError(f"ends in the middle of the entry at byte {base}")
+        raise EndsEarly(f"ends in the middle of the entry at byte {base}")
 
 
 def _skip(file: SupportsRead, count: int, chunk: int) -> bool:

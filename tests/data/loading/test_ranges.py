@@ -15,6 +15,7 @@ from data import storage
 from data.errors import Cause, Unreadable
 from data.loading import ranges
 from data.loading.ranges import Read, Sample, UnreadableSample, fetch, plan_reads
+from data.packing.scan import index_shards
 from data.shards.index import Index, Shard
 from tests.tars import STRIDE, tar_of_random_samples, uniform_index, write_set
 
@@ -188,3 +189,29 @@ def test_damaged_headers_never_bring_foreign_bytes(seed, kind):
             for number, sample in fetch(index, read, tries=1).items():
                 if sample != UnreadableSample(f"{url}/0.tar", Cause.CUT_SHORT):
                     assert sample.fields.items() <= fields[number].items()
+
+
+@pytest.mark.parametrize("into", [100, 512, 700, 2500, 2600])
+def test_a_shard_that_was_cut_short_before_it_was_indexed(into, tmp_path):
+    """The sample in whose middle it ends has an id, and is a bad one. It once made the whole shard unreadable."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for number in range(3):
+            for name, size in ((f"{number}.png", 1500), (f"{number}.cls", 1)):
+                info = tarfile.TarInfo(name)
+                info.size = size
+                archive.addfile(info, io.BytesIO(b"1" * size))
+    (tmp_path / "a.tar").write_bytes(file.getvalue()[: 2 * 3072 + into])  # a sample has 3,072 bytes
+    index, _ = index_shards(str(tmp_path))
+    assert index.num_samples == (3 if into >= 512 else 2)
+    ids = np.arange(index.num_samples)
+    (read,) = plan_reads(index, ids)
+    samples = fetch(index, read)
+    assert [isinstance(samples[number], Sample) for number in range(2)] == [True, True]
+    if into >= 512:
+        last = samples[2]
+        assert isinstance(last, UnreadableSample)
+        assert last.cause == Cause.CUT_SHORT
+    (tmp_path / "a.tar").write_bytes(b"1" * index.shards[0].bytes)
+    with pytest.raises(Unreadable, match="no tar header"):
+        fetch(index, read)
