@@ -3,6 +3,7 @@
 They import neither Ray nor torch.
 """
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_tr
 
 PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
 TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
+NAME_BYTES = 255  # of a file's or a folder's name on a local disk
+PATH_BYTES = 800  # of a run's folder: a bucket takes 1,024 for its files
 READ_ONLY = ("http://", "https://")
 
 
@@ -51,6 +54,7 @@ def open_inputs(job: NetworkJob) -> Inputs:
     Raises:
         JobError: something is not there, does not fit, or cannot be written.
     """
+    _check_lengths(job)
     _check_writable(job, "checkpoint.url", job.checkpoint.url)
     _resolve(job, "tracking.uri", job.tracking.uri)
     _check_tracking(job)
@@ -180,6 +184,22 @@ def _check_exists(job: NetworkJob, key: str, url: str) -> None:
         raise _at(job, key, url, resolved, f"cannot be opened ({type(error).__name__}: {reason})") from error
     if not found:
         raise _at(job, key, url, resolved, "does not exist")
+
+
+def _check_lengths(job: NetworkJob) -> None:
+    """Check that the run's folder, the database and the packed images have names that their stores take."""
+    urls = {"checkpoint.url": job.checkpoint.url, "tracking.uri": job.tracking.uri, "name": job.name}
+    if job.data.pack is not None:
+        urls["data.pack.to"] = job.data.pack.to
+    for key, url in urls.items():
+        if "://" in url and not url.startswith("sqlite:///"):
+            continue  # only the whole is limited there
+        longest = max(len(os.fsencode(part)) for part in url.split("/"))
+        if longest > NAME_BYTES:
+            raise problem(job, key, f"a name of {longest} bytes; a file's name has at most {NAME_BYTES}")
+    run = os.fsencode(f"{_resolve(job, 'checkpoint.url', job.checkpoint.url)}/{job.name}")
+    if len(run) > PATH_BYTES:
+        raise problem(job, "checkpoint.url", f"with the run's name, {len(run)} bytes; use at most {PATH_BYTES}")
 
 
 def _check_writable(job: NetworkJob, key: str, url: str) -> None:

@@ -65,6 +65,24 @@ def test_the_small_run_packs_its_images_and_knows_its_lengths(tmp_path: Path) ->
     assert (tmp_path / "runs/data/digits/train/index.json").exists()
 
 
+def test_a_name_that_is_too_long_is_said_with_its_key(packed: Path, tmp_path: Path) -> None:
+    """Bytes count: a letter of most alphabets has two or three."""
+    for long, length in (("x" * 256, 256), ("図" * 86, 258)):
+        words = f": a name of {length} bytes; a file's name has at most 255"
+        for key, value in (
+            ("checkpoint.url", f"{tmp_path}/{long}"),
+            ("tracking.uri", f"sqlite:///{tmp_path}/{long}.db"),
+            ("data.pack", f"{{source: digits, to: {tmp_path}/{long}}}"),
+        ):
+            line = line_of(f"{key}={value}")
+            assert line.startswith(key)
+            assert words.removeprefix(f": a name of {length}") in line
+    assert line_of("name=" + "x" * 300).startswith("name = ")
+    deep = "/".join(["x" * 200] * 4)
+    assert line_of(f"checkpoint.url={tmp_path}/{deep}").startswith("checkpoint.url")
+    check(*at(packed), "name=" + "x" * 255)
+
+
 def test_packing_leaves_what_is_there_and_finishes_what_is_not(tmp_path: Path) -> None:
     check()
     train = tmp_path / "runs/data/digits/train"
