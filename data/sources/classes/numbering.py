@@ -57,7 +57,7 @@ def number_folders(
             raise DataError(
                 f"{where}: the folder {shown(name)} is no class of {given.url}; add it there, or move it away"
             )
-        _refuse_twins({name: numbers[name] for name in names}, where, f"folders of {given.url}")
+        _refuse_twins({name: numbers[name] for name in names}, where, f"folders of {given.url}", "merge or rename one")
         return Numbering(numbers, given.names, len(given.names))
     if names and all(name.isdecimal() for name in names):
         return _own_numbers(names, where, what, advice)
@@ -120,7 +120,7 @@ def number_labels(
 
 def _own_numbers(names: Sequence[str], where: str, what: str, advice: str) -> Numbering:
     numbers = {name: int(name) for name in names}
-    _refuse_twins(numbers, where, what)
+    _refuse_twins(numbers, where, what, advice)
     largest = max(numbers.values())
     if largest >= 2 * len(names):
         raise DataError(
@@ -131,14 +131,13 @@ def _own_numbers(names: Sequence[str], where: str, what: str, advice: str) -> Nu
     return Numbering(numbers, [own.get(number, str(number).zfill(width)) for number in range(largest + 1)], largest + 1)
 
 
-def _refuse_twins(numbers: Mapping[str, int], where: str, what: str) -> None:
+def _refuse_twins(numbers: Mapping[str, int], where: str, what: str, advice: str) -> None:
     """Raise DataError if two names have one number."""
     first: dict[int, str] = {}
     for name, number in numbers.items():
         if number in first:
             raise DataError(
-                f"{where}: {shown(first[number])} and {shown(name)} are both class {number} of the {what}; "
-                "merge or rename one"
+                f"{where}: {shown(first[number])} and {shown(name)} are both class {number} of the {what}; {advice}"
             )
         first[number] = name
 

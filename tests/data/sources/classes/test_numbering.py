@@ -40,7 +40,7 @@ def test_folders(folders, numbers, names):
         (["0", "1", "6"], "are the folders 0, 1, 6 class numbers or names"),
         (["5"], "class numbers or names"),
         (["2019", "2020", "2021"], "--classes"),
-        (["1", "01"], "x: 01 and 1 are both class 1 of the folders; merge or rename one"),
+        (["1", "01"], "x: 01 and 1 are both class 1 of the folders; say which with --classes"),
         (["-1", "0", "1"], "-1 is no class number"),
         (["0.0", "1.0"], "0.0 is no class number"),
     ],
@@ -60,7 +60,7 @@ def test_folders_of_a_list():
     assert number_folders(["1", "01"], "x", ClassList("both", ("1", "01"))).numbers == {"1": 0, "01": 1}
     with pytest.raises(DataError, match=r"x: the folder bird is no class of pets.txt; add it there"):
         number_folders(["bird", "cat"], "x", PETS)
-    with pytest.raises(DataError, match=r"07 and 7 are both class 7 of the folders of ten"):
+    with pytest.raises(DataError, match=r"07 and 7 are both class 7 of the folders of ten; merge or rename one"):
         number_folders(["07", "7"], "x", TEN)
 
 
