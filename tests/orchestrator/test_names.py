@@ -14,13 +14,14 @@ def test_the_names_of_runs_that_exist() -> None:
         *("compute/mfu", "compute/device_hours"),
         "evaluated_step",
     }
-    assert [names.bad_samples(cause) for cause in names.CAUSES] == [
+    assert {names.bad_samples(cause) for cause in names.CAUSES} == {
         *("train/bad/empty_image", "train/bad/undecodable_image", "train/bad/absurd_dimensions", "train/bad/no_image"),
         *("train/bad/no_label", "train/bad/unreadable_label", "train/bad/label_outside_the_classes"),
         *("train/bad/several_labels", "train/bad/shard_cut_short", "train/bad/unreadable_shard"),
         *("train/bad/too_many_labels", "train/bad/label_field_too_long", "train/bad/absurd_class_number"),
-        "train/bad/unknown_class_name",
-    ]
+        *("train/bad/unknown_class_name", "train/bad/image_file_too_long", "train/bad/too_large_to_be_drawn"),
+        "train/bad/pixel_values_without_a_range",
+    }
     assert names.spike(names.LOSS) == "train/loss_spike"
     assert names.phase_time("data_wait") == "time/data_wait"
 

@@ -5,6 +5,7 @@ import json
 import re
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import data
 from data import Augment, Index, Loader, SampleOrder, open_index
 from data.__main__ import main
 from data.commands.contact_sheet import find
+from data.packing.pack import pack
 from data.packing.scan import index_shards
+from data.packing.source import Item, Reading, Source
 from data.shards.index import concatenate
 from data.shards.label_rule import LabelRule
 
@@ -314,3 +317,36 @@ def test_on_ray(tar, tmp_path):
     first = (tmp_path / "index.json").read_bytes()
     index_shards(str(tmp_path), rule=LabelRule(kind="name"), workers=2)
     assert (tmp_path / "index.json").read_bytes() == first
+
+
+class Given(Source):
+    """A source of these items."""
+
+    name, fingerprint, mean_bytes = "given", "", 1.0
+
+    def __init__(self, *items: Item) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def reading(self, positions: np.ndarray) -> Reading:
+        return partial(iter, [self._items[place] for place in positions])
+
+
+def test_labels_that_are_clear_are_packed_and_their_rule_is_kept(tmp_path):
+    """Of a source of one's own: what packing can read, training reads, too. Labels beyond the bounds are left out."""
+    items = [
+        Item("a", {"jpg": b"x", "cls": b"4"}),
+        Item("b", {"jpg": b"x", "cls": b"3.0\r\n"}),
+        Item("c", {"jpg": b"x", "json": b'{"labels": [' + b"1, " * 10_000 + b"2]}"}),
+        Item("d", {"jpg": b"x", "cls": b"2000000000"}),
+    ]
+    packed = pack(str(tmp_path / "some"), Given(*items))
+    assert packed.skipped == {"too many labels": 1, "absurd class number": 1}
+    index = open_index(str(tmp_path / "some"))
+    assert index.about["label_rule"] == {"version": 2}
+    assert index.label_counts == {3: 1, 4: 1}
+    assert [index.label_rule().labels(item.fields).classes for item in items[:2]] == [(4,), (3,)]
+    pack(str(tmp_path / "plain"), Given(items[0]))
+    assert "label_rule" not in open_index(str(tmp_path / "plain")).about

@@ -216,24 +216,6 @@ class Given(Numbers):
         return partial(iter, [self._items[place] for place in positions])
 
 
-def test_labels_that_are_clear_are_packed_and_their_rule_is_kept(tmp_path):
-    """Of a source of one's own: what packing can read, training reads, too. Labels beyond the bounds are left out."""
-    items = [
-        Item("a", {"jpg": b"x", "cls": b"4"}),
-        Item("b", {"jpg": b"x", "cls": b"3.0\r\n"}),
-        Item("c", {"jpg": b"x", "json": b'{"labels": [' + b"1, " * 10_000 + b"2]}"}),
-        Item("d", {"jpg": b"x", "cls": b"2000000000"}),
-    ]
-    packed = pack(str(tmp_path / "some"), Given(*items))
-    assert packed.skipped == {"too many labels": 1, "absurd class number": 1}
-    index = open_index(str(tmp_path / "some"))
-    assert index.about["label_rule"] == {"version": 2}
-    assert index.label_counts == {3: 1, 4: 1}
-    assert [index.label_rule().labels(item.fields).classes for item in items[:2]] == [(4,), (3,)]
-    pack(str(tmp_path / "plain"), Given(items[0]))
-    assert "label_rule" not in open_index(str(tmp_path / "plain")).about
-
-
 def test_items_that_no_reader_could_use_are_skipped(tmp_path):
     items = [
         Item("good", {"jpg": b"x", "cls": b"4"}),
