@@ -6,7 +6,6 @@ import json
 import signal
 import sys
 from collections.abc import Sequence
-from io import TextIOWrapper
 
 from data.commands import dedup, pack, show, verify
 from data.commands.parsing import Parser
@@ -19,8 +18,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a name may hold bytes that are no text
             stream.reconfigure(errors="backslashreplace")
-    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="backslashreplace")  # a folder's name may hold what the terminal's encoding lacks
     options = parser().parse_args(arguments)
     try:
         facts, code = options.run(options)
