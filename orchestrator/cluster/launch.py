@@ -4,7 +4,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -45,7 +45,13 @@ class RunEnded(Exception):
 
 
 def launch(
-    job: NetworkJob, run_id: str, work: Callable[[dict[str, Any]], None], *, cluster: JoinedCluster, lock: str
+    job: NetworkJob,
+    run_id: str,
+    work: Callable[[dict[str, Any]], None],
+    *,
+    cluster: JoinedCluster,
+    lock: str,
+    held_out: Mapping[str, str],
 ) -> None:
     """Run a job to its end.
 
@@ -53,9 +59,10 @@ def launch(
         job: with absolute URLs.
         run_id: the run's identity in MLflow.
         work: what each worker runs. It gets `job`, the job as plain data; `run_url`, the run's folder; `run_id`;
-            `lock`; and `board`, the progress actor.
+            `lock`; `held_out`; and `board`, the progress actor.
         cluster: where it runs.
         lock: the token of the run's lock, which this process holds.
+        held_out: digests of the sets of `data.eval`, by name.
 
     Raises:
         JobError: a killed job's actors on this cluster do not end.
@@ -69,6 +76,7 @@ def launch(
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
     board = start_board(job, run_id)
     config = {"job": job.model_dump(mode="json"), "run_url": url, "run_id": run_id, "lock": lock, "board": board}
+    config["held_out"] = dict(held_out)
     trainer = Trainer(
         # Bound, and not as Ray Train's own config: that is shown on the dashboard, and URLs may hold credentials.
         partial(work, config),

@@ -25,6 +25,7 @@ from orchestrator.history.reporter import Reporter
 from orchestrator.history.spikes import Spikes
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.folder import mark_first_step
+from orchestrator.run.measured import write_measured
 from orchestrator.run.summary import write_summary
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import TrainingSet
@@ -198,6 +199,14 @@ class History:
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in NOT_SHOWN)
             self._reporter.say_once(f"step {step}: {name.removeprefix('eval/')}: {shown}")
+
+    def measured(self, digests: Mapping[str, str]) -> None:
+        """Note in the run's folder which sets have been measured; their digests by name."""
+        if self._tracker is not None:
+            try:
+                write_measured(self._run_url, digests)
+            except Exception as error:  # each store has its own; the sets are measured once more at the next start
+                log.warning("no note of the measured sets: %s", storage.describe(error))
 
     def saved(self, seconds: float) -> None:
         """Note that training stood still for `seconds` while a checkpoint was copied. Call `sync_totals` before."""

@@ -17,6 +17,7 @@ from orchestrator.run.folder import check_run, never_trained, open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
 from orchestrator.run.lock.lock import RunLock
 from orchestrator.run.lock.owner import Taken
+from orchestrator.run.measured import owed, read_measured
 from orchestrator.run.paths import absolute
 from orchestrator.run.summary import describe_result, read_summary
 
@@ -45,7 +46,11 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """
     job, inputs = prepare(job)
     summary = read_summary(job)
-    if summary is None or summary["step"] != inputs.calendar.total_steps:
+    digests = {name: index.digest for name, index in inputs.held_out.items()}
+    missing = owed(digests, read_measured(run_url(job)), summary["metrics"]) if summary else []
+    if summary is None or summary["step"] != inputs.calendar.total_steps or missing:
+        if missing:
+            print(f"{job.name} has not measured {', '.join(missing)} yet", flush=True)
         if code := train(job, inputs, start, task):
             return code
         summary = read_summary(job)
@@ -104,7 +109,8 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
         with ExitStack() as owned:
             run_id = own(job, inputs, lock, owned)
             try:
-                launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token)
+                digests = {name: index.digest for name, index in inputs.held_out.items()}
+                launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token, held_out=digests)
             except KeyboardInterrupt:
                 if lock.lost_to is None and not never_trained(run_url(job)):
                     deliver_stop(job, run_id, inputs)

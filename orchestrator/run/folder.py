@@ -8,6 +8,7 @@
     profile/        traced steps, if the job asks for them (`history/profile/profiler.py`)
     first-step      the time of the run's first step
     lock            who trains the run (`run/lock/`)
+    measured.json   the held-out sets that it has measured (`run/measured.py`)
     summary.json    the result, once the run is complete
 
 Ray Train stores nothing of a run (`cluster/checkpoint_report.py`).

@@ -43,12 +43,14 @@ class RunPlace:
         url: its folder.
         id: its identity in MLflow.
         lock: the token of the command that owns it.
+        held_out: digests of the sets of `data.eval`, by name.
         board: the progress actor.
     """
 
     url: str
     id: str
     lock: str
+    held_out: dict[str, str]
     board: Any
 
 
@@ -94,7 +96,17 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     history = History(job, run.url, run.id, reporter, data, engine, total_steps=calendar.total_steps)
     if chosen:
         reporter.say_once(chosen)
-    held_out = HeldOut(task, engine, calendar, history=history, reporter=reporter, heartbeat=heartbeat, notices=notices)
+    held_out = HeldOut(
+        task,
+        engine,
+        calendar,
+        run.url,
+        run.held_out,
+        history=history,
+        reporter=reporter,
+        heartbeat=heartbeat,
+        notices=notices,
+    )
     owner = Owner(run.id, calendar.total_steps, frozenset(Totals().to_dict()))
     checkpoints = Checkpoints(
         job, run.url, owner, run.lock, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat

@@ -3,7 +3,7 @@
 Training waits meanwhile. A notice cuts an evaluation off, and the next attempt does it again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from torch.profiler import record_function
 
@@ -16,6 +16,7 @@ from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.reporter import Reporter
 from orchestrator.job.tables import EVALUATORS
+from orchestrator.run.measured import owed, read_measured
 from orchestrator.run.schedule import Calendar
 from orchestrator.training.measurement import Measurement
 from orchestrator.training.task import Task
@@ -28,6 +29,8 @@ class HeldOut:
         task: measures a set.
         engine: the network.
         calendar: when measurements are due.
+        run_url: the run's folder.
+        digests: of the sets of `data.eval`, by name.
         history: is given the results.
         reporter: the terminal.
         heartbeat, notices: of this rank, looked after with every batch.
@@ -38,6 +41,8 @@ class HeldOut:
         task: Task,
         engine: Engine,
         calendar: Calendar,
+        run_url: str,
+        digests: Mapping[str, str],
         *,
         history: History,
         reporter: Reporter,
@@ -47,6 +52,9 @@ class HeldOut:
         self._task = task
         self._engine = engine
         self._calendar = calendar
+        self._run_url = run_url
+        self._digests = digests
+        self._measured = read_measured(run_url)
         self._history = history
         self._reporter = reporter
         self._heartbeat = heartbeat
@@ -56,8 +64,12 @@ class HeldOut:
         self._evaluators = {name: EVALUATORS.bound(keys, name) for name, keys in task.job.evaluators.items()}
 
     def is_owed(self, step: int) -> bool:
-        """Whether the previous attempt was interrupted before the evaluation at `step` was complete."""
-        return self._calendar.evaluation_due(step) and self._history.latest.get(names.EVALUATED, 0) < step
+        """Whether an evaluation at `step`, where an attempt begins, is missing: the previous attempt was interrupted
+        before it was complete, or the run is over and has not measured all sets."""
+        latest = self._history.latest
+        if self._calendar.is_over(step) and owed(self._digests, self._measured, latest):
+            return True
+        return self._calendar.evaluation_due(step) and latest.get(names.EVALUATED, 0) < step
 
     def measure(self, step: int) -> Reason | None:
         """Measure everything with the weights after `step` updates.
@@ -74,6 +86,8 @@ class HeldOut:
         finally:
             self._reporter.note("")
         self._history.evaluated(step, results)
+        self._measured = dict(self._digests)
+        self._history.measured(self._measured)
         return None
 
     def _results(self, step: int) -> dict[str, dict[str, float]]:

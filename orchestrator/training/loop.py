@@ -25,7 +25,7 @@ def train(config: dict[str, Any]) -> None:
     Args:
         config: `job`, the resolved job as plain data with absolute URLs; `task`, the dotted path of the job's `Task`;
             `run_url`, the run's folder; `run_id`, its identity in MLflow; `lock`, the token of the command that owns
-            it; `board`, the progress actor.
+            it; `held_out`, digests of its held-out sets by name; `board`, the progress actor.
     """
     redact_logs()  # every log record of this process, including libraries'
     try:
@@ -33,9 +33,8 @@ def train(config: dict[str, Any]) -> None:
         job = JOB.validate_python(config["job"])
         assert isinstance(job, NetworkJob)
         task = resolve_name(config["task"])(job)
-        train_to_the_end(
-            build(job, task, RunPlace(config["run_url"], config["run_id"], config["lock"], config["board"]))
-        )
+        place = RunPlace(*(config[part] for part in ("run_url", "run_id", "lock", "held_out", "board")))
+        train_to_the_end(build(job, task, place))
     except (TooManyBadSamples, Diverged, TakenOver, Ended) as stop:
         ray.get(config["board"].stop.remote(str(stop), ended=isinstance(stop, Ended)))
     except Exception as error:
