@@ -125,9 +125,15 @@ def vit_config(name: str, num_classes: int = 1000, image_size: int = 224, **over
     return ViTConfig(name=f"ViT-{letter}/{values['patch_size']}", **values)
 
 
+OTHER_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}  # of timm and Hugging Face
+
+
 def _parse_name(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:vit)?[-_ ]?(ti|s|b|l|h)[-_/ ]?([1-9]\d*)", name.strip(), flags=re.IGNORECASE)
     if match is None:
+        if other := re.fullmatch(r"(?:google/)?vit[-_](tiny|small|base|large|huge)[-_]patch(\d+).*", name.strip()):
+            ours = f"ViT-{OTHER_NAMES[other[1]]}/{other[2]}"
+            raise ModelConfigError("name", f"unknown model {name!r}, as timm and Hugging Face call {ours}; use {ours}")
         folded = {candidate.lower(): candidate for candidate in NAMES}
         (nearest,) = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
         raise ModelConfigError("name", f"unknown model {name!r}; the nearest is {folded[nearest]}")

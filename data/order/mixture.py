@@ -42,6 +42,10 @@ class Mixture:
         self.steps_per_epoch = -(-self.num_samples // self.batch_size)
         self._parts = tuple(parts)
 
+    @property
+    def masked_share(self) -> float:
+        return sum(order.masked_share * order.batch_size for order, _ in self._parts) / self.batch_size
+
     def epoch(self, step: int) -> int:
         if step < 0:
             raise ValueError(f"step {step} is negative")

@@ -20,6 +20,11 @@ class Order(Protocol):
     num_samples: int
     steps_per_epoch: int
 
+    @property
+    def masked_share(self) -> float:
+        """Share of an epoch's slots that have no sample: of the last batches, or of each one if a batch is larger than
+        its set."""
+
     def batch(self, step: int) -> list[int]:
         """Sample ids of a step, slot by slot; -1 is a masked slot. Length batch_size."""
 

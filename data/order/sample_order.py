@@ -104,6 +104,10 @@ class SampleOrder:
         self.steps_per_epoch = -(-self.num_samples // batch_size)
         self._lines: dict[int, EpochLine] = {}
 
+    @property
+    def masked_share(self) -> float:
+        return 1.0 - self.num_samples / (self.steps_per_epoch * self.batch_size)
+
     def epoch(self, step: int) -> int:
         return self._when(step)[0]
 

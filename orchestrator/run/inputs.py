@@ -19,6 +19,7 @@ from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Model
 from orchestrator.job.tables import SOURCES
+from orchestrator.redact import print_warning
 from orchestrator.run.class_names import LabelledSet, check_classes, warn_of_labels, with_class_names
 from orchestrator.run.paths import PathError, resolve_url
 from orchestrator.run.schedule import Calendar
@@ -28,6 +29,7 @@ PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
 TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
 NAME_BYTES = 255  # of a file's or a folder's name on a local disk
 PATH_BYTES = 800  # of a run's folder: a bucket takes 1,024 for its files
+MASKED_WARNING, MASKED_ERROR = 0.1, 0.5  # shares of the training slots that have no sample
 READ_ONLY = ("http://", "https://")
 
 
@@ -65,6 +67,7 @@ def open_inputs(job: NetworkJob) -> Inputs:
         _pack(job, job.data.pack)
     sources: list[LabelledSet] = []
     train = _training_set(job, sources)
+    _check_masked(job, train)
     held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
     _check_classes(job, sources, held_out)
     _check_positive(job, held_out)
@@ -91,6 +94,17 @@ def _training_set(job: NetworkJob, sources: list[LabelledSet]) -> TrainingSet:
         )
     except TrainingSetError as error:
         raise problem(job, error.key, str(error)) from error
+
+
+def _check_masked(job: NetworkJob, train: TrainingSet) -> None:
+    """A slot without a sample costs as much as one with."""
+    share, samples = train.order.masked_share, train.order.num_samples
+    if share <= MASKED_WARNING:
+        return
+    text = f"{share:.0%} of the training slots would be empty, since data.train has {samples:,} samples"
+    if share > MASKED_ERROR:
+        raise problem(job, "batch_size", f"{text}; use {samples:,} or less")
+    print_warning(str(problem(job, "batch_size", f"{text}; a batch size that divides them costs less")))
 
 
 def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:

@@ -171,3 +171,14 @@ def test_shares_are_the_proportions_rounded(weights, batch_size):
 def test_impossible_weights(weights):
     with pytest.raises(DataError, match=r"weights \[.*choose numbers of at least 0, not all of them 0"):
         shares(weights, 8)
+
+
+def test_the_share_of_slots_without_a_sample_is_that_of_a_count(make_index):
+    sources = [([20, 3], 7, 3, 5), ([2], 5, 5, 5), ([12], 4, 1, 30)]
+    mixture, orders, _ = mix(make_index, sources)
+    for order in orders:
+        slots = [sample for step in range(order.steps_per_epoch) for sample in order.batch(step)]
+        assert order.masked_share == pytest.approx(slots.count(-1) / len(slots))
+    steps = np.lcm.reduce([order.steps_per_epoch for order in orders])  # whole passes of every source
+    slots = [sample for step in range(steps) for sample in mixture.batch(step)]
+    assert mixture.masked_share == pytest.approx(slots.count(-1) / len(slots))

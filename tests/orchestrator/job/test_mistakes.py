@@ -63,6 +63,10 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("model.heads=5", "model.heads: 5 heads do not divide the width 192"),
         ("model.image_size=225", "model.image_size: 225 is not a multiple of the patch size 16 (nearest: 224 or 240)"),
         ("model.name=ViT-HH/14", "model.name: unknown model 'ViT-HH/14'; the nearest is ViT-H/14"),
+        (
+            "model.name=vit_base_patch16_224",
+            "model.name: unknown model 'vit_base_patch16_224', as timm and Hugging Face call ViT-B/16; use ViT-B/16",
+        ),
         ("cluster.workers=65", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
         ("cluster.workers=[1, 65]", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
         ("cluster.workers=[4, 2]", "cluster.workers = [4, 2]: the first number must not exceed the second; use [2, 4]"),

@@ -251,3 +251,17 @@ def test_stray_labels_are_left_to_training(packed: Path, tmp_path: Path) -> None
     assert line_of(*at(packed), f"data.train.url={folder}", "data.max_bad_fraction=0.001").startswith(
         "model.num_classes = 10: fewer than the 41 classes"
     )
+
+
+def test_a_batch_larger_than_the_set(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    samples = open_index(str(packed / "train")).num_samples
+    for batch in (10**12, 2 * samples + 2):
+        line = line_of(*at(packed), f"batch_size={batch}")
+        assert f"batch_size = {batch}: " in line
+        assert line.endswith(f"since data.train has {samples:,} samples; use {samples:,} or less")
+    assert capsys.readouterr().err == ""
+    check(*at(packed), f"batch_size={2 * samples - 2}")
+    assert "warning: " in (said := capsys.readouterr().err)
+    assert "50% of the training slots would be empty" in said
+    check(*at(packed), f"batch_size={samples}")
+    assert capsys.readouterr().err == "", "held-out sets may be smaller than a batch"
