@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from xdist.scheduler import LoadFileScheduling
 
+from infra.local import ranks
 from tests.cluster import RayHead, start_head
 from tests.paths import ROOT
 from tests.watch import Watch
@@ -22,6 +23,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 # A shell that starts the tests in the background has them ignore Ctrl-C; what they start must not.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+ranks.preload("tests.ranks_preload")
 
 
 # Fixtures with a Ray node. A test that starts a node by itself, a job or MLflow's server carries the mark in its file.

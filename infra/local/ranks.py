@@ -13,8 +13,14 @@ from typing import Any
 RESULT_SECONDS = 300  # for the next rank to return
 EXIT_SECONDS = 60  # for a process to end after its rank has returned
 
+_TRAINING = "infra.local.ranks_preload"
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["infra.local.ranks_preload"])
+_context.set_forkserver_preload([_TRAINING])
+
+
+def preload(*modules: str) -> None:
+    """Have the server import these modules, too. It must not run yet."""
+    _context.set_forkserver_preload([_TRAINING, *modules])
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:
@@ -59,6 +65,7 @@ def _rank_main(
     import torch.distributed as dist
 
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size), DS_ACCELERATOR="cpu")
+    os.environ["LOCAL_SIZE"] = "1"  # sockets; without it, DeepSpeed runs `numactl` in every micro-batch of stage 3
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}/store", rank=rank, world_size=world_size)
