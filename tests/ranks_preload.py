@@ -8,6 +8,7 @@ import gc
 import gcsfs  # noqa: F401
 import pytest  # noqa: F401
 import s3fs  # noqa: F401
+import torch.fx.experimental.symbolic_shapes
 
 import infra.local.stores
 import tests.orchestrator.checkpoint.saving
