@@ -4,14 +4,17 @@ Each of these takes a process longer than a small checkpoint or a step of the sm
 """
 
 import gc
+from importlib import import_module
 
-import gcsfs  # noqa: F401
-import pytest  # noqa: F401
-import s3fs  # noqa: F401
-import torch.fx.experimental.symbolic_shapes
-
-import infra.local.stores
-import tests.orchestrator.checkpoint.saving
-import tests.orchestrator.small_run  # noqa: F401
+for name in (
+    "gcsfs",
+    "infra.local.stores",
+    "pytest",
+    "s3fs",
+    "tests.orchestrator.checkpoint.saving",
+    "tests.orchestrator.small_run",
+    "torch.fx.experimental.symbolic_shapes",
+):
+    import_module(name)
 
 gc.freeze()  # DeepSpeed collects garbage when it starts, which would look through all of these
