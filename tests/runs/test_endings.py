@@ -5,6 +5,8 @@ import shutil
 import signal
 from pathlib import Path
 
+from mlflow.tracking import MlflowClient
+
 from tests.cluster import CPUS, RayHead
 from tests.runs.helpers import command
 
@@ -43,3 +45,24 @@ def test_ctrl_c_ends_a_job_that_waits_for_nodes(ray_head: RayHead, folder: Path)
     output = started.end(60)
     assert started.process.returncode == 130, output
     assert output.splitlines()[-1].endswith("stopped; the same command continues at the newest checkpoint")
+
+
+def test_sigterm_saves_and_ends_a_job(ray_head: RayHead, folder: Path) -> None:
+    """Until then another command is refused, by the lock."""
+    more = {"cluster.workers": 2, "checkpoint.every.steps": 1000, "schedule.length.steps": 1000}
+    started = ray_head.start(*command(folder, "ended", **more))
+    started.wait_for(r"step \d+/1,000 .* loss")
+    other = ray_head.start(*command(folder, "ended", **more))
+    refused = other.end(60)
+    assert other.process.returncode == 2, refused
+    assert f"(process {started.process.pid}, Ray at " in refused.splitlines()[-1]
+    started.process.send_signal(signal.SIGTERM)
+    output = started.end(60)
+    assert started.process.returncode == 143, output
+    saved = re.search(r"the command received SIGTERM: saved at step (\d+), where the same", output)
+    assert saved is not None, output
+    assert list((folder / "ended").glob(f"step-{int(saved[1]):09d}-*/manifest.json"))
+    assert not (folder / "ended" / "lock").exists()
+    client = MlflowClient(f"sqlite:///{folder}/mlflow.db")
+    (run,) = client.search_runs(["1"], filter_string="attributes.run_name = 'ended'")
+    assert run.info.status == "KILLED"

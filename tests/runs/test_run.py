@@ -91,3 +91,14 @@ def test_another_recipe_may_not_continue_a_run(quiet: Path, ray_head: RayHead, f
     assert started.process.returncode == 2
     assert output.count("\n") == 1
     assert "optimizer.lr = 0.5" in output
+
+
+def test_a_complete_run_measures_a_set_that_is_added(quiet: Path, ray_head: RayHead, folder: Path) -> None:
+    more = {"data.eval.again.url": f"{folder}/digits/train"}
+    output = ray_head.call(*command(folder, "quiet", **more))
+    assert "quiet has not measured again yet" in output
+    summary = json.loads((quiet / "summary.json").read_text())
+    assert summary["metrics"]["eval/again/images"] == open_index(f"{folder}/digits/train").num_samples
+    assert [step for step, _ in history(folder, "quiet", "eval/again/top1")] == [STEPS]
+    assert [step for step, _ in history(folder, "quiet", "eval/test/top1")] == [30, 60], "no point comes twice"
+    assert "quiet is complete" in ray_head.call(*command(folder, "quiet", **more))

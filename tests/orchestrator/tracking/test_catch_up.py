@@ -134,7 +134,14 @@ def rank_0(overrides: list[str], steps: range, *, end: bool) -> None:
         storage.write_atomic(f"{run_url(job)}/{PROFILE}/summary.md", b"a page")
         tracker.attach(PROFILE)
         assert not tracker.close("FINISHED", timeout=0.1)
-        summary = {"step": STEPS, "metrics": {}, "images_per_second": 1.0, "totals": Totals().to_dict(), "workers": 1}
+        metrics = {"eval/test/loss": 1.0, "eval/test/images": 360.0}  # a complete run has measured its sets
+        summary = {
+            "step": STEPS,
+            "metrics": metrics,
+            "images_per_second": 1.0,
+            "totals": Totals().to_dict(),
+            "workers": 1,
+        }
         summary["device"] = {"name": "CPU", "peak_flops": 1.0, "peak_is": "measured"}
         write_summary(run_url(job), {**summary, "mlflow_run_id": None, "mlflow": tracker.url_hint()})
     else:
