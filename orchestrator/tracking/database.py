@@ -17,6 +17,7 @@ PREFIX = "sqlite:///"
 MIGRATION_LOGGERS = ("alembic", "mlflow.store.db.utils", "mlflow.tracking._tracking_service.utils")
 """They print every migration."""
 MAKING = ".making"  # ending of the file that locks the making, and of the new database's name
+BESIDE = ("-journal", "-wal", "-shm")  # endings of SQLite's own files beside a database
 LEFT_BY_MIGRATIONS = "_alembic_tmp_"  # beginning of the names of tables that exist only during a migration
 
 
@@ -37,7 +38,8 @@ def make(path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX)
         if not path.exists():
             new = path.with_name(f"{path.name}{MAKING}.db")
-            new.unlink(missing_ok=True)  # of a process that was killed
+            for left in ("", *BESIDE):  # by a process that was killed; its journal would ruin the new database
+                Path(f"{new}{left}").unlink(missing_ok=True)
             _migrate(new)
             os.link(new, path)
             new.unlink()

@@ -20,7 +20,8 @@ PASSING_CODES = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")  # of wha
 OTHER_SCHEMA = "out-of-date database schema"
 NOT_JSON = "in a valid JSON format"
 SQLITE = re.compile(  # texts of SQLite's errors that stay
-    r"file is not a database|no such (table|column)|readonly database|unable to open database file|file is encrypted"
+    r"file is not a database|malformed|no such (table|column)|readonly database|unable to open database file"
+    r"|file is encrypted"
 )
 INTERRUPTED = re.compile(r"table \S+ already exists|duplicate column")  # of migrations that are done a second time
 
@@ -32,7 +33,7 @@ def refusal(error: BaseException, uri: str) -> str:
     if path is not None and (database.half_made(path) or INTERRUPTED.search(text)):
         return (
             f"{path} is a database that MLflow did not finish making, because it was killed meanwhile; move the file "
-            "away (it holds no run), and a new one is made"
+            "away (it holds no run) with its -journal, and a new one is made"
         )
     if OTHER_SCHEMA in text:
         return (

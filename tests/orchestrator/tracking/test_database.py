@@ -3,11 +3,9 @@
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
-from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -52,6 +50,7 @@ def test_killed_at_any_moment_it_is_not_there_or_whole(tmp_path: Path) -> None:
     path, dice = tmp_path / "mlflow.db", random.Random(0)
     new = tmp_path / "mlflow.db.making.db"
     for _ in range(3):
+        Path(f"{new}-journal").write_bytes(b"of another database")
         process = start(MAKE, path)
         deadline = time.monotonic() + 60
         while not new.exists() and time.monotonic() < deadline:
@@ -68,7 +67,8 @@ def test_killed_at_any_moment_it_is_not_there_or_whole(tmp_path: Path) -> None:
 def test_what_mlflow_leaves_when_it_is_killed_is_recognised(tmp_path: Path) -> None:
     path = tmp_path / "mlflow.db"
     for wait in (0.0, 0.3, 0.6):
-        path.unlink(missing_ok=True)
+        for left in tmp_path.iterdir():
+            left.unlink()
         process = start(DIRECTLY, path)
         deadline = time.monotonic() + 60
         while not (path.exists() and path.stat().st_size > 100_000) and time.monotonic() < deadline:
@@ -78,9 +78,6 @@ def test_what_mlflow_leaves_when_it_is_killed_is_recognised(tmp_path: Path) -> N
         process.wait()
         found = ask(f"sqlite:///{path}", "vit")
         assert "did not finish making" in found or found == "", "MLflow goes on where it can"
-        with closing(sqlite3.connect(path)) as connection:
-            tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master")]
-        assert bool(found) == any(name.startswith("_alembic_tmp_") for name in tables)
 
 
 @pytest.mark.parametrize("content", [b"", b"rubbish" * 1000])
