@@ -23,7 +23,8 @@ class Owner:
     Attributes:
         token: random; it tells this start from all others.
         user, host, pid: of the command.
-        process: the boot of the host and the start time of the process, which tell it from a later one with its number.
+        process: the boot of the host, the namespace of process numbers and the start time of the process. They tell it
+            from another process with its number: a later one, or one in another container or on a host with this name.
         cluster: the Ray cluster that trains.
         since: when the command began, in local time.
         beats: how often a lease was renewed.
@@ -58,8 +59,9 @@ class Owner:
 
     @property
     def is_dead(self) -> bool:
-        """Whether its process surely ended: it was one of this host."""
-        return self.host == socket.gethostname() and bool(self.process) and _process(self.pid) != self.process
+        """Whether its process surely ended: it was one that this process would see, and it is not there."""
+        seen_from_here = self.process.split(" ")[:2] == _process(os.getpid()).split(" ")[:2] != [""]
+        return self.host == socket.gethostname() and seen_from_here and _process(self.pid) != self.process
 
     def __str__(self) -> str:
         return f"{self.user} on {self.host} (process {self.pid}, {self.cluster}, since {self.since})"
@@ -101,9 +103,9 @@ def _user() -> str:
 
 
 def _process(pid: int) -> str:
-    """The boot and the start time of a process; empty if it does not exist, or outside of Linux."""
+    """Boot, namespace and start time of a process of this namespace; empty if there is none, or outside of Linux."""
     try:
         started = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-        return f"{BOOT.read_text().strip()} {started}"
+        return f"{BOOT.read_text().strip()} {os.readlink('/proc/self/ns/pid')} {started}"
     except (OSError, IndexError):
         return ""

@@ -218,5 +218,11 @@ def test_the_owner_says_who_and_where() -> None:
     assert parse(owner.dumps()) == owner
     later = replace(owner, process=owner.process + "1")
     assert (later.is_alive, later.is_dead) == (False, True), "another process with that number"
-    elsewhere = replace(owner, host="elsewhere")
-    assert (elsewhere.is_alive, elsewhere.is_dead) == (False, False)
+    boot, namespace, started = owner.process.split(" ")
+    for elsewhere in (
+        replace(owner, host="elsewhere"),
+        replace(owner, process=f"another-boot {namespace} {started}"),  # a host with the same name
+        replace(owner, process=f"{boot} pid:[1] {started}", pid=2**22 + 1),  # a container with the same name
+        replace(owner, process=""),
+    ):
+        assert (elsewhere.is_alive, elsewhere.is_dead) == (False, False)
