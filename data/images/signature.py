@@ -1,4 +1,4 @@
-"""What a file is, by its first bytes: its name says what somebody called it.
+"""The kind of a file by its first bytes. Its name may be wrong.
 
 `kind` names images and the other files that lie among them: web pages that were saved as images, pointers that stand
 for a file of a large-file store, pictures of telephones. It serves two questions. Which files without an image's

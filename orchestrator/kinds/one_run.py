@@ -30,8 +30,8 @@ def pretrain(job: PretrainJob, start: Start) -> int:
 def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """Train one network to its end, or print the result of a run that is complete.
 
-    A start that is refused leaves no trace. So the order is: the job's inputs, the cluster, the run's lock, and only
-    then the run's folder.
+    A start that is refused writes nothing into the run's folder. So the order is: the job's inputs, the cluster, the
+    run's lock, and only then the run's folder.
 
     Args:
         job: as loaded; its URLs may be relative.

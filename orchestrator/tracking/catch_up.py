@@ -16,7 +16,6 @@ REACH_SECONDS = 30.0
 DELIVERY_SECONDS = 600.0
 """How long the delivery may take once the server was reached. The next call delivers what is left then."""
 
-
 STOP_SECONDS = 10.0
 """How long a stopped command takes to say in MLflow that the run is stopped."""
 

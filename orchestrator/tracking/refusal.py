@@ -1,6 +1,6 @@
 """Whether MLflow refuses a run, which waiting does not mend, or is only away.
 
-python -m orchestrator.tracking.refusal < {"uri": ..., "experiment": ...}     asks, and prints why it refuses
+As a program it reads {"uri": ..., "experiment": ...} from standard input, asks MLflow, and prints why MLflow refuses.
 """
 
 import json

@@ -1,1 +1,1 @@
-"""Who may write into a run's folder: one owner at a time, wherever the folder is."""
+"""The lock of a run's folder: one command at a time owns the run."""

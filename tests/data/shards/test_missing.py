@@ -1,4 +1,4 @@
-"""What `data.train.url` is told when it is no data set."""
+"""The error for a `data.train.url` that is no data set."""
 
 import pytest
 

@@ -416,7 +416,7 @@ def contents(place: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize("step", [20, 100])
 def test_a_linked_folder_is_neither_emptied_nor_marked(run: str, theirs: Path, step: int) -> None:
-    """Older or newer than ours, of another run or of nobody's."""
+    """Older or newer than ours; of another run, or without an owner."""
     outside = folder(str(theirs), step)
     before = contents(outside)
     link = Path(run) / outside.name
