@@ -46,8 +46,7 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """
     job, inputs = prepare(job)
     summary = read_summary(job)
-    digests = {name: index.digest for name, index in inputs.held_out.items()}
-    missing = owed(digests, read_measured(run_url(job)), summary["metrics"]) if summary else []
+    missing = owed(inputs.digests, read_measured(run_url(job)), summary["metrics"]) if summary else []
     if summary is None or summary["step"] != inputs.calendar.total_steps or missing:
         if missing:
             print(f"{job.name} has not measured {', '.join(missing)} yet", flush=True)
@@ -109,8 +108,7 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
         with ExitStack() as owned:
             run_id = own(job, inputs, lock, owned)
             try:
-                digests = {name: index.digest for name, index in inputs.held_out.items()}
-                launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token, held_out=digests)
+                launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token, held_out=inputs.digests)
             except KeyboardInterrupt:
                 if lock.lost_to is None and not never_trained(run_url(job)):
                     deliver_stop(job, run_id, inputs)

@@ -47,6 +47,11 @@ class Inputs:
     held_out: dict[str, Index]
     calendar: Calendar
 
+    @property
+    def digests(self) -> dict[str, str]:
+        """Digests of the sets of `data.eval`, by name."""
+        return {name: index.digest for name, index in self.held_out.items()}
+
 
 def open_inputs(job: NetworkJob) -> Inputs:
     """Open everything that a job needs.

@@ -117,6 +117,24 @@ def test_asked_beside_the_start_of_ray(store: Path, tmp_path: Path) -> None:
     assert (tmp_path / "new" / "mlflow.db").exists()
 
 
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("(sqlite3.OperationalError) table _alembic_tmp_runs already exists", "did not finish making"),
+        ("(sqlite3.OperationalError) duplicate column name: workspace", "did not finish making"),
+        ("(sqlite3.DatabaseError) malformed database schema - orphan index", "cannot be used as a database"),
+        ("(sqlite3.OperationalError) attempt to write a readonly database", "cannot be used as a database"),
+        ("Experiment(name=vit) already exists. Error: UNIQUE constraint failed", ""),  # made by another run just now
+        ("(sqlite3.OperationalError) database is locked", ""),
+    ],
+)
+def test_errors_of_a_database(text: str, reason: str, tmp_path: Path) -> None:
+    found = refusal(RuntimeError(f"{text} [SQL: SELECT 1]"), f"sqlite:///{tmp_path}/mlflow.db")
+    assert reason in found
+    assert bool(reason) == bool(found)
+    assert "SELECT" not in found
+
+
 def test_errors_that_pass() -> None:
     for error in (ConnectionError("refused"), TimeoutError(), OSError(5, "Input/output error"), RuntimeError("locked")):
         assert refusal(error, "sqlite:////nowhere/mlflow.db") == ""
