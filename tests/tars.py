@@ -5,6 +5,7 @@ import io
 import random
 import tarfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -34,6 +35,22 @@ def write_set(
     index = Index(storage.join(url, "index.json"), tuple(shards), 10, multi_label=False, extensions=("cls", "jpg"))
     write_index(index)
     return open_index(url), samples
+
+
+def packed_samples(folder: Path) -> list[tuple[str, Fields]]:
+    """Key and fields of each sample in the tars of a folder, read by the standard library: members with one stem.
+
+    Fails the test if a sample has two fields of one name.
+    """
+    samples: dict[tuple[str, str], Fields] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as archive:
+            for member in archive:
+                key, _, extension = member.name.rpartition(".")
+                fields = samples.setdefault((path.name, key), {})
+                assert extension not in fields
+                fields[extension] = archive.extractfile(member).read()  # type: ignore[union-attr]
+    return [(key, fields) for (_, key), fields in samples.items()]
 
 
 def tar_of_random_samples(

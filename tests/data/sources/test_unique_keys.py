@@ -19,6 +19,7 @@ from data.packing.verify import faults_of_the_whole, verify
 from data.shards import tar
 from data.sources.class_tars import class_tars
 from data.sources.img2dataset import Columns, Img2dataset
+from tests.tars import packed_samples
 
 Members = list[tuple[str, bytes]]
 
@@ -35,19 +36,6 @@ def write_tar(path: Path, members: Members) -> None:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-
-
-def packed(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
-    """Key and fields of each sample, read by the standard library: members with one stem, without any grouping."""
-    samples: dict[tuple[str, str], dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, extension = member.name.rpartition(".")
-                fields = samples.setdefault((path.name, key), {})
-                assert extension not in fields
-                fields[extension] = archive.extractfile(member).read()
-    return [(key, fields) for (_, key), fields in samples.items()]
 
 
 def check(folder: Path) -> None:
@@ -76,7 +64,7 @@ def test_class_tars_with_equal_names(tmp_path):
     for options in (Options(samples_per_shard=7), Options(shuffle_seed=None), Options()):
         out = tmp_path / f"out{options.samples_per_shard}{options.shuffle_seed}"
         assert pack(str(out), class_tars("x", str(tmp_path / "in")), options).index.num_samples == 63
-        found = packed(out)
+        found = packed_samples(out)
         assert {key: (fields["png"], int(fields["cls"])) for key, fields in found} == expected
         assert len(found) == 63
         check(out)
@@ -108,7 +96,7 @@ def test_keys_stay_unique_with_the_class_in_front(tmp_path):
         images += [content for _, content in members]
         write_tar(tmp_path / "in" / f"{name}.tar", members)
     pack(str(tmp_path / "out"), class_tars("x", str(tmp_path / "in")), Options(samples_per_shard=4))
-    found = packed(tmp_path / "out")
+    found = packed_samples(tmp_path / "out")
     assert len({key for key, _ in found}) == len(found) == len(images)
     assert sorted(fields["png"] for _, fields in found) == sorted(images)
     assert {"猫", "v1.2/\udcff", "b/dots_in_it", "a/dots_in_it"} <= {key for key, _ in found}
@@ -153,7 +141,7 @@ def test_two_downloads_in_one_folder(tmp_path, with_table, per_shard):
     table = label_table(tmp_path / "labels.csv", 50) if with_table else None
     result = pack(str(tmp_path / "out"), Img2dataset(str(tmp_path / "in"), table), Options(samples_per_shard=per_shard))
     assert (result.index.num_samples, result.skipped) == (50, {})
-    found = packed(tmp_path / "out")
+    found = packed_samples(tmp_path / "out")
     for row, (_, fields) in enumerate(found):
         assert (fields["png"], json.loads(fields["json"])["labels"]) == (png(row), [row])
     keys = [f"a-00000/{key}" for key in numbers] + [f"b-00000/{key}" for key in reversed(numbers)]
@@ -167,7 +155,7 @@ def test_a_table_that_is_joined_by_keys_that_repeat(tmp_path):
     (tmp_path / "labels.csv").write_text("key,labels\n1,0\n2,1\n3,3\n")
     source = Img2dataset(str(tmp_path / "in"), str(tmp_path / "labels.csv"), Columns(key="key"))
     result = pack(str(tmp_path / "out"), source)
-    assert [(key, json.loads(fields["json"])["labels"]) for key, fields in packed(tmp_path / "out")] == [
+    assert [(key, json.loads(fields["json"])["labels"]) for key, fields in packed_samples(tmp_path / "out")] == [
         ("1", [0]),
         ("3", [3]),
     ]
@@ -181,7 +169,7 @@ def test_keys_that_are_unique_stay(tmp_path, with_table):
     download(tmp_path / "in", tars, keys_in_parquet=with_table)
     table = label_table(tmp_path / "labels.csv", 6) if with_table else None
     pack(str(tmp_path / "out"), Img2dataset(str(tmp_path / "in"), table))
-    assert [key for key, _ in packed(tmp_path / "out")] == ["1", "3", "5", "2", "4", "9"]
+    assert [key for key, _ in packed_samples(tmp_path / "out")] == ["1", "3", "5", "2", "4", "9"]
     check(tmp_path / "out")
 
 
@@ -191,7 +179,7 @@ def test_a_key_twice_in_one_download(tmp_path, with_table):
     download(tmp_path / "in", {"00000": [("1", 0), ("2", 1), ("1", 2), ("00000/1", 3), ("1~2", 4), ("3", 5)]})
     table = label_table(tmp_path / "labels.csv", 6) if with_table else None
     result = pack(str(tmp_path / "out"), Img2dataset(str(tmp_path / "in"), table), Options(samples_per_shard=2))
-    found = packed(tmp_path / "out")
+    found = packed_samples(tmp_path / "out")
     rows = [json.loads(fields["json"])["labels"][0] for _, fields in found]
     assert [fields["png"] for _, fields in found] == [png(row) for row in rows]
     assert len({key for key, _ in found}) == len(found)

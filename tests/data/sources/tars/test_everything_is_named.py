@@ -20,6 +20,7 @@ from data.packing.pack import Options, pack
 from data.packing.verify import verify
 from data.sources.class_tars import class_tars
 from data.sources.img2dataset import Img2dataset
+from tests.tars import packed_samples
 
 SYSTEM = ("__MACOSX", "@eaDir", ".git", "$RECYCLE.BIN")
 OTHER_TYPES = (
@@ -154,17 +155,9 @@ def plain_reading(folder: Path) -> tuple[Counter[tuple[bytes, int]], Counter[str
 
 
 def samples(folder: Path) -> Counter[tuple[bytes, int]]:
-    found: dict[tuple[str, str], dict[str, bytes]] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, extension = member.name.rpartition(".")
-                fields = found.setdefault((path.name, key), {})
-                assert extension not in fields
-                fields[extension] = archive.extractfile(member).read()
-    keys = [key for _, key in found]
-    assert len(set(keys)) == len(keys)
-    return Counter((fields.get("png") or fields["jpg"], int(fields["cls"])) for fields in found.values())
+    found = packed_samples(folder)
+    assert len({key for key, _ in found}) == len(found)
+    return Counter((fields.get("png") or fields["jpg"], int(fields["cls"])) for _, fields in found)
 
 
 def skipped(folder: Path) -> Counter[str]:
@@ -294,19 +287,9 @@ def test_img2dataset(tmp_path, seed):
         Path(table).write_text("id,labels\n" + "".join(f"{row},{row}\n" for row in range(50)))
     options = Options(samples_per_shard=rng.choice([2, 99]))
     result = pack(str(tmp_path / "out"), Img2dataset(str(folder), table), options)
-    found: dict[tuple[str, str], dict[str, bytes]] = {}
-    for path in sorted((tmp_path / "out").glob("*.tar")):
-        with tarfile.open(path) as archive:
-            for member in archive:
-                key, _, extension = member.name.rpartition(".")
-                fields = found.setdefault((path.name, key), {})
-                assert extension not in fields
-                fields[extension] = archive.extractfile(member).read()
-    keys = [key for _, key in found]
-    assert len(set(keys)) == len(keys)
-    labels = [
-        (json.loads(fields["json"])["labels"][0], fields.get("jpg") or fields["png"]) for fields in found.values()
-    ]
+    found = packed_samples(tmp_path / "out")
+    assert len({key for key, _ in found}) == len(found)
+    labels = [(json.loads(fields["json"])["labels"][0], fields.get("jpg") or fields["png"]) for _, fields in found]
     assert (dict(labels), len(labels)) == (images, len(images))
     lines = [json.loads(line) for line in (tmp_path / "out" / "skipped.jsonl").read_text().splitlines()]
     assert Counter(line["key"] for line in lines if "things" not in line and "did not get" not in line["reason"]) == (
