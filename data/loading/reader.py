@@ -15,9 +15,12 @@ twice its length, for its bytes and the samples copied from them. A read begins 
 that is asked for needs its block. So there is no deadlock, and the budget must hold the order's window.
 """
 
+import atexit
 import dataclasses
 import functools
 import threading
+import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Self
@@ -32,6 +35,7 @@ from data.order import Order
 from data.shards.index import Index
 
 AHEAD_BYTES = 256 << 20  # beyond the order's window, if the memory is not given
+EXIT_SECONDS = 5.0  # that the end of the program waits for fetch threads
 
 
 @dataclass
@@ -116,6 +120,7 @@ class Reader:
         self._threads = [
             threading.Thread(target=self._run, name="data-fetch", daemon=True) for _ in range(budget.FETCH_THREADS)
         ]
+        _READERS.add(self)
         for thread in self._threads:
             thread.start()
 
@@ -158,6 +163,12 @@ class Reader:
             self._samples.clear()
             self._arrived.notify_all()
             self._freed.notify_all()
+
+    def join(self, seconds: float) -> None:
+        """Wait until the fetch threads of a closed reader have ended, but not longer than `seconds`."""
+        deadline = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
 
     def __enter__(self) -> Self:
         return self
@@ -309,3 +320,16 @@ def _field_bytes(sample: Sample | UnreadableSample) -> int:
 def _held_bytes(sample: Sample | UnreadableSample) -> int:
     """Memory of a waiting sample."""
     return _field_bytes(sample) + budget.SAMPLE_BYTES
+
+
+_READERS: "weakref.WeakSet[Reader]" = weakref.WeakSet()  # that may have fetch threads
+
+
+@atexit.register
+def _stop_fetching() -> None:
+    """End the fetch threads before the interpreter ends, which would abort the program inside numpy's C++ code."""
+    readers, deadline = list(_READERS), time.monotonic() + EXIT_SECONDS
+    for reader in readers:
+        reader.close()
+    for reader in readers:
+        reader.join(max(0.0, deadline - time.monotonic()))

@@ -328,6 +328,10 @@ def test_threads_end_with_the_loader(train_index):
 def test_a_program_that_dies_with_an_open_loader_ends(digits):
     """An exception in the training loop is reported at once, while threads still work."""
     program = f"""
+import atexit, threading
+def left():  # called last
+    print([thread.name for thread in threading.enumerate() if thread.name.startswith("data-")])
+atexit.register(left)
 import data
 index = data.open_index({str(digits / "train")!r})
 order = data.SampleOrder(index, batch_size=64)
@@ -337,7 +341,7 @@ next(loader)
 raise SystemExit("out of memory, say")
 """
     died = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
-    assert (died.returncode, died.stderr) == (1, "out of memory, say\n")
+    assert (died.returncode, died.stderr, died.stdout) == (1, "out of memory, say\n", "[]\n")
 
 
 def test_errors_of_threads_reach_the_consumer(digits, tmp_path):
