@@ -16,7 +16,7 @@ ORCHESTRATOR = {  # wing -> wings that it may import; everything may import the 
     "job": set(),
     "run": {"job"},
     "engine": {"job"},
-    "checkpoint": {"engine"},
+    "checkpoint": {"engine", "run", "job"},
     "cluster": {"engine/cpu", "run", "job"},
     "tracking": {"run", "job"},
     "report": {"checkpoint/manifest", "run"},

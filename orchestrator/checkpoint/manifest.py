@@ -18,7 +18,7 @@ import json
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -34,6 +34,7 @@ MOST_MANIFEST_BYTES = 512 * 2**20  # a thousand ranks at ZeRO 3 need a fifth of 
 COUNTS = (SKIPPED, IN_A_ROW, WENT_BACK, *map(bad_samples, CAUSES))  # metrics from which a run goes on counting
 USING_PREVIOUS = "using the previous one"
 WEIGHT = "weight"  # state of the float32 weights; the others are the optimizer's keys: exp_avg, momentum_buffer, ...
+EMA = "ema"  # state of the averaged weights
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
 
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}-of-\d{5}\.\d{3}\.safetensors$")]
@@ -83,6 +84,11 @@ class Manifest(Part):
     def name(self) -> str:
         """The checkpoint's folder in its run."""
         return self._name
+
+    @property
+    def sha256(self) -> str:
+        """Hex digest of everything that it says, which covers every byte of the checkpoint."""
+        return _digest(json.loads(json.dumps(self.model_dump())))
 
     @property
     def states(self) -> list[str]:
@@ -221,8 +227,14 @@ def passed_over(run_url: str) -> list[str]:
     return [name for name in _names(run_url) if {MANIFEST, MARK} <= storage.contents(f"{run_url}/{name}").keys()]
 
 
-def prune(run_url: str, keep: int, newest: str | None = None, owner: Owner | None = None) -> None:
-    """Delete unfinished checkpoints, and all complete ones but the newest `keep`.
+def prune(
+    run_url: str,
+    keep: int,
+    newest: str | None = None,
+    owner: Owner | None = None,
+    best: Callable[[Iterable[Manifest]], Manifest | None] | None = None,
+) -> None:
+    """Delete unfinished checkpoints, and all complete ones but the newest `keep` and the best one.
 
     No checkpoint of the run may be in progress. Ray Train's own pruning deletes only checkpoints that were registered
     with it, and a crash may prevent that.
@@ -232,23 +244,26 @@ def prune(run_url: str, keep: int, newest: str | None = None, owner: Owner | Non
             and is marked: it does not count as kept. Unless this one is fit, nothing is deleted or marked. None: the
             first one that is fit.
         owner: the run. Checkpoints of other runs are neither counted nor deleted.
+        best: chooses the checkpoint to keep besides the newest, of all that are fit, newest first. None: no other.
     """
-    kept: list[str] = []
+    fit: list[Manifest] = []
     later: list[Manifest | Unfit] = []
     for found in survey(run_url, owner):
-        if isinstance(found, Manifest) and (kept or newest in (None, found.name)):
-            kept.append(found.name)
-        elif not kept:
+        if isinstance(found, Manifest) and (fit or newest in (None, found.name)):
+            fit.append(found)
+        elif not fit:
             later.append(found)
-        if len(kept) == keep:
+        if len(fit) == keep and best is None:
             break
-    if kept:
+    if fit:
         if newest is not None:
             for found in later:
                 _leave_behind(run_url, found, newest)
-        stay = {*kept, *(found.name for found in later)}
+        stay = {found.name for found in [*fit[:keep], *later]}
+        if best is not None and (chosen := best(fit)) is not None:
+            stay.add(chosen.name)
         for name in _names(run_url):
-            older = _step(name) <= _step(kept[0]) and name not in stay
+            older = _step(name) <= _step(fit[0].name) and name not in stay
             if older and not _is_foreign(f"{run_url}/{name}", owner):
                 delete(f"{run_url}/{name}")
     remove_unfinished(run_url)

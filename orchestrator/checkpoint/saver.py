@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 
 from data import storage
+from orchestrator.checkpoint.best import Best
 from orchestrator.checkpoint.files import DISK_FULL_ERRNOS, Files, clear_staging, staging_folder, write_file
 from orchestrator.checkpoint.manifest import CheckpointError, File, delete, new_name, prune, remove_unfinished
 from orchestrator.checkpoint.notes import Owner
@@ -52,6 +53,7 @@ class Saver:
         say: receives a line if a store is unreachable or back, or a save is skipped or fails; on rank 0 only.
         report: starts an upload in the background.
         owner: the run, which each checkpoint names.
+        best: what makes a checkpoint the best, which is kept, too; None: the newest alone.
         before: called in the background before a checkpoint is completed, repeatedly while the store is unreachable.
         permit: called in the background on rank 0 before a manifest is written, repeatedly while the store is
             unreachable. It raises TakenOver if the run is not this command's any more.
@@ -70,6 +72,7 @@ class Saver:
         *,
         report: Report,
         owner: Owner | None = None,
+        best: Best | None = None,
         before: Callable[[], None] | None = None,
         permit: Callable[[], None] | None = None,
     ) -> None:
@@ -77,6 +80,7 @@ class Saver:
         self._run_url = run_url
         self._keep = keep
         self._owner = owner
+        self._best = best
         self._report = report
         self._before = before
         self._permit = permit
@@ -212,7 +216,8 @@ class Saver:
         if self._rank == 0:
             if self._cause is None:
                 self._tidy(remove_parts, destination)
-                self._tidy(prune, self._run_url, self._keep, name, self._owner)
+                best = None if self._best is None else self._best.of
+                self._tidy(prune, self._run_url, self._keep, name, self._owner, best)
             else:
                 self._tidy(delete, destination)
         self._idle.set()

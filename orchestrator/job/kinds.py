@@ -4,6 +4,7 @@ The same classes give the error lines (`job/mistakes.py`), the JSON Schema for e
 (`job/docs.py`).
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
@@ -66,6 +67,8 @@ class NetworkJob(Job):
         _check_resize(self.data.train.augment, self.model, "data.train")
         for name, held_out in self.data.eval.items():
             _check_resize(held_out.augment, self.model, f"data.eval.{name}")
+        if self.checkpoint.best is not None:
+            _check_best(self.checkpoint.best.metric, self.data.eval, self.evaluators)
         self.model.vit_config()  # last, as in the other kinds: it is the only check that loads `model`
         return self
 
@@ -217,6 +220,13 @@ def _check_resize(
     if augment.resize is not None and augment.resize < model.image_size:
         problem = f"smaller than model.image_size = {model.image_size}, which is cut out of it"
         raise ImpossibleValue(f"{key}.augment.resize", problem)
+
+
+def _check_best(metric: str, held_out: Collection[str], evaluators: Collection[str]) -> None:
+    first, second, *_ = metric.split("/")
+    if (second not in held_out) if first == "eval" else (first not in evaluators):
+        measured = [*(f"eval/{name}/..." for name in held_out), *(f"{name}/..." for name in evaluators)]
+        raise ImpossibleValue("checkpoint.best.metric", f"not measured; the job has {', '.join(measured) or 'nothing'}")
 
 
 def _check_init_from(model: sections.Encoder) -> None:

@@ -173,6 +173,15 @@ class Training(Section):
     checkpoint; the second time it stops."""
 
 
+class Best(Section):
+    """Which checkpoint is the best. null = none is kept for this."""
+
+    metric: Annotated[str, Field(pattern=r"^[^/]+(/[^/]+)+$")]
+    """What is measured, as MLflow shows it, such as eval/val/top1: of a set of `data.eval` or of an evaluator."""
+    mode: Literal["max", "min"]
+    """Whether the largest value is the best, or the smallest."""
+
+
 class Checkpoint(Section):
     """Where the run is stored, and how often it is saved."""
 
@@ -182,6 +191,9 @@ class Checkpoint(Section):
     """Time between checkpoints; the run always ends with one."""
     keep: Count = 3
     """Number of checkpoints to keep: the newest."""
+    best: Best | None = None
+    """Keep the best checkpoint, too: {metric: eval/val/top1, mode: max}. An evaluation that finds a better value is
+    followed by a checkpoint. null = the newest alone."""
 
 
 class Evaluate(Section):

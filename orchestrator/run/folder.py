@@ -1,6 +1,6 @@
 """The folder of a run, `{checkpoint.url}/{name}`: its files, and whether a job may continue the run.
 
-    run.json        the run's identity and the digest of its training set
+    run.json        the run's identity, the digest of its training set, and the code that trains it
     job.yaml        the resolved job as it was last started, without credentials
     classes.json    names of the training set's classes, if they have names (`run/class_names.py`)
     step-*/         checkpoints (`checkpoint/restore.py`)
@@ -29,6 +29,7 @@ from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.redact import redact_fields
+from orchestrator.run.provenance import provenance
 from orchestrator.run.recipe import recipe
 
 RUN, JOB, SUMMARY, FIRST_STEP = "run.json", "job.yaml", "summary.json", "first-step"
@@ -87,10 +88,11 @@ def open_run(job: NetworkJob, digest: str) -> str:
     `check_run`.
     """
     folder, fields = run_url(job), redact_fields(job.model_dump(mode="json"))
-    run = {"id": check_run(job, digest) or uuid.uuid4().hex, "train": digest}
+    code = {key.removeprefix("code."): value for key, value in provenance().items() if key.startswith("code.")}
+    run = {"id": check_run(job, digest) or uuid.uuid4().hex, "train": digest, "code": code}
     storage.write_atomic(f"{folder}/{JOB}", yaml.safe_dump(fields, sort_keys=False).encode())
     storage.write_atomic(f"{folder}/{RUN}", json.dumps(run).encode())  # last: a folder with this file also has a job
-    return run["id"]
+    return str(run["id"])
 
 
 def mark_first_step(url: str) -> None:

@@ -6,7 +6,10 @@ from typing import NoReturn
 import torch.distributed as dist
 
 from data import Batch
+from orchestrator.checkpoint.best import Best
+from orchestrator.checkpoint.manifest import complete_checkpoints
 from orchestrator.checkpoint.notes import Owner
+from orchestrator.checkpoint.outage import StoreRetry
 from orchestrator.checkpoint.restore import restore
 from orchestrator.checkpoint.saver import Saver
 from orchestrator.checkpoint.upload import TakenOver
@@ -20,7 +23,7 @@ from orchestrator.history.history import History
 from orchestrator.history.ledger import Ledger
 from orchestrator.history.reporter import Reporter
 from orchestrator.job.kinds import NetworkJob
-from orchestrator.names import IN_A_ROW
+from orchestrator.names import EVALUATED, IN_A_ROW
 from orchestrator.run.lock.lock import Guard
 from orchestrator.run.lock.owner import Taken
 from orchestrator.run.totals import Totals
@@ -66,6 +69,10 @@ class Checkpoints:
         self._ledger: Ledger
         self._saver: Saver
         self._rolled_back: RollBack | None = None
+        best = job.checkpoint.best
+        self._best = None if best is None else Best(best.metric, best.mode)
+        self._best_value: float | None = None  # of the best checkpoint
+        self._said_unmeasured = False
         self._guard = Guard(run_url, lock) if dist.get_rank() == 0 else None
 
     def resume(self) -> int:
@@ -96,10 +103,24 @@ class Checkpoints:
             self._reporter.say,
             report=through_ray,
             owner=self._owner,
+            best=self._best,
             before=self._ledger.write,
             permit=self._permit,
         )
+        if self._best is not None:
+            self._best_value = self._value_of_best(self._best)
         return step
+
+    def is_best(self, step: int) -> bool:
+        """Whether the weights of this step were measured, and are better than those of every checkpoint."""
+        if self._best is None or self._history.latest.get(EVALUATED) != step:
+            return False
+        if self._best.metric not in self._history.latest and not self._said_unmeasured:
+            self._said_unmeasured = True
+            self._reporter.say_once(f"checkpoint.best.metric = {self._best.metric}: the evaluation had no such metric")
+        if (value := self._best.value(step, self._history.latest)) is None:
+            return False
+        return self._best.is_better(value, self._best_value)
 
     def record(self, batch: Batch) -> None:
         """Note which samples a step trains on, if the job asks for it."""
@@ -112,8 +133,22 @@ class Checkpoints:
         if counts[IN_A_ROW] and not wait:
             return  # do not checkpoint weights that may themselves be the cause
         self._history.latest.update(counts)
+        skipped = self._saver.skipped
         with self._heartbeat.in_background():
             self._history.saved(self._saver.save(step, totals.to_dict(), self._history.latest, wait=wait))
+        if self.is_best(step) and self._saver.skipped == skipped:
+            assert self._best is not None
+            self._best_value = self._best.value(step, self._history.latest)
+
+    def _value_of_best(self, best: Best) -> float | None:
+        """The value of the best checkpoint, the same on all ranks."""
+        found: list[float | None] = [None]
+        if dist.get_rank() == 0:
+            retry = StoreRetry(self._run_url, self._reporter.say)
+            manifest = retry(lambda: best.of(complete_checkpoints(self._run_url, self._reporter.say, self._owner)))
+            found = [None if manifest is None else best.value(manifest.step, manifest.metrics)]
+        dist.broadcast_object_list(found)
+        return found[0]
 
     def _permit(self) -> None:
         """Raise TakenOver if another command owns the run by now. An outage of the store is no reason to stop."""

@@ -94,7 +94,7 @@ def train_from_checkpoint(p: Parts) -> int:
         if notice is not None:
             p.checkpoints.leave(step, notice)
 
-        # 4. Once in a while: a checkpoint. The last one is waited for.
-        if p.calendar.save_due(step):
+        # 4. Once in a while: a checkpoint, and if the weights are the best so far. The last one is waited for.
+        if p.calendar.save_due(step) or p.checkpoints.is_best(step):
             p.checkpoints.save(step, wait=p.calendar.is_over(step))
     return step

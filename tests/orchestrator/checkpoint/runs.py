@@ -1,0 +1,48 @@
+"""The folder of a run with real checkpoints, made without Ray."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from infra.local.ranks import run_ranks
+from tests.orchestrator.small_run import train_digits
+
+MODEL = {
+    "name": "ViT-Ti/16",
+    "num_classes": 10,
+    "image_size": 8,
+    "patch_size": 2,
+    "depth": 3,
+    "width": 48,
+    "heads": 3,
+    "mlp_dim": 96,
+    "dropout": 0.1,
+}
+IDENTITY = "0123456789abcdef0123456789abcdef"
+
+
+def make_run(folder: Path, shards: str, stage: int, workers: int, steps: int, resume: Path | None = None) -> Path:
+    """Train the small network of `small_run` on so many workers, and write the files of a run beside its checkpoint."""
+    run_ranks(workers, _train, shards, stage, steps, str(folder), None if resume is None else str(resume))
+    describe(folder)
+    return folder
+
+
+def _train(shards: str, stage: int, steps: int, save: str, resume: str | None) -> None:
+    train_digits(shards, stage, steps, save, resume)
+
+
+def describe(folder: Path, **more: Any) -> None:
+    """Write job.yaml, run.json and classes.json as `run/folder.py` does; `more` are further sections of the job."""
+    job = {
+        "kind": "pretrain",
+        "name": folder.name,
+        "model": MODEL,
+        "data": {"eval": {"test": {"url": "U", "augment": {"crop": "resize"}}}},
+        **more,
+    }
+    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    (folder / "run.json").write_text(json.dumps({"id": IDENTITY, "train": "d" * 64, "code": {"digest": "c" * 64}}))
+    (folder / "classes.json").write_text(json.dumps([f"digit {n}" for n in range(10)]))
