@@ -6,9 +6,11 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from data import bounds, storage
-from data.commands.pack_sources import add_sources, class_count, positive
+from data.commands.pack_options import positive
+from data.commands.pack_sources import add_sources, class_count
 from data.commands.parsing import Commands, Outcome, facts, stated, summary
 from data.errors import DataError
 from data.packing.pack import Packed, pack
@@ -16,7 +18,7 @@ from data.packing.scan import find_shards, index_shards
 from data.progress import Progress
 from data.ray_session import session
 from data.shards.class_names import read_class_list, warn_of_one_based, warn_of_untrained
-from data.shards.index import open_index
+from data.shards.index import CLASS_MAP, MEASURE_ONLY, open_index
 from data.shards.label_rule import CLEAR, KINDS, LabelRule
 
 PACK_HELP = """\
@@ -168,6 +170,15 @@ def label_statement(options: argparse.Namespace, folder: str) -> tuple[LabelRule
     return LabelRule(key=key, kind=kind, unlabelled=unlabelled), ()
 
 
+def notes_to_keep(folder: str) -> dict[str, Any]:
+    """What the index that is there says of a set that is for measuring only, as it was packed."""
+    with suppress(DataError):  # there is none, or one that cannot be read
+        index = open_index(folder)
+        if index.measure_only:
+            return {key: value for key, value in index.about.items() if key in (MEASURE_ONLY, CLASS_MAP)}
+    return {}
+
+
 def run_index_only(options: argparse.Namespace) -> Outcome:
     with storage.reporting(options.index_only):
         folder, shards = find_shards(options.index_only)
@@ -180,6 +191,7 @@ def run_index_only(options: argparse.Namespace) -> Outcome:
             rule=rule,
             class_names=names,
             must_have_labels=not rule.unlabelled,
+            about=notes_to_keep(folder),
             progress=lambda done, total: shown.advance(1),
         )
     for url in contents.cut_short:

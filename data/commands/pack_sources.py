@@ -2,27 +2,24 @@
 
 import argparse
 import re
-import textwrap
-from collections.abc import Callable, Iterator
 
 from data import bounds
 from data.commands.folder_checks import check_classes, check_dest
+from data.commands.pack_measure import add_measure_only
+from data.commands.pack_options import (
+    TRANSCODING,
+    Splits,
+    from_option,
+    pack_options,
+    positive,
+    shard_samples,
+    shuffling,
+    source_parser,
+    transcoding,
+)
 from data.commands.parsing import Commands
-from data.images.transcode import FORMATS, QUALITY, Transcode
-from data.packing.pack import Options
-from data.packing.source import Source
 from data.sources.classes.holdout import Holdout
 from data.sources.vtab import TASKS
-
-Splits = Iterator[tuple[str, Source, Options]]
-"""(folder under DEST, or "" for DEST itself; the source that is packed there; how it is packed)."""
-
-TRANSCODING = (
-    "Images are stored unchanged, with the extension of their content; BMP, GIF, TIFF and PNM become PNG. With "
-    "--resize, --format or --quality they are decoded (the EXIF orientation is ignored) and re-encoded, by default in "
-    f"quality {QUALITY}; with --resize alone, images that are small enough are stored unchanged. Unreadable images are "
-    "skipped, counted by reason and listed in DEST/skipped.jsonl, so that shards differ in their numbers of images."
-)
 
 
 def add_sources(command: argparse.ArgumentParser) -> None:
@@ -30,14 +27,7 @@ def add_sources(command: argparse.ArgumentParser) -> None:
     sources = command.add_subparsers(dest="source", metavar="SOURCE", title="sources")
     for add in (_digits, _shapes, _folder, _imagenet, _imagenet21k, _img2dataset, _tfds):
         add(sources)
-
-
-def positive(text: str) -> int:
-    """argparse type: an integer of at least 1."""
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    add_measure_only(sources)
 
 
 def holdout(text: str) -> Holdout:
@@ -73,7 +63,7 @@ def _digits(sources: "Commands[argparse.ArgumentParser]") -> None:
         for split in SPLITS:
             yield split, Digits(split), OPTIONS
 
-    _source(
+    source_parser(
         sources,
         "digits",
         "scikit-learn's 1,797 handwritten digits to DEST/train and DEST/test",
@@ -97,9 +87,9 @@ def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
                 split=split,
                 multi_label=options.multi_label,
             )
-            yield split, source, _options(options)
+            yield split, source, pack_options(options)
 
-    shapes = _source(
+    shapes = source_parser(
         sources,
         "shapes",
         "any number of drawn images to DEST/train and DEST/test",
@@ -114,7 +104,7 @@ def _shapes(sources: "Commands[argparse.ArgumentParser]") -> None:
     shapes.add_argument("--image-size", type=positive, default=64, metavar="PIXELS", help="side of the images (64)")
     shapes.add_argument("--multi-label", action="store_true", help="one to five labelled objects an image")
     shapes.add_argument("--seed", type=int, default=0, metavar="S", help="seed of the images (0)")
-    _shard_samples(shapes)
+    shard_samples(shapes)
 
 
 def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -130,9 +120,9 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
             check_classes(options.images, source.class_names)
         parts = source.split(options.holdout, options.holdout_seed) if options.holdout.number else {"": source}
         for split, part in parts.items():
-            yield split, part, _options(options)
+            yield split, part, pack_options(options)
 
-    folder = _source(
+    folder = source_parser(
         sources,
         "folder",
         "image files, in one folder a class or with a label table",
@@ -146,7 +136,7 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         "gs://bucket/flowers --from ~/flowers --holdout 10% --workers 8 --resize 256",
         splits,
     )
-    _from(folder, "the folder, local or any fsspec URL")
+    from_option(folder, "the folder, local or any fsspec URL")
     folder.add_argument(
         "--yes",
         action="store_true",
@@ -168,8 +158,8 @@ def _folder(sources: "Commands[argparse.ArgumentParser]") -> None:
         "0 for none, and all go to DEST (0)",
     )
     folder.add_argument("--holdout-seed", type=int, default=0, metavar="S", help="seed of the choice of val (0)")
-    _shuffling(folder)
-    _transcoding(folder)
+    shuffling(folder)
+    transcoding(folder)
 
 
 def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -177,9 +167,9 @@ def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
         from data.sources.imagenet import imagenet
 
         for split in options.split:
-            yield split, imagenet(options.images, split), _options(options)
+            yield split, imagenet(options.images, split), pack_options(options)
 
-    imagenet_parser = _source(
+    imagenet_parser = source_parser(
         sources,
         "imagenet",
         "ILSVRC2012's official archives to DEST/train and DEST/val",
@@ -190,12 +180,12 @@ def _imagenet(sources: "Commands[argparse.ArgumentParser]") -> None:
         "gs://bucket/imagenet --from /downloads --workers 16",
         splits,
     )
-    _from(imagenet_parser, "the folder with the archives")
+    from_option(imagenet_parser, "the folder with the archives")
     imagenet_parser.add_argument(
         "--split", nargs="+", choices=("train", "val"), default=("train", "val"), help="the splits to pack (both)"
     )
-    _shuffling(imagenet_parser)
-    _transcoding(imagenet_parser)
+    shuffling(imagenet_parser)
+    transcoding(imagenet_parser)
 
 
 def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -213,9 +203,9 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
             force=options.force,
         )
         for split, source in found.items():
-            yield split, source, _options(options)
+            yield split, source, pack_options(options)
 
-    imagenet21k_parser = _source(
+    imagenet21k_parser = source_parser(
         sources,
         "imagenet21k",
         "ImageNet-21k's class tars to DEST/train and DEST/val",
@@ -229,7 +219,7 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
         "gs://bucket/imagenet21k --from /downloads/winter21_whole --workers 64 --resize 256",
         splits,
     )
-    _from(imagenet21k_parser, "the folder or the tar")
+    from_option(imagenet21k_parser, "the folder or the tar")
     imagenet21k_parser.add_argument(
         "--holdout", type=holdout, default=Holdout(51_200), metavar="N|P%", help="images in val; 0 for none (51,200)"
     )
@@ -240,8 +230,8 @@ def _imagenet21k(sources: "Commands[argparse.ArgumentParser]") -> None:
         help="merge images with the same bytes (yes); --no-merge-identical packs each file with its one label, as "
         "earlier versions did: copies of held-out images stay in train",
     )
-    _shuffling(imagenet21k_parser)
-    _transcoding(imagenet21k_parser)
+    shuffling(imagenet21k_parser)
+    transcoding(imagenet21k_parser)
 
 
 def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -252,9 +242,9 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
         columns = Columns(options.key, options.label_column, options.probability_column)
         kept = Kept(options.min_probability, options.hard)
         source = Img2dataset(options.images, options.labels, columns, options.num_classes or 0, kept)
-        yield "", source, _options(options)
+        yield "", source, pack_options(options)
 
-    img2dataset = _source(
+    img2dataset = source_parser(
         sources,
         "img2dataset",
         "images that img2dataset downloaded, with a label table: COYO-Labeled-300M",
@@ -269,7 +259,7 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
         "--min-probability 0.1 --hard --workers 64",
         splits,
     )
-    _from(img2dataset, "img2dataset's output folder")
+    from_option(img2dataset, "img2dataset's output folder")
     img2dataset.add_argument("--labels", metavar="TABLE", help="label table (labels are in each .json)")
     img2dataset.add_argument("--key", default="id", metavar="COLUMN", help="column to join on (id)")
     img2dataset.add_argument(
@@ -289,8 +279,8 @@ def _img2dataset(sources: "Commands[argparse.ArgumentParser]") -> None:
         metavar="N",
         help="number of classes (largest label + 1)",
     )
-    _shard_samples(img2dataset)
-    _transcoding(img2dataset)
+    shard_samples(img2dataset)
+    transcoding(img2dataset)
 
 
 def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
@@ -299,9 +289,9 @@ def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
 
         for split in options.split or prepared_splits(options.images):
             source = Tfds(options.images, split, image=options.image_key, label=options.label_key, task=options.task)
-            yield re.sub(r"\W+", "_", split).strip("_"), source, _options(options)
+            yield re.sub(r"\W+", "_", split).strip("_"), source, pack_options(options)
 
-    tfds = _source(
+    tfds = source_parser(
         sources,
         "tfds",
         "a data set prepared by TensorFlow Datasets to DEST/SPLIT",
@@ -311,7 +301,7 @@ def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
         "runs/data/cifar100 --from ~/tensorflow_datasets/cifar100/3.0.2",
         splits,
     )
-    _from(tfds, "the prepared data set's folder")
+    from_option(tfds, "the prepared data set's folder")
     tfds.add_argument(
         "--split",
         nargs="+",
@@ -321,78 +311,5 @@ def _tfds(sources: "Commands[argparse.ArgumentParser]") -> None:
     tfds.add_argument("--image-key", metavar="FEATURE", help="feature of the image (as the data set says)")
     tfds.add_argument("--label-key", metavar="FEATURE", help="feature of the label or labels (as the data set says)")
     tfds.add_argument("--task", choices=sorted(TASKS), help="a VTAB task whose label is derived from other features")
-    _shuffling(tfds)
-    _transcoding(tfds)
-
-
-def _source(
-    sources: "Commands[argparse.ArgumentParser]",
-    name: str,
-    summary: str,
-    text: str,
-    example: str,
-    splits: Callable[[argparse.Namespace], Splits],
-) -> argparse.ArgumentParser:
-    paragraphs = (
-        f"{summary[0].upper()}{summary[1:]}.",
-        textwrap.fill(text, 110),
-        f"  python -m data pack {name} {example}",
-    )
-    source = sources.add_parser(
-        name,
-        help=summary,
-        description="\n\n".join(paragraphs),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    source.add_argument("dest", metavar="DEST", help="folder to write to, local or any fsspec URL")
-    source.add_argument("--force", action="store_true", help="replace any content of DEST")
-    source.add_argument(
-        "--workers",
-        type=positive,
-        default=argparse.SUPPRESS,
-        metavar="N",
-        help="shards at a time (1), on Ray if that ends sooner",
-    )
-    source.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object last")
-    source.set_defaults(sources=splits)
-    return source
-
-
-def _from(source: argparse.ArgumentParser, text: str) -> None:
-    source.add_argument("--from", dest="images", required=True, metavar="URL", help=text)
-
-
-def _shard_samples(source: argparse.ArgumentParser) -> None:
-    source.add_argument(
-        "--shard-samples",
-        type=positive,
-        default=0,
-        metavar="N",
-        help="most samples of a shard (200 MB; 16 shards or more)",
-    )
-
-
-def _shuffling(source: argparse.ArgumentParser) -> None:
-    _shard_samples(source)
-    source.add_argument("--shuffle-seed", type=int, default=0, metavar="S", help="seed of the images' order (0)")
-    source.add_argument("--no-shuffle", action="store_true", help="keep the source's order")
-
-
-def _transcoding(source: argparse.ArgumentParser) -> None:
-    source.add_argument("--resize", type=positive, metavar="PIXELS", help="shrink the shorter side to so many")
-    source.add_argument("--format", choices=FORMATS, help="format of the images (their own)")
-    source.add_argument(
-        "--quality",
-        type=int,
-        choices=range(1, 101),
-        metavar="Q",
-        help=f"quality of JPEG and WebP, 1 to 100 ({QUALITY})",
-    )
-
-
-def _options(options: argparse.Namespace) -> Options:
-    transcode = None
-    if any(getattr(options, name, None) for name in ("resize", "format", "quality")):
-        transcode = Transcode(options.resize, options.format, options.quality)
-    seed = None if getattr(options, "no_shuffle", True) else options.shuffle_seed
-    return Options(shuffle_seed=seed, samples_per_shard=options.shard_samples, transcode=transcode)
+    shuffling(tfds)
+    transcoding(tfds)

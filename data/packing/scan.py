@@ -4,9 +4,9 @@ import hashlib
 import io
 import posixpath
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from braceexpand import braceexpand
@@ -34,6 +34,7 @@ def index_shards(
     rule: LabelRule = CLEAR,
     class_names: Sequence[str] = (),
     must_have_labels: bool = False,
+    about: Mapping[str, Any] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Index, Contents]:
     """Scan existing WebDataset tars and write `index.json` in their common folder.
@@ -48,6 +49,7 @@ def index_shards(
         rule: how the labels are read.
         class_names: by class number. Empty: for labels that are names, those that are found, in sorted order.
         must_have_labels: it is an error if no sample has a readable label.
+        about: further notes for the index.
         progress: called with (shards done, shards in all).
 
     Raises:
@@ -87,7 +89,7 @@ def index_shards(
         num_classes=num_classes or len(class_names) or rule.classes,
         rule=rule,
         class_names=class_names,
-        about={"packed_by": VERSION},
+        about={"packed_by": VERSION} | dict(about or {}),
     )
     write_index(index)
     return index, total

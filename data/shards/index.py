@@ -32,6 +32,8 @@ VERSION = 2
 READABLE_VERSIONS = (1, 2)  # 1: byte offsets as lists of numbers, and no label_counts
 STRIDE = 64  # samples between two byte offsets: a lookup reads fewer than 64 extra samples
 COUNTS = frozenset(("found", "merged"))  # among the notes
+MEASURE_ONLY = "measure_only"  # note that names a set on which nothing may be trained
+CLASS_MAP = "class_map"  # note of ObjectNet: {its class: [ImageNet class numbers]}
 RECORD = 512  # bytes: every header and every content in a tar begins at a multiple
 
 
@@ -104,6 +106,11 @@ class Index:
         """SHA-256 of the lines `name count sha256`, one a shard: equal for the same samples in the same order."""
         lines = (f"{shard.url} {shard.samples} {shard.sha256}\n" for shard in self.shards)
         return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+    @property
+    def measure_only(self) -> str:
+        """The name of the set, if nothing may be trained on it; else empty."""
+        return str(self.about.get(MEASURE_ONLY, ""))
 
     def label_rule(self, sample_id: int = 0) -> LabelRule:
         """How the labels of a sample are read: by the rule of its set.

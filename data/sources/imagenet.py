@@ -41,7 +41,7 @@ def imagenet(folder: str, split: str) -> TarImages:
         return class_tars("imagenet/train", storage.join(folder, TRAIN_TAR))
     everything = list_members(Archive(storage.absolute(storage.join(folder, VAL_TAR)), 0, ""))
     classes, truth = read_devkit(storage.join(folder, DEVKIT))
-    numbers = np.array([_validation_number(name) for name in everything.names], np.int64)
+    numbers = np.array([validation_number(name) for name in everything.names], np.int64)
     others = [_other(everything.names[place]) for place in np.flatnonzero(numbers == 0).tolist()]
     members = Members(
         everything.url,
@@ -58,7 +58,7 @@ def imagenet(folder: str, split: str) -> TarImages:
     return tar_images("imagenet/val", [members], [truth[numbers - 1]], classes)
 
 
-def _validation_number(name: str) -> int:
+def validation_number(name: str) -> int:
     """The number in the name of a validation image; 0 if it is none."""
     match = None if is_hidden(name) else re.search(r"_(\d{8})\.JPEG$", name)
     return int(match[1]) if match else 0

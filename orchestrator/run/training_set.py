@@ -65,12 +65,14 @@ def open_training_set(
         open_set: (key, URL) -> index, for sets of images.
 
     Raises:
-        TrainingSetError: the numbers do not fit a set, or a list of exclusions is of another set.
+        TrainingSetError: a set is for measuring only, the numbers do not fit it, or a list of exclusions is of another.
         DataError: a set cannot be opened.
     """
     indexes, selections = [], []
     for key, source in settings.all_sources().items():
         index = open_set(f"{key}.url", source.url)
+        if index.measure_only:
+            raise TrainingSetError(f"{key}.url", f"{source.url} is for measuring only: {index.measure_only}")
         indexes.append(index)
         selections.append(_selection(key, source, index, resolve))
     try:
