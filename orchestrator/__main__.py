@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from orchestrator.commands import run, schema
+from orchestrator.commands import features, predict, run, schema
 from orchestrator.commands.parsing import EXAMPLES, Parser
 from orchestrator.job.errors import JobError
 from orchestrator.redact import print_error
 
-COMMANDS = (run, schema)
+COMMANDS = (run, predict, features, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     parser = Parser(
         prog="python -m orchestrator",
-        description="Pre-train Vision Transformers from a job file.",
+        description="Pre-train Vision Transformers from a job file, and use them.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

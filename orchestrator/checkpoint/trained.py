@@ -34,7 +34,8 @@ from orchestrator.checkpoint.notes import Owner
 from orchestrator.checkpoint.whole import Damaged, read_whole
 from orchestrator.job.data_sections import HeldOutAugment
 from orchestrator.job.safe_yaml import parse_without_aliases
-from orchestrator.job.sections import Checkpoint, Encoder, Model
+from orchestrator.job.sections import Best as BestKeys
+from orchestrator.job.sections import Encoder, Model
 from orchestrator.names import EVALUATED, split_held_out
 from orchestrator.run.class_names import CLASSES
 from orchestrator.run.folder import JOB, RUN
@@ -76,7 +77,7 @@ class Trained:
         step: updates of the weights, and steps without an effect.
         metrics: of the held-out sets, as they were measured last: {"eval/val/top1": 0.9}.
         origin: where the weights come from: `job`, `run` (its identity), `step`, `weights`, `data` (digest of the
-            training set), `code` (what trained them), `checkpoint`, `sha256` (of the checkpoint's manifest).
+            training set), `code` (what trained them), `checkpoint`, `sha256` (of the checkpoint's manifest), `loss`.
     """
 
     address: Address
@@ -146,6 +147,7 @@ def read_trained(address: Address, warn: Callable[[str], None]) -> Trained:
             "code": run.get("code"),
             "checkpoint": manifest.name,
             "sha256": manifest.sha256,
+            "loss": (job.get("objective") or {}).get("loss"),
         },
     )
 
@@ -219,12 +221,13 @@ def _at_step(address: Address, step: int, owner: Owner | None) -> Manifest:
 
 
 def _best(job: Mapping[str, Any], url: str) -> Best:
-    try:
-        settings = Checkpoint.model_validate(job.get("checkpoint") or {}).best
-    except ValidationError as error:
-        raise RunError(f"{url}/{JOB}: damaged (checkpoint); put back a copy of it") from error
-    if settings is None:
+    best = (job.get("checkpoint") or {}).get("best")
+    if best is None:
         raise RunError(f"{url}: the run keeps no best checkpoint: its job has no checkpoint.best")
+    try:
+        settings = BestKeys.model_validate(best)
+    except ValidationError as error:
+        raise RunError(f"{url}/{JOB}: damaged (checkpoint.best); put back a copy of it") from error
     return Best(settings.metric, settings.mode)
 
 

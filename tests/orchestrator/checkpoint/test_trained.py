@@ -15,7 +15,7 @@ from orchestrator.checkpoint import whole
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest
 from orchestrator.checkpoint.trained import Address, RunError, Trained, read_trained, run_address
 from tests.orchestrator.checkpoint.helpers import weights
-from tests.orchestrator.checkpoint.runs import IDENTITY, MODEL, describe, make_run
+from tests.orchestrator.checkpoint.runs import IDENTITY, MODEL, describe, make_run, write_run
 from tests.paths import ROOT
 
 
@@ -76,6 +76,7 @@ def test_what_the_folder_says(three: Path) -> None:
         "code": {"digest": "c" * 64},
         "checkpoint": "",
         "sha256": "",
+        "loss": None,
     }
 
 
@@ -243,8 +244,7 @@ print(sorted({"ray", "deepspeed", "mlflow"} & sys.modules.keys()))
 def test_memory_of_one_model(tmp_path: Path) -> None:
     """A checkpoint of 3 x 100 MB is read in 1.3 x 100 MB."""
     wide = {**MODEL, "width": 768, "mlp_dim": 3072, "heads": 12, "depth": 4}
-    write_checkpoint_of(wide, tmp_path)
-    describe(tmp_path, model=wide)
+    write_run(tmp_path, model=wide)
     output = subprocess.run(
         [sys.executable, "-c", PEAK, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.splitlines()
@@ -253,26 +253,3 @@ def test_memory_of_one_model(tmp_path: Path) -> None:
     assert size > 100e6
     assert (after - before) * 1024 < 1.3 * size
     assert output[1] == "[]"
-
-
-def write_checkpoint_of(settings: dict[str, object], folder: Path) -> None:
-    """A checkpoint with two optimizer states, in one file."""
-    import model
-    from orchestrator.checkpoint.files import Piece, write_file
-
-    network = model.create_model(**settings)
-    file = "rank-00000-of-00001.000.safetensors"
-    there = folder / "step-000000001-00000000"
-    there.mkdir()
-    named = {name: p.detach().view(-1) for name, p in network.named_parameters()}
-    pieces = [Piece(s, name, 0, p) for name, p in named.items() for s in ("weight", "exp_avg", "exp_avg_sq")]
-    manifest = Manifest(
-        parameters={name: p.numel() for name, p in named.items()},
-        files={file: write_file(there / file, pieces)},
-        fragments=[(p.state, p.name, 0, p.values.numel(), file) for p in pieces],
-        step=1,
-        world_size=1,
-        totals={"steps": 1},
-        metrics={},
-    )
-    (there / MANIFEST).write_text(manifest.dumps())
