@@ -17,7 +17,7 @@ import numpy as np
 from data.images.decode import decode_window, read_header, reduction
 from data.splitmix import Draws, Purpose, key
 
-Crop = Literal["inception", "resize", "resize_crop", "center"]
+Crop = Literal["inception", "resize", "resize_crop", "center", "resize_center"]
 
 ASPECT_RATIOS = (3 / 4, 4 / 3)
 MAX_ATTEMPTS = 100
@@ -43,10 +43,11 @@ class Augment:
         crop: "inception": a random window of min_area .. 1 of the area and aspect ratio 3/4 .. 4/3, scaled to the
             square (pre-training); "resize": all of the image, scaled to the square; "resize_crop": scaled to a square
             of `resize` pixels, then a random cut (fine-tuning, ViT paper: 448 to 384); "center": the shorter side
-            scaled to `resize` pixels, then the middle (evaluation).
+            scaled to `resize` pixels, then the middle (evaluation); "resize_center": all of the image, scaled to a
+            square of `resize` pixels, then the middle (the authors' few-shot evaluation, 256 to 224).
         min_area: smallest share of the area that an Inception crop may take.
         flip: mirror half of the samples.
-        resize: pixels, for "resize_crop" and "center". Default: image_size * 256 // 224.
+        resize: pixels, for "resize_crop", "center" and "resize_center". Default: image_size * 256 // 224.
 
     Raises:
         ValueError: an unknown crop, or a number out of range.
@@ -71,7 +72,7 @@ class Augment:
         Raises:
             ValueError: `resize` is smaller than `image_size`.
         """
-        if self.crop in ("resize_crop", "center") and self._resize(image_size) < image_size:
+        if self.crop in ("resize_crop", "center", "resize_center") and self._resize(image_size) < image_size:
             raise ValueError(f"resize {self.resize} is smaller than the image size {image_size}")
 
     def geometry(self, size: tuple[int, int], image_size: int, draws: Draws) -> Geometry:
@@ -84,6 +85,9 @@ class Augment:
             side = self._resize(image_size)
             canvas = (side, side)
             cut_start = (draws.integer(side - image_size + 1), draws.integer(side - image_size + 1))
+        elif self.crop == "resize_center":
+            side = self._resize(image_size)
+            canvas, cut_start = (side, side), ((side - image_size) // 2, (side - image_size) // 2)
         elif self.crop == "center":
             longest = MAX_ELONGATION * min(size)
             window = (min(size[0], longest), min(size[1], longest))

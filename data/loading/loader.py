@@ -52,6 +52,7 @@ class Batch:
         valid: bool (n,): the slot holds a usable sample.
         slots: int64 (n,), place in the global batch; -1 for padding.
         bad: samples whose slots are masked because they cannot be used.
+        keys: n names of the samples in their shards; "" is a masked slot.
     """
 
     step: int
@@ -62,9 +63,10 @@ class Batch:
     valid: torch.Tensor
     slots: torch.Tensor
     bad: list[MaskedSample]
+    keys: list[str]
 
 
-Outcome = tuple[int, fields.Labels | MaskedSample]  # place in the batch; labels or cause of its sample
+Outcome = tuple[int, str, fields.Labels | MaskedSample]  # of a sample: place in the batch, key, labels or cause
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,16 +83,18 @@ class _Unfinished:
     def finish(self) -> Batch:
         """Wait for the decoders and collect the labels."""
         outcomes = [outcome for task in self.tasks for outcome in task.result()]
-        bad = [result for _, result in outcomes if isinstance(result, MaskedSample)]
-        labelled = [(place, result) for place, result in outcomes if not isinstance(result, MaskedSample)]
-        width = max((len(found.classes) for _, found in labelled), default=1) if self.multi_label else 1
+        bad = [result for _, _, result in outcomes if isinstance(result, MaskedSample)]
+        labelled = [(place, key, result) for place, key, result in outcomes if not isinstance(result, MaskedSample)]
+        width = max((len(found.classes) for _, _, found in labelled), default=1) if self.multi_label else 1
         labels = np.full((len(self.ids), max(width, 1)), -1, np.int64)
         weights = np.zeros(labels.shape, np.float32)
         valid = np.zeros(len(self.ids), bool)
-        for place, found in labelled:
+        keys = [""] * len(self.ids)
+        for place, key, found in labelled:
             labels[place, : len(found.classes)] = found.classes
             weights[place, : len(found.classes)] = found.weights
             valid[place] = True
+            keys[place] = key
         return Batch(
             step=self.step,
             ids=torch.from_numpy(np.where(valid, self.ids, MASKED)),
@@ -100,6 +104,7 @@ class _Unfinished:
             valid=torch.from_numpy(valid),
             slots=torch.from_numpy(self.slots),
             bad=bad,
+            keys=keys,
         )
 
 
@@ -238,7 +243,11 @@ class Loader:
         numbers, passes = ids[places].tolist(), epochs[places].tolist()
         samples = self._reader.take(step, list(zip(passes, numbers, strict=True)))
         return [
-            (place, self._render(sample, images[place], epoch, number))
+            (
+                place,
+                sample.key if isinstance(sample, Sample) else "",
+                self._render(sample, images[place], epoch, number),
+            )
             for place, sample, epoch, number in zip(places.tolist(), samples, passes, numbers, strict=True)
         ]
 

@@ -178,6 +178,19 @@ class Engine:
         output: Tensor = self._engine(normalise(self._on_device(images), self.dtype))
         return output.float()
 
+    def features(self, images: Tensor) -> Tensor:
+        """What the head reads, in evaluation mode: float32 (n, F), of uint8 images (n, 3, H, W). Collective.
+
+        The whole network runs, because ZeRO 3 gathers the weights of what runs within it.
+        """
+        found: list[Tensor] = []
+        hook = self._engine.module.head.register_forward_pre_hook(lambda _, inputs: found.append(inputs[0]))
+        try:
+            self.logits(images)
+        finally:
+            hook.remove()
+        return found[0].float()
+
     def gradient_norm(self) -> float:
         """Global L2 norm of the last step's gradient before clipping."""
         return float(self._norm if self._float32_unsharded else self._engine.get_global_grad_norm())

@@ -1,14 +1,16 @@
-"""The sections that a name chooses: objectives, optimizers and sources of images.
+"""The sections that a name chooses: objectives, optimizers, evaluators and sources of images.
 
 Each name has a class with the keys that it needs, so that a key without effect is refused. The names are in the tables
 of `job/tables.py`; a class that several of them share lists them all.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
 
-from orchestrator.job.values import Count, NonNegative, Positive, Rate, Section, Text
+from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text
+
+SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
 
 
 class Objective(Section):
@@ -54,6 +56,95 @@ class SGD(Optimizer):
     """The optimizer."""
     momentum: Rate = 0.9
     """Decay rate of the velocity."""
+
+
+class HeldOutAugment(Section):
+    """From a decoded held-out image to the network's input; nothing random."""
+
+    crop: Literal["resize", "center", "resize_center"]
+    """resize: the whole image; center: shorter side to `resize` pixels, then the middle; resize_center: the whole image
+    to a square of `resize` pixels, then the middle."""
+    resize: Count | None = None
+    """Pixels, for center and resize_center; null = image_size * 256 / 224."""
+
+    @model_validator(mode="after")
+    def _keys_of_this_crop(self) -> Self:
+        if self.resize is not None and self.crop == "resize":
+            raise ImpossibleValue("resize", f"only for crop = center or resize_center, and it is {self.crop}")
+        return self
+
+
+class FeatureSet(Section):
+    """A set for a classifier on frozen features: images to learn from, and images to test on, with one label each."""
+
+    train: Text
+    """Folder of WebDataset shards with an index.json: the images to learn from."""
+    test: Text
+    """Folder of WebDataset shards with an index.json: the images to test on."""
+    augment: HeldOutAugment = HeldOutAugment(crop="resize_center")
+    """From a decoded image to the network's input."""
+
+
+class Evaluator(Section):
+    """What the program itself uses of an evaluator."""
+
+    every: Duration | None = None
+    """Time between its measurements; null = evaluate.every. The run always ends with one."""
+
+
+class FeatureEvaluator(Evaluator):
+    """A classifier on frozen features."""
+
+    sets: Annotated[dict[SetName, FeatureSet], Field(min_length=1)]
+    """The sets by name, with classes of their own."""
+
+
+class FewShot(FeatureEvaluator):
+    """Ridge regression on the features of a few images a class, as the authors measure."""
+
+    shots: Annotated[list[Count], Field(min_length=1)] = Field(default=[1, 5, 10, 25])
+    """Images a class."""
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = Field(default=[0, 1, 2])
+    """Seeds of the draws; the metric is the mean over them."""
+    l2: Positive = 1024.0
+    """Strength of the ridge."""
+
+
+class Neighbours(FeatureEvaluator):
+    """The k nearest neighbours by cosine."""
+
+    k: Annotated[list[Count], Field(min_length=1)] = Field(default=[10, 20, 100, 200])
+    """Numbers of neighbours."""
+    temperature: Positive = 0.07
+    """A neighbour at cosine s has exp(s / temperature) votes."""
+
+
+class Probe(FeatureEvaluator):
+    """Softmax classifiers trained by SGD, one for each learning rate, all in one pass."""
+
+    lrs: Annotated[list[Positive], Field(min_length=1)] = Field(
+        default=[1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1]
+    )
+    """Learning rates for 256 images; they are multiplied by batch_size / 256."""
+    steps: Count = 12_500
+    """Updates."""
+    batch_size: Count = 1024
+    """Images in an update."""
+    momentum: Rate = 0.9
+    """Decay rate of the velocity."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides the initial weights and the batches."""
+
+
+class Logistic(FeatureEvaluator):
+    """Logistic regression by L-BFGS, with C chosen on a tenth of the training images."""
+
+    c: Annotated[list[Positive], Field(min_length=1)] = Field(default=[10 ** (-6 + i / 4) for i in range(45)])
+    """Values of C, the inverse strength of the regularisation."""
+    max_steps: Count = 1000
+    """Most steps of L-BFGS for a value of C."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Decides which training images choose C."""
 
 
 class Pack(Section):

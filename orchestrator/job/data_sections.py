@@ -4,11 +4,9 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from orchestrator.job.choices import Pack
+from orchestrator.job.choices import HeldOutAugment, Pack, SetName
 from orchestrator.job.tables import SOURCES
 from orchestrator.job.values import Count, ImpossibleValue, Positive, Rate, Section, Size, Text
-
-SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
 
 
 class Augment(Section):
@@ -30,21 +28,6 @@ class Augment(Section):
             raise ImpossibleValue("min_area", f"only for crop = inception, and it is {self.crop}")
         if self.resize is not None and self.crop not in ("resize_crop", "center"):
             raise ImpossibleValue("resize", f"only for crop = resize_crop or center, and it is {self.crop}")
-        return self
-
-
-class HeldOutAugment(Section):
-    """From a decoded held-out image to the network's input; nothing random."""
-
-    crop: Literal["resize", "center"]
-    """resize: the whole image; center: shorter side to `resize` pixels, then the middle."""
-    resize: Count | None = None
-    """Pixels, for center; null = image_size * 256 / 224."""
-
-    @model_validator(mode="after")
-    def _keys_of_this_crop(self) -> Self:
-        if self.resize is not None and self.crop != "center":
-            raise ImpossibleValue("resize", f"only for crop = center, and it is {self.crop}")
         return self
 
 

@@ -235,10 +235,11 @@ def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
     siblings = list(children(at(kind, parts[:-1])))
     everywhere = {key.path: key.path.rsplit(".", 1)[-1] for key in keys_of(kind) if PLACEHOLDER not in key.path}
 
-    nearest = [path for path, name in everywhere.items() if name == wrong][:3]
+    shallow = sorted(everywhere, key=lambda path: path.count("."))
+    nearest = [path for path in shallow if everywhere[path] == wrong][:3]
     if not nearest:
         nearest = [prefix + name for name in difflib.get_close_matches(wrong, siblings, n=1)]
     if not nearest:
         close = difflib.get_close_matches(wrong, everywhere.values(), n=1, cutoff=0.75)
-        nearest = [path for path, name in everywhere.items() if name in close][:3]
+        nearest = [path for path in shallow if everywhere[path] in close][:3]
     return f"did you mean {any_of(nearest)}?" if nearest else f"there are {', '.join(siblings) or 'none'}"

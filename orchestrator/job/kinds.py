@@ -55,7 +55,7 @@ class NetworkJob(Job):
     evaluate: sections.Evaluate = sections.Evaluate()
     evaluators: Annotated[dict[str, Section], tables.EVALUATORS] = Field(default={})
     """Evaluators by name, each with its keys: {} if it needs none; null removes it. They measure together with the
-    held-out sets."""
+    held-out sets, unless their `every` is another time."""
     tracking: sections.Tracking = sections.Tracking()
     profile: sections.Profile | None = None
 
@@ -69,6 +69,7 @@ class NetworkJob(Job):
             _check_resize(held_out.augment, self.model, f"data.eval.{name}")
         if self.checkpoint.best is not None:
             _check_best(self.checkpoint.best.metric, self.data.eval, self.evaluators)
+        _check_feature_sets(self.evaluators, self.model)
         self.model.vit_config()  # last, as in the other kinds: it is the only check that loads `model`
         return self
 
@@ -214,9 +215,7 @@ def _check_lanes(lanes: int | None, batch_size: int) -> None:
         raise ImpossibleValue("data.train.lanes", f"more than batch_size = {batch_size}")
 
 
-def _check_resize(
-    augment: data_sections.Augment | data_sections.HeldOutAugment, model: sections.Encoder, key: str
-) -> None:
+def _check_resize(augment: data_sections.Augment | choices.HeldOutAugment, model: sections.Encoder, key: str) -> None:
     if augment.resize is not None and augment.resize < model.image_size:
         problem = f"smaller than model.image_size = {model.image_size}, which is cut out of it"
         raise ImpossibleValue(f"{key}.augment.resize", problem)
@@ -227,6 +226,13 @@ def _check_best(metric: str, held_out: Collection[str], evaluators: Collection[s
     if (second not in held_out) if first == "eval" else (first not in evaluators):
         measured = [*(f"eval/{name}/..." for name in held_out), *(f"{name}/..." for name in evaluators)]
         raise ImpossibleValue("checkpoint.best.metric", f"not measured; the job has {', '.join(measured) or 'nothing'}")
+
+
+def _check_feature_sets(evaluators: dict[str, Section], model: sections.Encoder) -> None:
+    for evaluator, keys in evaluators.items():
+        if isinstance(keys, choices.FeatureEvaluator):
+            for name, settings in keys.sets.items():
+                _check_resize(settings.augment, model, f"evaluators.{evaluator}.sets.{name}")
 
 
 def _check_init_from(model: sections.Encoder) -> None:

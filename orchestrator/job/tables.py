@@ -51,11 +51,15 @@ class Table(Generic[S]):
         base: the class that all sections are derived from. Its keys are not the implementation's: the program uses
             them.
         by_key: the name is not the value of `chosen_by`, but a key in it: {NAME: section}.
+        ours: a class that sections may be derived from; the program uses its keys, too. Default: `base`.
     """
 
-    def __init__(self, chosen_by: str, base: type[S], *, by_key: bool = False) -> None:
+    def __init__(
+        self, chosen_by: str, base: type[S], *, by_key: bool = False, ours: type[Section] | None = None
+    ) -> None:
         self.chosen_by = chosen_by
         self.base = base
+        self._ours = ours or base
         self.discriminator = None if by_key else chosen_by.rpartition(".")[2]
         self._entries: dict[str, Entry[S]] = {}
 
@@ -120,7 +124,8 @@ class Table(Generic[S]):
         """
         if name is None:
             name = str(getattr(section, str(self.discriminator)))
-        keys = type(section).model_fields.keys() - self.base.model_fields.keys() - {self.discriminator}
+        ours = self._ours if isinstance(section, self._ours) else self.base
+        keys = type(section).model_fields.keys() - ours.model_fields.keys() - {self.discriminator}
         return partial(self.implementation(name), **{key: getattr(section, key) for key in keys})
 
     def _at(self, name: str) -> str:
@@ -235,5 +240,9 @@ SOURCES = Table("data.pack.source", choices.Pack)
 SOURCES.add("digits", choices.Digits, "orchestrator.run.pack.digits")
 SOURCES.add("shapes", choices.Shapes, "orchestrator.run.pack.shapes")
 
-EVALUATORS = Table("evaluators", Section, by_key=True)
+EVALUATORS = Table("evaluators", Section, by_key=True, ours=choices.Evaluator)
 """function(measurement, **keys) -> metrics by name, of an `orchestrator.training.measurement.Measurement`"""
+EVALUATORS.add("few_shot", choices.FewShot, "orchestrator.training.evaluators.fewshot.measure")
+EVALUATORS.add("knn", choices.Neighbours, "orchestrator.training.evaluators.knn.measure")
+EVALUATORS.add("probe", choices.Probe, "orchestrator.training.evaluators.probe.measure")
+EVALUATORS.add("logistic", choices.Logistic, "orchestrator.training.evaluators.logistic.measure")

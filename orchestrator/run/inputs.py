@@ -13,7 +13,7 @@ from pathlib import Path
 from data import Index, Order, SampleOrder, open_index, storage
 from data.errors import DataError
 from data.loading.budget import needed_bytes
-from orchestrator.job.choices import Pack
+from orchestrator.job.choices import FeatureEvaluator, Pack
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
@@ -77,6 +77,7 @@ def open_inputs(job: NetworkJob) -> Inputs:
     _check_classes(job, sources, held_out)
     _check_positive(job, held_out)
     _check_memory(job, train, held_out)
+    _check_feature_sets(job)
     if job.data.cache_dir is not None:
         _check_cache(job, job.data.cache_dir)
     return Inputs(train, held_out, _calendar(job, train))
@@ -159,24 +160,51 @@ def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index
             )
 
 
+def _check_feature_sets(job: NetworkJob) -> None:
+    """The sets of evaluators of frozen features: one label an image, and no class that is only tested."""
+    for evaluator, keys in job.evaluators.items():
+        if not isinstance(keys, FeatureEvaluator):
+            continue
+        for name, settings in keys.sets.items():
+            key = f"evaluators.{evaluator}.sets.{name}"
+            train = _open_labelled(job, f"{key}.train", settings.train)
+            test = _open_labelled(job, f"{key}.test", settings.test)
+            for part, index in (("train", train), ("test", test)):
+                if index.multi_label:
+                    raise problem(job, f"{key}.{part}", "its images have several labels each; one is needed")
+            if test.num_classes > train.num_classes:
+                text = f"{test.num_classes} classes, and {key}.train has {train.num_classes}"
+                raise problem(job, f"{key}.test", text)
+
+
 def _check_cache(job: NetworkJob, folder: str) -> None:
     if "://" in folder and not folder.startswith("file://"):
         raise problem(job, "data.cache_dir", "must be a local folder, on each node")
 
 
 def _open(job: NetworkJob, key: str, url: str) -> Index:
+    if not isinstance(job.model, Model):
+        return _open_any(job, key, url)
+    index = _open_labelled(job, key, url)
+    if index.num_classes > job.model.num_classes:
+        _check_labels(job, job.model.num_classes, key, url, index)
+    return index
+
+
+def _open_labelled(job: NetworkJob, key: str, url: str) -> Index:
+    index = _open_any(job, key, url)
+    if index.label_rule().unlabelled and not index.label_counts:
+        raise problem(job, key, "its images have no labels: it was indexed with --unlabelled")
+    return index
+
+
+def _open_any(job: NetworkJob, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
         storage.check_reachable(resolved)
-        index = with_class_names(open_index(resolved))
+        return with_class_names(open_index(resolved))
     except DataError as error:
         raise _at(job, key, url, resolved, str(error)) from error
-    if isinstance(job.model, Model):
-        if index.label_rule().unlabelled and not index.label_counts:
-            raise problem(job, key, "its images have no labels: it was indexed with --unlabelled")
-        if index.num_classes > job.model.num_classes:
-            _check_labels(job, job.model.num_classes, key, url, index)
-    return index
 
 
 def _check_labels(job: NetworkJob, num_classes: int, key: str, url: str, index: Index) -> None:

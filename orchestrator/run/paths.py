@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import TypeVar
 
+from orchestrator.job.choices import FeatureEvaluator
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.redact import VARIABLE, is_secret_name, redact_text
 from orchestrator.run.recipe import FREE_SOURCE_KEYS
@@ -65,9 +66,12 @@ def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
         fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
     for held_out in fields["data"]["eval"].values():
         held_out["url"] = resolve_url(held_out["url"])
-    for evaluator in fields["evaluators"].values():
+    for name, evaluator in fields["evaluators"].items():
         if isinstance(evaluator.get("url"), str):
             evaluator["url"] = resolve_url(evaluator["url"])
+        if isinstance(job.evaluators[name], FeatureEvaluator):
+            for one in evaluator["sets"].values():
+                one |= {key: resolve_url(one[key]) for key in ("train", "test")}
     resolved = type(job).model_validate(fields)
     resolved._source = job.source
     return resolved

@@ -5,9 +5,11 @@ Steps are counted from 0 before the first update; the update that takes the weig
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal, Self
 
+from orchestrator.job.choices import Evaluator
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.values import Duration
 
@@ -24,6 +26,7 @@ class Calendar:
         steps_per_epoch: of the training set, at the job's batch size.
         log_every, evaluate_every, save_every: steps between points of the curves, evaluations, checkpoints.
         base_lr, end_lr, decay: the learning rate after warm-up, at the end, and the shape in between.
+        evaluators_every: steps between measurements of the evaluators that have a time of their own, by name.
     """
 
     total_steps: int
@@ -35,6 +38,7 @@ class Calendar:
     base_lr: float
     end_lr: float
     decay: Literal["linear", "cosine"]
+    evaluators_every: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def of(cls, job: NetworkJob, steps_per_epoch: int) -> Self:
@@ -53,6 +57,11 @@ class Calendar:
             base_lr=job.optimizer.lr,
             end_lr=job.schedule.end_lr,
             decay=job.schedule.decay,
+            evaluators_every={
+                name: steps(keys.every)
+                for name, keys in job.evaluators.items()
+                if isinstance(keys, Evaluator) and keys.every is not None
+            },
         )
 
     def lr(self, step: int) -> float:
@@ -78,9 +87,17 @@ class Calendar:
         """Whether a point of the curves is due."""
         return is_time(step, self.log_every, self.total_steps)
 
-    def evaluation_due(self, step: int) -> bool:
+    def held_out_due(self, step: int) -> bool:
         """Whether the held-out sets are due to be measured."""
         return is_time(step, self.evaluate_every, self.total_steps)
+
+    def evaluator_due(self, name: str, step: int) -> bool:
+        """Whether an evaluator of the job is due to measure."""
+        return is_time(step, self.evaluators_every.get(name, self.evaluate_every), self.total_steps)
+
+    def evaluation_due(self, step: int) -> bool:
+        """Whether the held-out sets or an evaluator are due."""
+        return self.held_out_due(step) or any(self.evaluator_due(name, step) for name in self.evaluators_every)
 
     def save_due(self, step: int) -> bool:
         """Whether a checkpoint is due."""

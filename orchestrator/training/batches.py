@@ -9,6 +9,7 @@ from orchestrator.cluster.watchdog import Heartbeat
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.job import data_sections, sections
+from orchestrator.job.choices import HeldOutAugment
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.run.training_set import TrainingSet
 
@@ -18,11 +19,18 @@ def open_loader(
     index: Index,
     order: Order,
     engine: Engine,
-    augment: data_sections.Augment | data_sections.HeldOutAugment,
+    augment: data_sections.Augment | HeldOutAugment,
     start: int,
     stop: int,
+    *,
+    num_classes: int | None = None,
 ) -> Loader:
-    """This worker's slots of the steps from `start` to `stop` of an order. The caller closes the loader."""
+    """This worker's slots of the steps from `start` to `stop` of an order. The caller closes the loader.
+
+    Samples with labels of `num_classes` or more are unusable; by default, of the network's classes.
+    """
+    if num_classes is None and isinstance(job.model, sections.Model):
+        num_classes = job.model.num_classes
     return Loader(
         index,
         order,
@@ -36,7 +44,7 @@ def open_loader(
         slots_per_rank=engine.micro_batch * engine.micro_batches,
         threads=job.data.workers or max(1, int(job.cluster.resources_per_worker.get("CPU", 1))),
         prefetch=job.data.prefetch,
-        num_classes=job.model.num_classes if isinstance(job.model, sections.Model) else None,
+        num_classes=num_classes,
         memory=job.data.memory,
         cache=None if job.data.cache_dir is None else Cache(job.data.cache_dir, job.data.cache_size),
         mask_unreadable=job.data.unreadable == "mask",

@@ -72,7 +72,7 @@ class HeldOut:
         return self._calendar.evaluation_due(step) and latest.get(names.EVALUATED, 0) < step
 
     def measure(self, step: int) -> Reason | None:
-        """Measure everything with the weights after `step` updates.
+        """Measure what is due with the weights after `step` updates.
 
         Returns:
             None; or the notice that cut the evaluation off, of which then nothing is kept.
@@ -86,21 +86,24 @@ class HeldOut:
         finally:
             self._reporter.note("")
         self._history.evaluated(step, results)
-        self._measured = dict(self._digests)
-        self._history.measured(self._measured)
+        if self._calendar.held_out_due(step):
+            self._measured = dict(self._digests)
+            self._history.measured(self._measured)
         return None
 
     def _results(self, step: int) -> dict[str, dict[str, float]]:
         """Metrics by what was measured."""
         job, results = self._task.job, {}
         measurement = Measurement(self._engine, job, step, self._watched, self._history.quarantine.add_held_out)
-        for name, settings in job.data.eval.items():
+        sets = job.data.eval if self._calendar.held_out_due(step) else {}
+        for name, settings in sets.items():
             self._reporter.note(f"evaluating {name}")
             with measurement.open(name, settings.url, settings.augment, settings.positive) as held_out:
                 results[names.held_out(name)] = self._task.measure(self._engine, held_out)
         for name, evaluate in self._evaluators.items():
-            self._reporter.note(f"evaluating {name}")
-            results[name] = evaluate(measurement)
+            if self._calendar.evaluator_due(name, step):
+                self._reporter.note(f"evaluating {name}")
+                results[name] = evaluate(measurement)
         return results
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:

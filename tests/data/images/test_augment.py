@@ -72,6 +72,7 @@ AUGMENTS = [
     Augment("resize_crop", resize=96, flip=True),
     Augment("center"),
     Augment("center", resize=120),
+    Augment("resize_center", resize=100),
 ]
 
 
@@ -147,6 +148,13 @@ def test_center(photos, encode, resize, shorter):
     canvas = scaled(photos[0], shorter, width)
     top, left = (shorter - 224) // 2, (width - 224) // 2
     assert close(out, canvas[top : top + 224, left : left + 224])
+
+
+def test_resize_center(photos, encode):
+    """The authors' few-shot evaluation: the whole image to 256 x 256, then the middle 224."""
+    photo = photos[0][:400, :500]  # a side that shrinks more than twice would be averaged first
+    canvas = scaled(photo, 256, 256)
+    assert close(rendered(Augment("resize_center"), encode(photo, "PNG"), 224), canvas[16:240, 16:240])
 
 
 def test_resize_crop_cuts_anywhere_with_equal_chance(photos, encode):

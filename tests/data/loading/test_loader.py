@@ -19,7 +19,7 @@ from data import Augment, DataError, Index, Loader, Mixture, SampleOrder, open_i
 from data.errors import Cause
 from data.packing.scan import index_shards
 from data.shards.index import concatenate
-from data.sources.digits import pack_digits
+from data.sources.digits import held_out_mask, pack_digits
 
 PLAIN = Augment("resize")
 
@@ -50,6 +50,7 @@ def slow_samples(folder: Path) -> list[tuple[np.ndarray, int]]:
 def test_an_epoch_against_the_slow_way(digits, train_index, world_size):
     """Every slot of every batch, across an epoch's end, from 1, 3 or 4 workers, which do not divide 50."""
     expected = slow_samples(digits / "train")
+    keys = np.flatnonzero(~held_out_mask(load_digits().target))
     order = SampleOrder(train_index, seed=4, batch_size=50, lanes=10, block=32)
     steps = range(order.steps_per_epoch - 3, order.steps_per_epoch + 2)
     by_rank = batches(train_index, order, world_size=world_size, start_step=steps.start, stop_step=steps.stop)
@@ -70,6 +71,9 @@ def test_an_epoch_against_the_slow_way(digits, train_index, world_size):
                 assert batch.labels[place].item() == label
                 assert batch.weights[place].item() == float(sample >= 0)
             assert batch.bad == []
+            assert [int(key) if key else -1 for key in batch.keys] == [
+                keys[sample] if sample >= 0 else -1 for sample in batch.ids.tolist()
+            ]
 
 
 def test_tensors_are_what_the_accelerator_wants(train_index):

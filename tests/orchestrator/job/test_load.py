@@ -11,7 +11,7 @@ import yaml
 
 import data.images.augment
 from orchestrator import JobError, load_job
-from orchestrator.job.choices import SGD, AdamW
+from orchestrator.job.choices import SGD, AdamW, HeldOutAugment
 from orchestrator.job.data_sections import Augment
 from orchestrator.job.kinds import FinetuneJob, PretrainJob, SweepJob
 from tests.orchestrator.job.job_files import VALID, line_of, load_pretrain, load_text
@@ -66,7 +66,8 @@ def test_words_that_old_yaml_takes_for_truth_values_are_names_where_names_are_ex
 
 
 def test_the_augmentation_is_the_one_that_the_data_plane_knows() -> None:
-    assert set(get_args(Augment.model_fields["crop"].annotation)) == set(get_args(data.images.augment.Crop))
+    known = [get_args(section.model_fields["crop"].annotation) for section in (Augment, HeldOutAugment)]
+    assert {crop for crops in known for crop in crops} == set(get_args(data.images.augment.Crop))
     job = load_pretrain()
     assert data.images.augment.Augment(**job.data.train.augment.model_dump()) == data.images.augment.Augment(
         "inception", flip=True

@@ -92,7 +92,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ),
         (
             "data.eval.val.augment={crop: inception}",
-            "data.eval.val.augment.crop = inception: expected resize or center",
+            "data.eval.val.augment.crop = inception: expected resize, center or resize_center",
         ),
         ("profile.steps=[15, 10]", "profile.steps = [15, 10]: the first is not below the last; use [10, 15]"),
         ("profile.steps=[10, 10]", "profile.steps = [10, 10]: the first is not below the last; use [10, 11]"),

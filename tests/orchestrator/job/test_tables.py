@@ -13,7 +13,7 @@ from orchestrator.job.docs import json_schema
 from orchestrator.job.keys import keys_of
 from orchestrator.job.kinds import KINDS, PretrainJob
 from orchestrator.job.tables import Table
-from orchestrator.job.values import Positive, Section
+from orchestrator.job.values import Duration, Positive, Section
 from tests.orchestrator.job.job_files import VALID, line_of, load_text
 
 TABLES: list[Table[Any]] = [tables.OBJECTIVES, tables.OPTIMIZERS, tables.EVALUATORS, tables.SOURCES, KINDS]
@@ -31,6 +31,13 @@ class Lion(choices.Optimizer):
 
 class Neighbours(Section):
     """Nearest neighbours."""
+
+    k: int = 5
+    """How many."""
+
+
+class Seldom(choices.Evaluator):
+    """An evaluator with a time of its own."""
 
     k: int = 5
     """How many."""
@@ -73,25 +80,29 @@ def test_a_new_line_is_known_to_jobs_their_errors_and_the_schema() -> None:
 
 
 def test_evaluators_have_their_name_as_a_key() -> None:
-    tables.EVALUATORS.add("knn", Neighbours, "mypackage.knn.measure")
-    text = VALID + "evaluators:\n  knn: {k: 3}\n"
-    assert load_text(text).evaluators == {"knn": Neighbours(k=3)}
-    assert load_text(text).model_dump()["evaluators"] == {"knn": {"k": 3}}
-    assert load_text(VALID, "evaluators.knn={}").evaluators == {"knn": Neighbours()}
-    assert load_text(text, "evaluators.knn=null").evaluators == load_text(text, "evaluators=null").evaluators == {}
-    assert load_text(VALID, "evaluators.knn.k=7").evaluators == {"knn": Neighbours(k=7)}
-    assert line_of(text, "evaluators.knn.k=x") == "job.yaml: evaluators.knn.k = x: expected an integer"
+    tables.EVALUATORS.add("near", Neighbours, "mypackage.near.measure")
+    text = VALID + "evaluators:\n  near: {k: 3}\n"
+    assert load_text(text).evaluators == {"near": Neighbours(k=3)}
+    assert load_text(text).model_dump()["evaluators"] == {"near": {"k": 3}}
+    assert load_text(VALID, "evaluators.near={}").evaluators == {"near": Neighbours()}
+    assert load_text(text, "evaluators.near=null").evaluators == load_text(text, "evaluators=null").evaluators == {}
+    assert load_text(VALID, "evaluators.near.k=7").evaluators == {"near": Neighbours(k=7)}
+    assert line_of(text, "evaluators.near.k=x") == "job.yaml: evaluators.near.k = x: expected an integer"
     assert (
-        line_of(text, "evaluators.knn.kk=1")
-        == "job.yaml: evaluators.knn.kk: unknown key; did you mean evaluators.knn.k?"
+        line_of(text, "evaluators.near.kk=1")
+        == "job.yaml: evaluators.near.kk: unknown key; did you mean evaluators.near.k?"
     )
-    assert line_of(text, "evaluators.kn.k=1") == "job.yaml: evaluators.kn: unknown key; did you mean evaluators.knn?"
-    assert line_of(text, "evaluators=3") == "job.yaml: evaluators = 3: expected a section with knn"
-    assert line_of(text, "evaluators.knn=3") == "job.yaml: evaluators.knn = 3: expected a section with k"
+    assert line_of(text, "evaluators.nea.k=1") == "job.yaml: evaluators.nea: unknown key; did you mean evaluators.near?"
+    assert (
+        line_of(text, "evaluators=3")
+        == "job.yaml: evaluators = 3: expected a section with few_shot, knn, probe, logistic, near"
+    )
+    assert line_of(text, "evaluators.near=3") == "job.yaml: evaluators.near = 3: expected a section with k"
 
 
-def test_without_an_evaluator_in_the_table_none_can_be_named() -> None:
-    assert line_of(VALID, "evaluators.knn.k=1") == "job.yaml: evaluators.knn: unknown key; there are none"
+def test_without_an_evaluator_in_the_table_none_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.EVALUATORS, "_entries", {})
+    assert line_of(VALID, "evaluators.near.k=1") == "job.yaml: evaluators.near: unknown key; there are none"
 
 
 @pytest.mark.parametrize(
@@ -119,8 +130,10 @@ def test_a_function_gets_the_keys_of_its_own() -> None:
         "image_size": 64,
         "multi_label": False,
     }
-    tables.EVALUATORS.add("knn", Neighbours, "builtins.dict")
-    assert tables.EVALUATORS.bound(Neighbours(k=3), "knn")() == {"k": 3}
+    tables.EVALUATORS.add("near", Neighbours, "builtins.dict")
+    assert tables.EVALUATORS.bound(Neighbours(k=3), "near")() == {"k": 3}
+    tables.EVALUATORS.add("seldom", Seldom, "builtins.dict")
+    assert tables.EVALUATORS.bound(Seldom(k=3, every=Duration(steps=5)), "seldom")() == {"k": 3}, "every is ours"
 
 
 @pytest.mark.parametrize(

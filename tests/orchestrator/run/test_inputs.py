@@ -231,6 +231,30 @@ def test_a_threshold_for_labels_without_weights(packed: Path) -> None:
         assert line_of(*at(packed), f"data.eval.test.positive={text}").startswith(f"data.eval.test.positive = {text}: ")
 
 
+def test_sets_of_evaluators_are_opened_before_the_run(packed: Path, tmp_path: Path) -> None:
+    def few_shot(train: object, test: object) -> list[str]:
+        return [*at(packed), f"evaluators.few_shot.sets.a={{train: {train}, test: {test}, augment: {{crop: resize}}}}"]
+
+    train, test = packed / "train", packed / "test"
+    assert check(*few_shot(train, test), "model.num_classes=10").held_out["test"].num_samples
+    assert line_of(*few_shot(tmp_path / "none", test)) == (
+        f"evaluators.few_shot.sets.a.train = {tmp_path}/none: does not exist"
+    )
+    for name, changes in {"several": {"multi_label": True}, "eleven": {"num_classes": 11}}.items():
+        shutil.copytree(test, tmp_path / name)
+        write_index(dataclasses.replace(open_index(str(tmp_path / name)), **changes))
+    assert line_of(*few_shot(train, tmp_path / "several")) == (
+        f"evaluators.few_shot.sets.a.test = {tmp_path}/several: its images have several labels each; one is needed"
+    )
+    assert line_of(*few_shot(train, tmp_path / "eleven")) == (
+        f"evaluators.few_shot.sets.a.test = {tmp_path}/eleven: 11 classes, and evaluators.few_shot.sets.a.train has 10"
+    )
+    assert check(*few_shot(tmp_path / "eleven", tmp_path / "eleven")), "more than the head has"
+    assert line_of(*few_shot(train, test), "evaluators.few_shot.sets.a.augment={crop: center, resize: 4}") == (
+        "evaluators.few_shot.sets.a.augment.resize = 4: smaller than model.image_size = 8, which is cut out of it"
+    )
+
+
 def test_a_set_that_is_meant_to_have_no_labels(packed: Path, tmp_path: Path) -> None:
     index = open_index(f"{packed}/train")
     folder = shutil.copytree(packed / "train", tmp_path / "bare")

@@ -110,3 +110,22 @@ def test_a_calendar_is_the_jobs_durations_in_steps() -> None:
             step, base=job.optimizer.lr, total_steps=42, warmup_steps=5, decay=section.decay, end_lr=section.end_lr
         )
         assert calendar.lr(step) == expected
+
+
+def test_an_evaluator_has_a_time_of_its_own() -> None:
+    sets = {"pets": {"train": "a", "test": "b"}}
+    job = load_job(
+        "jobs/pretrain_digits.yaml",
+        {
+            "schedule.length": {"steps": 25},
+            "evaluate.every": {"steps": 4},
+            "evaluators": {"few_shot": {"sets": sets, "every": {"steps": 10}}, "knn": {"sets": sets}},
+        },
+    )
+    assert isinstance(job, PretrainJob)
+    calendar = Calendar.of(job, 100)
+    steps = range(26)
+    assert [t for t in steps if calendar.held_out_due(t)] == [4, 8, 12, 16, 20, 24, 25]
+    assert [t for t in steps if calendar.evaluator_due("knn", t)] == [4, 8, 12, 16, 20, 24, 25]
+    assert [t for t in steps if calendar.evaluator_due("few_shot", t)] == [10, 20, 25]
+    assert [t for t in steps if calendar.evaluation_due(t)] == [4, 8, 10, 12, 16, 20, 24, 25]

@@ -43,7 +43,9 @@ def local_batch(step: int) -> Batch:
     images, labels = (part[mine] for part in global_batch(step))
     slots = torch.arange(BATCH)[mine]
     ones = torch.ones(SHARE, 1)
-    return Batch(step, 100 * step + slots, images, labels, ones, torch.ones(SHARE, dtype=torch.bool), slots, [])
+    return Batch(
+        step, 100 * step + slots, images, labels, ones, torch.ones(SHARE, dtype=torch.bool), slots, [], [""] * SHARE
+    )
 
 
 @contextmanager
