@@ -21,6 +21,7 @@ from data.errors import BadSample, Cause, DataError
 from data.images.signature import why_unusable
 from data.images.transcode import Transcode
 from data.packing import notes
+from data.packing.alone import alone_in
 from data.packing.notes import Entry
 from data.packing.source import Item, Reading, Skipped, Source
 from data.progress import Progress
@@ -107,8 +108,22 @@ def pack(
     if not len(source):
         raise _nothing(folder, source, source.skipped)
     plan = _plan(source, options)
-    if not force and (index := notes.complete(folder, plan["source"])) is not None:
-        return _packed_before(folder, index)
+    with alone_in(folder):
+        if not force and (index := notes.complete(folder, plan["source"])) is not None:
+            return _packed_before(folder, index)
+        return _pack(folder, source, options, plan, runner, force, show_progress)
+
+
+def _pack(
+    folder: str,
+    source: Source,
+    options: Options,
+    plan: dict[str, Any],
+    runner: Runner,
+    force: bool,
+    show_progress: bool,
+) -> Packed:
+    """Write the shards that are missing, and the index."""
     order = (
         None if plan["shuffle_seed"] is None else permutation(key(Purpose.PACKING, plan["shuffle_seed"]), len(source))
     )
