@@ -47,7 +47,7 @@ def describe(folder: Path, **more: Any) -> None:
         "data": {"eval": {"test": {"url": "U", "augment": {"crop": "resize"}}}},
         **more,
     }
-    (folder / "job.yaml").write_text(yaml.safe_dump(job))
+    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False))
     (folder / "run.json").write_text(json.dumps({"id": IDENTITY, "train": "d" * 64, "code": {"digest": "c" * 64}}))
     (folder / "classes.json").write_text(json.dumps([f"digit {n}" for n in range(10)]))
 
