@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import Augment
 from model import VisionTransformer
-from orchestrator.checkpoint.trained import RunError, read_trained, run_address
+from orchestrator.checkpoint.as_model.trained import RunError, no_run, read_trained, run_address
 from orchestrator.inference.images import Batch, find_images, read_batches
 from orchestrator.inference.preprocess import AsTrained, Prepare
 from orchestrator.redact import print_warning
@@ -90,7 +90,7 @@ def open_model(url: str, warn: Callable[[str], None] = print_warning) -> OpenMod
     """
     address = run_address(url)
     if address is None:
-        raise RunError(f"{url}: not the folder of a run (it has no job.yaml)")
+        raise RunError(f"{url}: {no_run(url)}")
     trained = read_trained(address, warn)
     with torch.device("meta"):
         network = VisionTransformer(trained.config)

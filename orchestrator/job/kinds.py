@@ -92,6 +92,7 @@ class FinetuneJob(ClassifierJob):
     """Train a pre-trained network under a new head on a smaller set."""
 
     kind: Literal["finetune"]
+    model: sections.FinetunedModel
 
     @model_validator(mode="after")
     def _starts_from_weights(self) -> Self:

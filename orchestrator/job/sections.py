@@ -43,7 +43,10 @@ class Encoder(Section):
     patch_size: Count | None = None
     """Side of a patch in pixels."""
     init_from: Text | None = None
-    """URL of the weights to start from; null = random."""
+    """Trained weights to start from: a run, `URL[@STEP | @last | @best][#ema]`; null = random. A run that has a
+    checkpoint of its own continues without them."""
+    head: Literal["keep", "new"] = "keep"
+    """With init_from: keep the head of the weights, or take a new one; then pre-logits of another shape go, too."""
 
     def vit_config(self) -> "ViTConfig":
         """The `model.ViTConfig` that these keys describe.
@@ -53,7 +56,7 @@ class Encoder(Section):
         """
         from model.variants import vit_config  # not at the top: other mistakes are reported without loading `model`
 
-        return vit_config(**self.model_dump(exclude={"init_from"}))
+        return vit_config(**self.model_dump(exclude={"init_from", "head"}))
 
 
 class Model(Encoder):
@@ -65,6 +68,13 @@ class Model(Encoder):
     """Width of the tanh layer before the head ("pre-logits"; D where the paper pre-trains); null = none."""
     head_bias: float = 0.0
     """Initial bias of the head. The authors' code pre-trains with -10."""
+
+
+class FinetunedModel(Model):
+    """A trained network with a classification head for other classes."""
+
+    head: Literal["keep", "new"] = "new"
+    """With init_from: keep the head of the weights, or take a new one; then pre-logits of another shape go, too."""
 
 
 def _default_end_lr(keys: dict[str, Any]) -> float:

@@ -7,13 +7,15 @@ import threading
 from contextlib import ExitStack
 from typing import Any
 
+from data import storage
+from data.errors import DataError
 from orchestrator.job.errors import unexpected_errors_in
 from orchestrator.job.kinds import NetworkJob, PretrainJob, Start
 from orchestrator.job.mistakes import problem
 from orchestrator.kinds.work import Work
-from orchestrator.redact import print_error
+from orchestrator.redact import print_error, print_warning
 from orchestrator.run.class_names import keep_class_names
-from orchestrator.run.folder import check_run, never_trained, open_run, run_url
+from orchestrator.run.folder import check_run, has_checkpoint, never_trained, open_run, run_url
 from orchestrator.run.inputs import Inputs, open_inputs
 from orchestrator.run.lock.lock import RunLock
 from orchestrator.run.lock.owner import Taken
@@ -76,7 +78,23 @@ def prepare(job: NetworkJob) -> tuple[NetworkJob, Inputs]:
         inputs = open_inputs(job)
         job = absolute(job)
         check_run(job, inputs.train.digest)
+        if job.model.init_from is not None and not has_checkpoint(job):
+            _check_initial(job)
         return job, inputs
+
+
+def _check_initial(job: NetworkJob) -> None:
+    """Check the weights of `model.init_from` before anything starts. Loads torch."""
+    from orchestrator.checkpoint.initial import InitialError, check_initial
+
+    url = str(job.model.init_from)
+    try:
+        storage.check_reachable(url)
+        check_initial(job.model, print_warning)
+    except (InitialError, DataError) as error:
+        raise problem(job, "model.init_from", str(error).removeprefix(f"{url}: ")) from error
+    except Exception as error:  # each store has its own
+        raise problem(job, "model.init_from", f"cannot be opened ({storage.describe(error)})") from error
 
 
 def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:

@@ -3,6 +3,7 @@
     run.json        the run's identity, the digest of its training set, and the code that trains it
     job.yaml        the resolved job as it was last started, without credentials
     classes.json    names of the training set's classes, if they have names (`run/class_names.py`)
+    initial.json    the weights that it began with, if there are any (`write_initial`)
     step-*/         checkpoints (`checkpoint/restore.py`)
     samples/        sample ids by step, if the job asks for them (`history/ledger.py`)
     profile/        traced steps, if the job asks for them (`history/profile/profiler.py`)
@@ -34,6 +35,9 @@ from orchestrator.run.recipe import recipe
 
 RUN, JOB, SUMMARY, FIRST_STEP = "run.json", "job.yaml", "summary.json", "first-step"
 MANIFEST = "manifest.json"  # of a complete checkpoint
+INIT_FROM, HEAD = "model.init_from", "model.head"
+INITIAL = "initial.json"
+INITIAL_FIELDS = ("url", "sha256", "loaded", "not_loaded")
 
 
 class OtherRecipe(JobError):
@@ -110,21 +114,49 @@ def never_trained(url: str) -> bool:
     return True
 
 
+def write_initial(run_url: str, record: dict[str, str]) -> None:
+    """Note the weights that a run begins with: a record of `INITIAL_FIELDS`.
+
+    Args:
+        record: `url`, without credentials; `sha256` of what was read; `loaded` and `not_loaded`, in words.
+    """
+    storage.write_atomic(f"{run_url}/{INITIAL}", json.dumps(record, indent=1).encode())
+
+
+def read_initial(run_url: str) -> dict[str, str]:
+    """The note of the weights that a run began with; empty if there is none, or a damaged one."""
+    try:
+        record: Any = json.loads(storage.read(f"{run_url}/{INITIAL}"))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    known = isinstance(record, dict) and all(isinstance(record.get(field), str) for field in INITIAL_FIELDS)
+    return {field: record[field] for field in INITIAL_FIELDS} if known else {}
+
+
+def initial_tags(run_url: str) -> dict[str, str]:
+    """Tags of the run in MLflow: `init_from.url`, `.sha256`, `.loaded` and `.not_loaded`; none without the note."""
+    return {f"init_from.{field}": value for field, value in read_initial(run_url).items()}
+
+
 def _identity(job: NetworkJob, digest: str) -> str:
-    remedy = _identity_again(digest)
+    url, remedy = run_url(job), _identity_again(digest)
     run = read_fields(job, RUN, remedy)
     if not isinstance(run.get("id"), str) or not re.fullmatch(r"[0-9a-f]{32}", run["id"]):
         raise _unusable(job, RUN, "damaged (no identity)", remedy)
     if not isinstance(run.get("train"), str):
         raise _unusable(job, RUN, "damaged (no digest)", remedy)
     before, now = _recipe_before(job), recipe(redact_fields(job.model_dump(mode="json")))
+    if has_checkpoint(job) and now[INIT_FROM] in (None, before.get(INIT_FROM), read_initial(url).get("url")):
+        for key in (INIT_FROM, HEAD):  # the run continues without the weights that it began with
+            before.pop(key, None)
+            now.pop(key)
     samples = "data.train (digest of its samples)"
     before[samples], now[samples] = run.get("train"), digest
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
         key = changed[0]
         raise OtherRecipe(
-            f"{job.source}: {key} = {now.get(key)}: the run in {run_url(job)} was started with {before.get(key)}; "
+            f"{job.source}: {key} = {now.get(key)}: the run in {url} was started with {before.get(key)}; "
             "give this job another name, or undo the change"
         )
     return str(run["id"])

@@ -65,9 +65,6 @@ def open_inputs(job: NetworkJob) -> Inputs:
     _check_writable(job, "checkpoint.url", job.checkpoint.url)
     _resolve(job, "tracking.uri", job.tracking.uri)
     _check_tracking(job)
-    if job.model.init_from is not None:
-        _check_exists(job, "model.init_from", job.model.init_from)
-        raise problem(job, "model.init_from", "this version starts every run from random weights; remove the key")
     if job.data.pack is not None:
         _pack(job, job.data.pack)
     sources: list[LabelledSet] = []
@@ -220,17 +217,6 @@ def _pack(job: NetworkJob, settings: Pack) -> None:
         SOURCES.bound(settings)(folder)
     except (DataError, OSError) as error:
         raise problem(job, "data.pack.to", str(error)) from error
-
-
-def _check_exists(job: NetworkJob, key: str, url: str) -> None:
-    resolved = _resolve(job, key, url)
-    try:
-        found = storage.exists(resolved)
-    except Exception as error:  # each back end has its own: authentication, DNS, bucket rights
-        reason = next(iter(str(error).splitlines()), "")
-        raise _at(job, key, url, resolved, f"cannot be opened ({type(error).__name__}: {reason})") from error
-    if not found:
-        raise _at(job, key, url, resolved, "does not exist")
 
 
 def _check_lengths(job: NetworkJob) -> None:

@@ -57,6 +57,8 @@ def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
     fields = job.model_dump(mode="json")
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
     fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
+    if job.model.init_from is not None:
+        fields["model"]["init_from"] = resolve_url(job.model.init_from)
     train = fields["data"]["train"]
     for source in (train, *train["sources"].values()):
         source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}

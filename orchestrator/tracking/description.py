@@ -11,6 +11,7 @@ import yaml
 from data import Index
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.redact import redact_fields, redact_text
+from orchestrator.run.folder import initial_tags, run_url
 from orchestrator.run.training_set import TrainingSet
 
 
@@ -73,7 +74,7 @@ def describe_run(
         run_key=run_id,
         job=resolved,
         job_yaml=yaml.safe_dump(redact_fields(resolved), sort_keys=False),
-        tags={**job.tracking.tags, "workers": str(workers), "device": device},
+        tags={**job.tracking.tags, **initial_tags(run_url(job)), "workers": str(workers), "device": device},
         datasets=sets,
     )
 

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 import model
+from model import VisionTransformer
 from model.layers.recompute import CheckpointMode
 from orchestrator.checkpoint.notes import Owner
 from orchestrator.cluster.notices import Notices
@@ -32,6 +33,7 @@ from orchestrator.training.batches import TrainingBatches
 from orchestrator.training.checkpoints import Checkpoints
 from orchestrator.training.health import Health
 from orchestrator.training.held_out import HeldOut
+from orchestrator.training.initial import begin_with
 from orchestrator.training.task import Task
 
 
@@ -88,14 +90,17 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     data = open_training_set(job.data.train, seed=job.seed, batch_size=job.batch_size)
     calendar = Calendar.of(job, data.order.steps_per_epoch)
     heartbeat = Heartbeat(run.board, dist.get_rank(), job.cluster.hang_timeout)
-    engine, chosen = build_engine(job, task)
+    owner = Owner(run.id, calendar.total_steps, frozenset(Totals().to_dict()))
+    with heartbeat.in_background():
+        network, begun = build_network(job, task, run.url, owner)
+    engine, chosen = build_engine(job, task, network)
     health = Health(engine, job.training.max_bad_steps)
 
     reporter = Reporter(run.board, calendar.total_steps)
     notices = Notices(engine.device, reporter.wanted)
     history = History(job, run.url, run.id, reporter, data, engine, total_steps=calendar.total_steps)
-    if chosen:
-        reporter.say_once(chosen)
+    for line in filter(None, [*begun, chosen]):
+        reporter.say_once(line)
     held_out = HeldOut(
         task,
         engine,
@@ -107,7 +112,6 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
         heartbeat=heartbeat,
         notices=notices,
     )
-    owner = Owner(run.id, calendar.total_steps, frozenset(Totals().to_dict()))
     checkpoints = Checkpoints(
         job, run.url, owner, run.lock, engine, health=health, history=history, reporter=reporter, heartbeat=heartbeat
     )
@@ -123,11 +127,17 @@ def build(job: NetworkJob, task: Task, run: RunPlace) -> Parts:
     return Parts(task, calendar, engine, batches, health, history, reporter, notices, held_out, checkpoints)
 
 
-def build_engine(job: NetworkJob, task: Task) -> tuple[Engine, str]:
+def build_network(job: NetworkJob, task: Task, run_url: str, owner: Owner) -> tuple[VisionTransformer, list[str]]:
+    """The network with its first weights; and in words what was loaded. Collective."""
+    torch.manual_seed(job.seed)
+    network = task.network()
+    return network, begin_with(job, network, run_url, owner, worker_device(job))
+
+
+def build_engine(job: NetworkJob, task: Task, network: VisionTransformer) -> tuple[Engine, str]:
     """The engine; and in words what was chosen for it and why, empty if the job left no choice."""
     device, world_size = worker_device(job), dist.get_world_size()
-    torch.manual_seed(job.seed)
-    network, objective = task.network(), task.objective()
+    objective = task.objective()
 
     def measured(checkpointing: CheckpointMode, micro_batch: int) -> dict[int, int]:
         """Bytes of activations by micro-batch, the most of all ranks."""

@@ -9,6 +9,7 @@ from typing import Any
 
 import ray
 
+from orchestrator.checkpoint.initial import InitialError
 from orchestrator.checkpoint.upload import TakenOver
 from orchestrator.cluster.board import Ended
 from orchestrator.history.quarantine import TooManyBadSamples
@@ -35,7 +36,7 @@ def train(config: dict[str, Any]) -> None:
         task = resolve_name(config["task"])(job)
         place = RunPlace(*(config[part] for part in ("run_url", "run_id", "lock", "held_out", "board")))
         train_to_the_end(build(job, task, place))
-    except (TooManyBadSamples, Diverged, TakenOver, Ended) as stop:
+    except (InitialError, TooManyBadSamples, Diverged, TakenOver, Ended) as stop:
         ray.get(config["board"].stop.remote(str(stop), ended=isinstance(stop, Ended)))
     except Exception as error:
         if (redacted := redact_error(error)) is not error:

@@ -62,6 +62,33 @@ def test_an_identity_can_be_written_again(job: NetworkJob) -> None:
         assert open_run(job, "d" * 64) == before["id"]
 
 
+def test_a_run_with_a_checkpoint_continues_without_the_weights_that_it_began_with(job: NetworkJob) -> None:
+    """They may be gone, and the job may say so. Other weights are another run."""
+
+    def of(init_from: str | None) -> NetworkJob:
+        return job.model_copy(update={"model": job.model.model_copy(update={"init_from": init_from})})
+
+    folder = Path(run_url(job))
+    (folder / "job.yaml").unlink()
+    (folder / "run.json").unlink()
+    (folder / "first-step").unlink()
+    (folder / "step-000000015-00000000").rmdir()
+    identity = open_run(of("gs://b/one"), "d" * 64)
+    (folder / "first-step").write_text("now")
+    with pytest.raises(JobError, match=r"model\.init_from = None: the run in .* was started with gs://b/one"):
+        check_run(of(None), "d" * 64)
+
+    (folder / "step-000000015-00000000").mkdir()
+    (folder / "step-000000015-00000000" / "manifest.json").write_text("{}")
+    (folder / "initial.json").write_text(
+        json.dumps({"url": "gs://b/one", "sha256": "0" * 64, "loaded": "", "not_loaded": ""})
+    )
+    assert open_run(of(None), "d" * 64) == identity
+    assert open_run(of("gs://b/one"), "d" * 64) == identity
+    with pytest.raises(JobError, match=r"model\.init_from = gs://b/two: the run in .* was started with gs://b/one"):
+        check_run(of("gs://b/two"), "d" * 64)
+
+
 def test_a_folder_with_anothers_checkpoint_and_nothing_else_begins_a_run(tmp_path: Path) -> None:
     job = absolute(load_job(ROOT / "jobs/pretrain_digits.yaml", [f"checkpoint.url={tmp_path}"]))
     (Path(run_url(job)) / "step-000000015-00000000").mkdir(parents=True)

@@ -113,7 +113,6 @@ def test_data_that_is_not_there(packed: Path, tmp_path: Path) -> None:
     assert line_of(*at(packed), "data.eval.second.url=/no/where", "data.eval.second.augment.crop=center") == (
         "data.eval.second.url = /no/where: does not exist"
     )
-    assert line_of(*at(packed), "model.init_from=/no/where") == "model.init_from = /no/where: does not exist"
 
 
 def test_shards_without_an_index(packed: Path, tmp_path: Path) -> None:

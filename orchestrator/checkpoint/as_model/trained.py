@@ -19,6 +19,7 @@ from torch import Tensor
 
 from data import storage
 from model import VisionTransformer, ViTConfig
+from orchestrator.checkpoint.as_model.whole import Damaged, read_whole
 from orchestrator.checkpoint.best import Best
 from orchestrator.checkpoint.manifest import (
     EMA,
@@ -31,7 +32,6 @@ from orchestrator.checkpoint.manifest import (
 )
 from orchestrator.checkpoint.notes import RUN as IDENTITY
 from orchestrator.checkpoint.notes import Owner
-from orchestrator.checkpoint.whole import Damaged, read_whole
 from orchestrator.job.data_sections import HeldOutAugment
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.job.sections import Best as BestKeys
@@ -114,11 +114,17 @@ def is_run(url: str) -> bool:
     return storage.exists(storage.join(url, JOB))
 
 
-def read_trained(address: Address, warn: Callable[[str], None]) -> Trained:
+def no_run(url: str) -> str:
+    """Why a URL names no run, in words."""
+    return f"not the folder of a run (it has no {JOB})" if storage.exists(url) else "does not exist"
+
+
+def read_trained(address: Address, warn: Callable[[str], None], *, values: bool = True) -> Trained:
     """Read a model of a run.
 
     Args:
         warn: receives a line for each newer checkpoint that cannot be used, if no step is given.
+        values: read the weights. Else the tensors are of the meta device: names and shapes, for a check that is cheap.
 
     Raises:
         RunError: there is no such checkpoint, or it is damaged, or of another network than the run's job says.
@@ -128,7 +134,7 @@ def read_trained(address: Address, warn: Callable[[str], None]) -> Trained:
     config = _config(job, address.url)
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in VisionTransformer(config).named_parameters()}
-    manifest, tensors = _weights(address, _owner(run), job, shapes, warn)
+    manifest, tensors = _weights(address, _owner(run), job, shapes, warn, values=values)
     return Trained(
         address=address,
         config=config,
@@ -161,6 +167,8 @@ def _weights(
     job: Mapping[str, Any],
     shapes: Mapping[str, tuple[int, ...]],
     warn: Callable[[str], None],
+    *,
+    values: bool,
 ) -> tuple[Manifest, dict[str, Tensor]]:
     """The weights of the checkpoint that is asked for. A run may delete a checkpoint while it is read."""
     url, state = address.url, STATES[address.weights]
@@ -168,6 +176,8 @@ def _weights(
     for _ in range(ATTEMPTS):
         for manifest in _candidates(address, owner, job, warn):
             _check_fits(manifest, state, shapes, url)
+            if not values:
+                return manifest, {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
             try:
                 return manifest, read_whole(f"{url}/{manifest.name}", manifest, state, shapes)
             except Damaged as damage:

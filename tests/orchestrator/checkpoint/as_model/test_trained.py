@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from orchestrator.checkpoint import whole
+from orchestrator.checkpoint.as_model import whole
+from orchestrator.checkpoint.as_model.trained import Address, RunError, Trained, read_trained, run_address
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest
-from orchestrator.checkpoint.trained import Address, RunError, Trained, read_trained, run_address
 from tests.orchestrator.checkpoint.helpers import weights
 from tests.orchestrator.checkpoint.runs import IDENTITY, MODEL, describe, make_run, write_run
 from tests.paths import ROOT
@@ -233,7 +233,7 @@ def test_checkpoints_of_another_run_are_passed_over(run: Path) -> None:
 
 PEAK = """
 import resource, sys
-from orchestrator.checkpoint.trained import Address, read_trained
+from orchestrator.checkpoint.as_model.trained import Address, read_trained
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 tensors = read_trained(Address(sys.argv[1]), print).tensors
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
