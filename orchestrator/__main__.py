@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from orchestrator.commands import features, predict, run, schema
+from orchestrator.commands import export, features, predict, run, schema
 from orchestrator.commands.parsing import EXAMPLES, Parser
 from orchestrator.job.errors import JobError
 from orchestrator.redact import print_error
 
-COMMANDS = (run, predict, features, schema)
+COMMANDS = (run, export, predict, features, schema)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -7,7 +7,8 @@ import torch
 
 from model import VisionTransformer
 from orchestrator.checkpoint.as_model.place import Misfit, Placed, place
-from orchestrator.checkpoint.as_model.trained import RunError, no_run, read_trained, run_address
+from orchestrator.checkpoint.as_model.trained import ModelError
+from orchestrator.checkpoint.weights import read_model
 from orchestrator.job.sections import Encoder
 
 
@@ -58,10 +59,7 @@ def check_initial(settings: Encoder, warn: Callable[[str], None]) -> None:
 def _load(network: VisionTransformer, settings: Encoder, warn: Callable[[str], None], *, values: bool) -> Initial:
     assert settings.init_from is not None
     try:
-        address = run_address(settings.init_from)
-        if address is None:
-            raise RunError(no_run(settings.init_from))
-        trained = read_trained(address, warn, values=values)
+        trained = read_model(settings.init_from, warn, values=values)
         return Initial(place(network, trained.tensors, settings.head), trained.origin["sha256"])
-    except (RunError, Misfit) as error:
+    except (ModelError, Misfit) as error:
         raise InitialError(str(error).removeprefix(f"{settings.init_from}: ")) from error

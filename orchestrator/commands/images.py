@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from orchestrator.inference.model import OpenModel
 
 MODEL = """a model, on any store: the folder of a run, if need be with a step (runs/a@1200, runs/a@best) and #ema for
-the averaged weights; an export; a file (.npz, .safetensors); a folder of timm or Hugging Face"""
+the averaged weights; or an exported model"""
 IMAGES = "image files, folders, and patterns such as 'photos/*.jpg'; on any store"
 
 
@@ -46,7 +46,7 @@ def errors_of_models(url: str) -> Iterator[None]:
         yield
     except JobError:
         raise
-    except ValueError as error:  # RunError, WeightsError, ModelConfigError, DataError: each is one line
+    except ValueError as error:  # ModelError, WeightsError, ModelConfigError, DataError: each is one line
         raise JobError(str(error)) from error
     except Exception as error:  # of any store
         raise JobError(f"{url}: cannot be opened ({storage.describe(error)})") from error

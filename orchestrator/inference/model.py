@@ -15,7 +15,7 @@ from torch import Tensor
 
 from data import Augment
 from model import VisionTransformer
-from orchestrator.checkpoint.as_model.trained import RunError, no_run, read_trained, run_address
+from orchestrator.checkpoint.weights import read_model
 from orchestrator.inference.images import Batch, find_images, read_batches
 from orchestrator.inference.preprocess import AsTrained, Prepare
 from orchestrator.redact import print_warning
@@ -81,20 +81,17 @@ def open_model(url: str, warn: Callable[[str], None] = print_warning) -> OpenMod
     """Open any model.
 
     Args:
-        url: of a run: `URL[@STEP | @last | @best][#ema]`.
+        url: of an exported model, or of a run: `URL[@STEP | @last | @best][#ema]`.
         warn: receives a line for each newer checkpoint that cannot be used.
 
     Raises:
-        RunError: there is no such model, or it is damaged; the text is one line.
+        ModelError: there is no such model, or it is damaged; the text is one line.
         Exception: the store's error.
     """
-    address = run_address(url)
-    if address is None:
-        raise RunError(f"{url}: {no_run(url)}")
-    trained = read_trained(address, warn)
+    trained = read_model(url, warn)
     with torch.device("meta"):
         network = VisionTransformer(trained.config)
     network.load_state_dict(trained.tensors, assign=True)
     augment = Augment(crop=trained.augment.crop, resize=trained.augment.resize)
     prepare = AsTrained(trained.config.image_size, augment)
-    return OpenModel(network, prepare, trained.class_names, sigmoid=trained.origin["loss"] == "sigmoid")
+    return OpenModel(network, prepare, trained.class_names, sigmoid=trained.origin.get("loss") == "sigmoid")

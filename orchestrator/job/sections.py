@@ -204,6 +204,8 @@ class Checkpoint(Section):
     best: Best | None = None
     """Keep the best checkpoint, too: {metric: eval/val/top1, mode: max}. An evaluation that finds a better value is
     followed by a checkpoint. null = the newest alone."""
+    export: bool = True
+    """Write the model into the run's folder `export` when the run is complete, for others to use."""
 
 
 class Evaluate(Section):

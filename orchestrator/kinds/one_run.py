@@ -63,6 +63,8 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
         complete_tracking(job, inputs, summary)
 
     print(describe_result(summary, run_url(job)))
+    if job.checkpoint.export and (place := export_complete(job, summary)):
+        print(f"model:           {place}")
     if start.as_json:
         print(json.dumps(summary))
     return 0
@@ -162,6 +164,27 @@ def own(job: NetworkJob, inputs: Inputs, lock: RunLock, owned: ExitStack) -> str
         run_id = open_run(job, inputs.train.digest)
         keep_class_names(job, inputs.train.index.class_names, begins=begins)
         return run_id
+
+
+def export_complete(job: NetworkJob, summary: dict[str, Any]) -> str | None:
+    """Write the model of a complete run into its folder, unless it is there. Loads torch.
+
+    Returns:
+        The folder; None if it cannot be written, which takes nothing from the run: a warning says why.
+    """
+    url = run_url(job)
+    place = f"{url}/export"
+    try:
+        from orchestrator.checkpoint.as_model.export import is_current, write_export
+        from orchestrator.checkpoint.as_model.trained import Address, read_trained
+
+        if not is_current(place, summary["step"], summary["metrics"]):
+            write_export(read_trained(Address(url), print_warning), place)
+        return place
+    except Exception as error:  # of any store or library
+        again = f"`python -m orchestrator export {url} {place} --force` tries again"
+        print_warning(f"{job.source}: the model is not in {place} ({storage.describe(error)}); {again}")
+        return None
 
 
 def complete_tracking(job: NetworkJob, inputs: Inputs, summary: dict[str, Any]) -> None:

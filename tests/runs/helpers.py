@@ -26,6 +26,7 @@ def settings(folder: Path, name: str, *, without: Collection[str] = (), **more: 
         "model.dropout": 0.1,
         "checkpoint.url": folder,
         "checkpoint.every.steps": EVERY,
+        "checkpoint.export": "false",
         "evaluate.every.steps": 30,
         "tracking.uri": f"sqlite:///{folder}/mlflow.db",
         "tracking.every.steps": 1,

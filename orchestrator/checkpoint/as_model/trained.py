@@ -38,15 +38,15 @@ from orchestrator.job.sections import Best as BestKeys
 from orchestrator.job.sections import Encoder, Model
 from orchestrator.names import EVALUATED, split_held_out
 from orchestrator.run.class_names import CLASSES
-from orchestrator.run.folder import JOB, RUN
+from orchestrator.run.folder import JOB, RUN, SUMMARY
 
 ATTEMPTS = 5  # to read the newest checkpoint of a run that deletes its old ones meanwhile
 STATES = {"live": WEIGHT, "ema": EMA}
 _ADDRESS = re.compile(r"(?P<run>.*?)(?:@(?P<step>[^@#/]*))?(?:#(?P<weights>[^@#/]*))?", re.DOTALL)
 
 
-class RunError(ValueError):
-    """A run that has no such model. The text is one line."""
+class ModelError(ValueError):
+    """There is no such model, or it is damaged. The text is one line."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +66,9 @@ class Address:
 
 @dataclass(frozen=True, eq=False)
 class Trained:
-    """The weights of a run at one step, and what belongs to them.
+    """A trained model: its weights, and what belongs to them.
 
     Attributes:
-        address: of the model.
         config: the network.
         tensors: float32, by parameter.
         augment: from an image to the network's input, as for the first set of `data.eval`.
@@ -80,7 +79,6 @@ class Trained:
             training set), `code` (what trained them), `checkpoint`, `sha256` (of the checkpoint's manifest), `loss`.
     """
 
-    address: Address
     config: ViTConfig
     tensors: dict[str, Tensor]
     augment: HeldOutAugment
@@ -94,7 +92,7 @@ def run_address(url: str) -> Address | None:
     """The model of a run that a URL names; None if it names a file or a folder of weights.
 
     Raises:
-        RunError: there is such a run, but what follows its URL is no checkpoint.
+        ModelError: there is such a run, but what follows its URL is no checkpoint.
     """
     if is_run(url):
         return Address(url.rstrip("/"))
@@ -103,9 +101,9 @@ def run_address(url: str) -> Address | None:
         return None
     step, weights = found["step"] or "last", found["weights"] or "live"
     if not (step in ("last", "best") or re.fullmatch("[0-9]{1,9}", step)):
-        raise RunError(f"{url}: {step!r} is no checkpoint; use a number of steps, last or best")
+        raise ModelError(f"{url}: {step!r} is no checkpoint; use a number of steps, last or best")
     if weights not in STATES:
-        raise RunError(f"{url}: {weights!r} are no weights; use {' or '.join(STATES)}")
+        raise ModelError(f"{url}: {weights!r} are no weights; use {' or '.join(STATES)}")
     return Address(found["run"].rstrip("/"), step, weights)
 
 
@@ -127,7 +125,7 @@ def read_trained(address: Address, warn: Callable[[str], None], *, values: bool 
         values: read the weights. Else the tensors are of the meta device: names and shapes, for a check that is cheap.
 
     Raises:
-        RunError: there is no such checkpoint, or it is damaged, or of another network than the run's job says.
+        ModelError: there is no such checkpoint, or it is damaged, or of another network than the run's job says.
         Exception: the store's error.
     """
     job, run = _job(address.url), _fields(address.url, RUN, json.loads)
@@ -136,13 +134,12 @@ def read_trained(address: Address, warn: Callable[[str], None], *, values: bool 
         shapes = {name: tuple(p.shape) for name, p in VisionTransformer(config).named_parameters()}
     manifest, tensors = _weights(address, _owner(run), job, shapes, warn, values=values)
     return Trained(
-        address=address,
         config=config,
         tensors=tensors,
         augment=_augment(job),
         class_names=_class_names(address.url, config.num_classes),
         step=manifest.step,
-        metrics={name: value for name, value in manifest.metrics.items() if split_held_out(name)},
+        metrics=_metrics(address.url, manifest),
         origin={
             "job": job.get("name"),
             "run": run.get("id"),
@@ -188,15 +185,15 @@ def _weights(
                     break  # look again, which checkpoints there are
                 unfit = Unfit(manifest.name, f"{error.filename or error} is missing")
             if address.step != "last":
-                raise RunError(f"{url}/{unfit.name}: {unfit.reason}; name another step, or put back a copy of it")
+                raise ModelError(f"{url}/{unfit.name}: {unfit.reason}; name another step, or put back a copy of it")
             warn(str(unfit))
         else:
             break
         if address.step.isdecimal():
             break
     if gone:
-        raise RunError(f"{url}/{gone}: the checkpoint was deleted while it was read; name a newer one")
-    raise RunError(f"{url}: the run has no complete checkpoint that is intact")
+        raise ModelError(f"{url}/{gone}: the checkpoint was deleted while it was read; name a newer one")
+    raise ModelError(f"{url}: the run has no complete checkpoint that is intact")
 
 
 def _candidates(
@@ -207,7 +204,7 @@ def _candidates(
         best = _best(job, address.url)
         found = best.of(complete_checkpoints(address.url, warn, owner))
         if found is None:
-            raise RunError(f"{address.url}: no checkpoint has {best.metric}, measured at its own step")
+            raise ModelError(f"{address.url}: no checkpoint has {best.metric}, measured at its own step")
         yield found
     elif address.step == "last":
         yield from complete_checkpoints(address.url, warn, owner)
@@ -224,20 +221,20 @@ def _at_step(address: Address, step: int, owner: Owner | None) -> Manifest:
         if isinstance(each, Unfit) and int(each.name.split("-")[1]) == step:
             unfit = unfit or f"{address.url}/{each.name}: {each.reason}; name another step, or put back a copy of it"
     if unfit:
-        raise RunError(unfit)
+        raise ModelError(unfit)
     steps = sorted({each.step for each in found if isinstance(each, Manifest)})
     there = f"it has {', '.join(map(str, steps))}" if steps else "it has none"
-    raise RunError(f"{address.url}: no complete checkpoint at step {step}; {there}")
+    raise ModelError(f"{address.url}: no complete checkpoint at step {step}; {there}")
 
 
 def _best(job: Mapping[str, Any], url: str) -> Best:
     best = (job.get("checkpoint") or {}).get("best")
     if best is None:
-        raise RunError(f"{url}: the run keeps no best checkpoint: its job has no checkpoint.best")
+        raise ModelError(f"{url}: the run keeps no best checkpoint: its job has no checkpoint.best")
     try:
         settings = BestKeys.model_validate(best)
     except ValidationError as error:
-        raise RunError(f"{url}/{JOB}: damaged (checkpoint.best); put back a copy of it") from error
+        raise ModelError(f"{url}/{JOB}: damaged (checkpoint.best); put back a copy of it") from error
     return Best(settings.metric, settings.mode)
 
 
@@ -246,9 +243,9 @@ def _check_fits(manifest: Manifest, state: str, shapes: Mapping[str, tuple[int, 
     if differing := sorted(set(sizes.items()) ^ set(manifest.parameters.items())):
         name = differing[0][0]
         text = f"{name} has {manifest.parameters.get(name, 0):,} numbers, and {sizes.get(name, 0):,} by {JOB}"
-        raise RunError(f"{url}/{manifest.name}: {text}; it is not of this job")
+        raise ModelError(f"{url}/{manifest.name}: {text}; it is not of this job")
     if state != WEIGHT and state not in manifest.states:
-        raise RunError(f"{url}/{manifest.name}: it has no averaged weights; the run trained without optimizer.ema")
+        raise ModelError(f"{url}/{manifest.name}: it has no averaged weights; the run trained without optimizer.ema")
 
 
 def _owner(run: Mapping[str, Any]) -> Owner | None:
@@ -264,7 +261,7 @@ def _owner(run: Mapping[str, Any]) -> Owner | None:
 def _job(url: str) -> dict[str, Any]:
     job = _fields(url, JOB, parse_without_aliases)
     if not isinstance(job.get("model"), dict):
-        raise RunError(f"{url}/{JOB}: damaged (no model); put back a copy of it")
+        raise ModelError(f"{url}/{JOB}: damaged (no model); put back a copy of it")
     return job
 
 
@@ -274,9 +271,9 @@ def _fields(url: str, name: str, parse: Callable[[bytes], Any]) -> dict[str, Any
         if not isinstance(fields, dict):
             raise ValueError("no mapping")
     except FileNotFoundError:
-        raise RunError(f"{url}/{name}: missing; put back a copy of it") from None
+        raise ModelError(f"{url}/{name}: missing; put back a copy of it") from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:
-        raise RunError(f"{url}/{name}: damaged ({type(error).__name__}); put back a copy of it") from error
+        raise ModelError(f"{url}/{name}: damaged ({type(error).__name__}); put back a copy of it") from error
     return fields
 
 
@@ -287,9 +284,19 @@ def _config(job: Mapping[str, Any], url: str) -> ViTConfig:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         key = ".".join(["model", *map(str, first["loc"])])
-        raise RunError(f"{url}/{JOB}: {key}: {first['msg']}; another version of this program wrote it") from error
+        raise ModelError(f"{url}/{JOB}: {key}: {first['msg']}; another version of this program wrote it") from error
     except ValueError as error:
-        raise RunError(f"{url}/{JOB}: model.{error}") from error
+        raise ModelError(f"{url}/{JOB}: model.{error}") from error
+
+
+def _metrics(url: str, manifest: Manifest) -> dict[str, float]:
+    """Metrics of the held-out sets. A complete run may have measured more sets after its last checkpoint."""
+    metrics = dict(manifest.metrics)
+    if storage.exists(f"{url}/{SUMMARY}"):
+        summary = _fields(url, SUMMARY, json.loads)
+        if summary.get("step") == manifest.step and isinstance(summary.get("metrics"), dict):
+            metrics |= summary["metrics"]
+    return {name: value for name, value in metrics.items() if split_held_out(name)}
 
 
 def _augment(job: Mapping[str, Any]) -> HeldOutAugment:
@@ -311,5 +318,5 @@ def _class_names(url: str, num_classes: int) -> list[str]:
     except (ValueError, RecursionError):
         names = None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(names) > num_classes:
-        raise RunError(f"{url}/{CLASSES}: damaged (no list of at most {num_classes} class names); move the file away")
+        raise ModelError(f"{url}/{CLASSES}: damaged (no list of at most {num_classes} class names); move the file away")
     return names

@@ -64,8 +64,8 @@ def _read_file(url: str, file: str, places: Mapping[str, memoryview], sha256: st
         Damaged: the file does not match its digest, or lacks a piece.
     """
     with storage.open_read(url, CHUNK) as stream:
-        source = _Hashed(stream, file)
-        header = _header(source, file)
+        source = Hashed(stream, file)
+        header = read_header(source, file)
         for key, place in places.items():
             _check_piece(header.get(key), key, len(place), file)
         position = 0
@@ -78,8 +78,16 @@ def _read_file(url: str, file: str, places: Mapping[str, memoryview], sha256: st
             raise Damaged(f"{file} does not match its SHA-256")
 
 
-class _Hashed:
-    """A stream that is hashed while it is read."""
+class Hashed:
+    """A stream that is hashed while it is read.
+
+    Args:
+        stream: where it begins.
+        file: its name, for errors.
+
+    Attributes:
+        digest: SHA-256 of what was read so far.
+    """
 
     def __init__(self, stream: IO[bytes], file: str) -> None:
         self._stream = stream
@@ -87,33 +95,47 @@ class _Hashed:
         self.digest = hashlib.sha256()
 
     def read(self, size: int) -> bytes:
+        """At most so many bytes; none at the end."""
         content = self._stream.read(size)
         self.digest.update(content)
         return content
 
     def exactly(self, size: int) -> bytes:
+        """So many bytes.
+
+        Raises:
+            Damaged: the file is shorter.
+        """
         content = self.read(size)
         if len(content) < size:
             raise Damaged(f"{self._file} is cut short")
         return content
 
     def skip(self, size: int) -> None:
+        """Pass over so many bytes."""
         if size < 0:
             raise Damaged(f"{self._file}: two tensors overlap")
         while size:
             size -= len(self.exactly(min(size, CHUNK)))
 
     def copy_to(self, place: memoryview) -> None:
+        """Fill `place`."""
         for begin in range(0, len(place), CHUNK):
             part = place[begin : begin + CHUNK]
             part[:] = self.exactly(len(part))
 
     def finish(self) -> None:
+        """Read to the end."""
         while self.read(CHUNK):
             pass
 
 
-def _header(source: _Hashed, file: str) -> dict[str, Any]:
+def read_header(source: Hashed, file: str) -> dict[str, Any]:
+    """The header of a safetensors file, which begins where `source` is.
+
+    Raises:
+        Damaged: it has none.
+    """
     length = int.from_bytes(source.exactly(8), "little")
     if length > MOST_HEADER_BYTES:
         raise Damaged(f"{file} is no safetensors file")

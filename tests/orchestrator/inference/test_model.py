@@ -9,7 +9,7 @@ import torch
 
 from data import Loader, SampleOrder, open_index
 from data.images.augment import Augment
-from orchestrator.checkpoint.as_model.trained import RunError
+from orchestrator.checkpoint.as_model.trained import ModelError
 from orchestrator.engine.step import normalise
 from orchestrator.inference.model import open_model
 from tests.orchestrator.checkpoint.runs import MODEL, write_run
@@ -57,5 +57,5 @@ def test_independent_classes(tmp_path: Path) -> None:
 
 
 def test_no_model(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="nothing: does not exist"):
+    with pytest.raises(ModelError, match="nothing: does not exist"):
         open_model(f"{tmp_path}/nothing")

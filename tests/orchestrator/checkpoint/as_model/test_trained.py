@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from orchestrator.checkpoint.as_model import whole
-from orchestrator.checkpoint.as_model.trained import Address, RunError, Trained, read_trained, run_address
+from orchestrator.checkpoint.as_model.export import write_export
+from orchestrator.checkpoint.as_model.trained import Address, ModelError, Trained, read_trained, run_address
 from orchestrator.checkpoint.manifest import MANIFEST, Manifest
 from tests.orchestrator.checkpoint.helpers import weights
 from tests.orchestrator.checkpoint.runs import IDENTITY, MODEL, describe, make_run, write_run
@@ -56,6 +57,9 @@ def test_three_workers_at_stage_3_hold_the_same_weights_as_one_at_stage_0(
     a, b = read(three), read(one)
     assert a.tensors.keys() == b.tensors.keys()
     assert all(torch.equal(a.tensors[name], b.tensors[name]) for name in a.tensors)
+    for name, found in (("a", a), ("b", b)):
+        write_export(found, f"{tmp_path}/{name}")
+    assert (tmp_path / "a/model.safetensors").read_bytes() == (tmp_path / "b/model.safetensors").read_bytes()
     reference = weights(three)
     assert all(torch.equal(t.view(-1), reference[f"weight/{name}"]) for name, t in a.tensors.items())
     assert {name: tuple(t.shape) for name, t in a.tensors.items()}["embedding.position"] == (1, 17, 48)
@@ -114,7 +118,7 @@ def test_a_run_whose_name_looks_like_an_address(three: Path, tmp_path: Path) -> 
     ],
 )
 def test_an_address_that_names_nothing(run: Path, suffix: str, words: str) -> None:
-    with pytest.raises(RunError) as error:
+    with pytest.raises(ModelError) as error:
         read(f"{run}{suffix}")
     assert words in str(error.value)
     assert "\n" not in str(error.value)
@@ -133,7 +137,7 @@ def test_a_damaged_newest_checkpoint(run: Path) -> None:
     assert read(run, said.append).step == 2
     (line,) = said
     assert "rank-00001-of-00003.000.safetensors does not match its SHA-256; using the previous one" in line
-    with pytest.raises(RunError, match="does not match its SHA-256; name another step"):
+    with pytest.raises(ModelError, match="does not match its SHA-256; name another step"):
         read(f"{run}@4")
     assert read(f"{run}@2").step == 2
 
@@ -154,16 +158,16 @@ def test_an_incomplete_checkpoint(run: Path, how: str) -> None:
     assert read(run, said.append).step == 2
     assert len(said) == 1
     assert "step-000000004-00000000" in said[0]
-    with pytest.raises(RunError, match="step-000000004-00000000"):
+    with pytest.raises(ModelError, match="step-000000004-00000000"):
         read(f"{run}@4")
 
 
 def test_no_intact_checkpoint(run: Path) -> None:
     for checkpoint in run.glob("step-*"):
         (checkpoint / MANIFEST).unlink()
-    with pytest.raises(RunError, match="the run has no complete checkpoint that is intact"):
+    with pytest.raises(ModelError, match="the run has no complete checkpoint that is intact"):
         read(run)
-    with pytest.raises(RunError, match="no complete checkpoint at step 4; it has none"):
+    with pytest.raises(ModelError, match="no complete checkpoint at step 4; it has none"):
         read(f"{run}@4")
 
 
@@ -187,33 +191,33 @@ def test_a_checkpoint_that_is_deleted_while_it_is_read(run: Path, deleted: None)
 
 
 def test_a_checkpoint_of_a_given_step_that_is_deleted_while_it_is_read(run: Path, deleted: None) -> None:
-    with pytest.raises(RunError, match="was deleted while it was read; name a newer one"):
+    with pytest.raises(ModelError, match="was deleted while it was read; name a newer one"):
         read(f"{run}@4")
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "run.json", "classes.json"])
 def test_a_damaged_file_of_the_run(run: Path, name: str) -> None:
     (run / name).write_text("[1")
-    with pytest.raises(RunError, match=f"{name}: damaged") as error:
+    with pytest.raises(ModelError, match=f"{name}: damaged") as error:
         read(run)
     assert "\n" not in str(error.value)
 
 
 def test_another_network_than_the_job_says(run: Path) -> None:
     describe(run, model={**MODEL, "width": 96})
-    with pytest.raises(RunError, match=r"by job\.yaml; it is not of this job"):
+    with pytest.raises(ModelError, match=r"by job\.yaml; it is not of this job"):
         read(run)
     describe(run, model={**MODEL, "heads": 5})
-    with pytest.raises(RunError, match=r"job\.yaml: model\.heads: 5 heads do not divide the width 48"):
+    with pytest.raises(ModelError, match=r"job\.yaml: model\.heads: 5 heads do not divide the width 48"):
         read(run)
     describe(run, model={**MODEL, "hedas": 5})
-    with pytest.raises(RunError, match=r"job\.yaml: model\.hedas: .*another version"):
+    with pytest.raises(ModelError, match=r"job\.yaml: model\.hedas: .*another version"):
         read(run)
 
 
 def test_the_best_checkpoint(run: Path) -> None:
     describe(run, checkpoint={"best": {"metric": "eval/test/loss", "mode": "min"}})
-    with pytest.raises(RunError, match="no checkpoint has eval/test/loss, measured at its own step"):
+    with pytest.raises(ModelError, match="no checkpoint has eval/test/loss, measured at its own step"):
         read(f"{run}@best")
     for checkpoint, loss in zip(sorted(run.glob("step-*")), (1.0, 2.0), strict=True):
         manifest = Manifest.parse(checkpoint.name, (checkpoint / MANIFEST).read_text())
@@ -233,16 +237,17 @@ def test_checkpoints_of_another_run_are_passed_over(run: Path) -> None:
 
 PEAK = """
 import resource, sys
+from orchestrator.checkpoint.as_model.export import write_export
 from orchestrator.checkpoint.as_model.trained import Address, read_trained
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-tensors = read_trained(Address(sys.argv[1]), print).tensors
+write_export(read_trained(Address(sys.argv[1]), print), sys.argv[1] + "/export")
 print(before, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 print(sorted({"ray", "deepspeed", "mlflow"} & sys.modules.keys()))
 """
 
 
 def test_memory_of_one_model(tmp_path: Path) -> None:
-    """A checkpoint of 3 x 100 MB is read in 1.3 x 100 MB."""
+    """A checkpoint of 3 x 120 MB is exported in 1.3 x 120 MB."""
     wide = {**MODEL, "width": 768, "mlp_dim": 3072, "heads": 12, "depth": 4}
     write_run(tmp_path, model=wide)
     output = subprocess.run(
