@@ -1,4 +1,4 @@
-"""Vision Transformers: the network, its objectives, and what it costs. Depends on torch only."""
+"""Vision Transformers: the network, its objectives, and what it costs. Depends on torch, numpy and fsspec."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from model.cost.flops import forward_macs, training_flops
     from model.vit import VisionTransformer, checkpoint_blocks, compile_blocks, create_model
     from model.weight_decay import decay_mask
+    from model.weights.load import load, load_weights
 
 __all__ = [
     "ViTConfig",
@@ -18,6 +19,8 @@ __all__ = [
     "create_model",
     "decay_mask",
     "forward_macs",
+    "load",
+    "load_weights",
     "training_flops",
     "vit_config",
 ]
@@ -30,6 +33,8 @@ _WITH_TORCH = {
     "create_model": "model.vit",
     "decay_mask": "model.weight_decay",
     "forward_macs": "model.cost.flops",
+    "load": "model.weights.load",
+    "load_weights": "model.weights.load",
     "training_flops": "model.cost.flops",
 }
 

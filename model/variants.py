@@ -37,6 +37,7 @@ SHAPES = {
 NAMES = tuple(f"ViT-{letter}/{patch}" for letter in SHAPES for patch in (14, 16, 32))
 
 POOLS = ("token", "gap")
+GELUS = ("tanh", "erf")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +59,8 @@ class ViTConfig:
     dropout: float = 0.0
     pool: Literal["token", "gap"] = "token"  # what the head sees: the class token, or the mean over all patches
     head_bias: float = 0.0  # initial value; with -10, sigmoid pre-training starts with all probabilities near 0
+    gelu: Literal["tanh", "erf"] = "tanh"  # tanh: the authors' approximation; erf: the definition, as in timm
+    norm_eps: float = 1e-6  # LayerNorm's epsilon: the authors' and timm's; Hugging Face's default is 1e-12
 
     def __post_init__(self) -> None:
         for key in ("image_size", "patch_size", "depth", "width", "mlp_dim", "heads", "num_classes"):
@@ -67,14 +70,17 @@ class ViTConfig:
         if self.width % self.heads:
             raise ModelConfigError("heads", f"{self.heads} heads do not divide the width {self.width}")
         grid_side(self.image_size, self.patch_size)
-        for key in ("dropout", "head_bias"):
+        for key in ("dropout", "head_bias", "norm_eps"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ModelConfigError(key, f"must be a finite number, not {value!r}")
         if not 0 <= self.dropout < 1:
             raise ModelConfigError("dropout", f"must be at least 0 and less than 1, not {self.dropout}")
-        if self.pool not in POOLS:
-            raise ModelConfigError("pool", f"must be one of {', '.join(POOLS)}, not {self.pool!r}")
+        if self.norm_eps <= 0:
+            raise ModelConfigError("norm_eps", f"must be positive, not {self.norm_eps}")
+        for key, known in (("pool", POOLS), ("gelu", GELUS)):
+            if (value := getattr(self, key)) not in known:
+                raise ModelConfigError(key, f"must be one of {', '.join(known)}, not {value!r}")
 
     @property
     def grid(self) -> int:

@@ -4,7 +4,7 @@
            -> depth x { z += attention(norm(z)); z += mlp(norm(z)) } -> norm -> class token -> head
 
 Shapes in comments: B images, N tokens, D width, H heads, d = D / H, K classes. Details that the paper omits follow the
-authors' code, because its published weights assume them: LayerNorm epsilon 1e-6, tanh GELU, biases.
+authors' code, because its published weights assume them: biases, and by default LayerNorm epsilon 1e-6 and tanh GELU.
 """
 
 from functools import partial
@@ -20,8 +20,6 @@ from model.layers.dropout import SampleDropout, fold_in
 from model.layers.position import resize_position_embeddings
 from model.layers.recompute import CheckpointMode, checkpointed, require_mode
 from model.variants import ViTConfig, grid_side, vit_config
-
-LayerNorm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class PatchEmbedding(nn.Module):
@@ -68,8 +66,10 @@ class Attention(nn.Module):
 class MLP(nn.Module):
     """Two dense layers with a GELU between them. The dropout layers are numbered from `first_place`."""
 
-    def __init__(self, width: int, hidden: int, dropout: float, first_place: int) -> None:
+    def __init__(self, config: ViTConfig, first_place: int) -> None:
         super().__init__()
+        width, hidden, dropout = config.width, config.mlp_dim, config.dropout
+        self.approximate = "tanh" if config.gelu == "tanh" else "none"
         tiny = partial(nn.init.normal_, std=1e-6)
         self.fc1 = Dense(width, hidden, kernel=nn.init.xavier_uniform_, bias=tiny)
         self.fc2 = Dense(hidden, width, kernel=nn.init.xavier_uniform_, bias=tiny)
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         self.dropout2 = SampleDropout(dropout, first_place + 1)
 
     def forward(self, x: Tensor, seeds: Tensor | None) -> Tensor:
-        x = self.dropout1(F.gelu(self.fc1(x), approximate="tanh"), seeds)
+        x = self.dropout1(F.gelu(self.fc1(x), approximate=self.approximate), seeds)
         return self.dropout2(self.fc2(x), seeds)
 
 
@@ -89,11 +89,11 @@ class EncoderBlock(nn.Module):
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
-        self.norm1 = LayerNorm(config.width)
+        self.norm1 = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.attention = Attention(config.width, config.heads)
         self.dropout = SampleDropout(config.dropout, place=0)
-        self.norm2 = LayerNorm(config.width)
-        self.mlp = MLP(config.width, config.mlp_dim, config.dropout, first_place=1)
+        self.norm2 = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = MLP(config, first_place=1)
 
     def forward(
         self, x: Tensor, seeds: Tensor | None, checkpointing: CheckpointMode = "none", first: int | None = None
@@ -119,7 +119,7 @@ class VisionTransformer(nn.Module):
         width, head_inputs = config.width, config.representation_size or config.width
         self.embedding = PatchEmbedding(config)
         self.blocks = nn.ModuleList(EncoderBlock(config) for _ in range(config.depth))
-        self.norm = LayerNorm(width)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
         self.pre_logits = Dense(width, head_inputs, kernel=lecun_normal_) if config.representation_size else None
         constant = partial(nn.init.constant_, val=config.head_bias)
         self.head = Dense(head_inputs, config.num_classes, kernel=nn.init.zeros_, bias=constant)

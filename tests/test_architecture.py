@@ -55,7 +55,8 @@ LINES = {  # from the bottom up: a wing may import wings of lower lines, and non
     "model": [
         {"variants", "objectives", "weight_decay"},
         {"layers"},
-        {"vit", "bit", "weights"},
+        {"vit", "bit"},
+        {"weights"},
         {"cost", "analysis", "masked_patch", "hybrid"},
         {"commands", "__init__"},
         {"__main__"},

@@ -101,8 +101,8 @@ def read_range(
     return patiently(attempt, attempts=attempts, on_retry=on_retry)
 
 
-def open_read(url: str, chunk: int) -> IO[bytes]:
-    """A file for reading from start to end, in requests of about `chunk` bytes."""
+def open_read(url: str, chunk: int = 1 << 20) -> IO[bytes]:
+    """A file for reading, in requests of about `chunk` bytes."""
     fs, path = resolve(url)
     _check_regular(fs, path)
     if isinstance(fs, LocalFileSystem):

@@ -42,6 +42,10 @@ class Encoder(Section):
     """Attention heads; a divisor of the width."""
     patch_size: Count | None = None
     """Side of a patch in pixels."""
+    gelu: Literal["tanh", "erf"] = "tanh"
+    """GELU of the MLPs: the authors' approximation by tanh, or the definition by erf, as in timm and Hugging Face."""
+    norm_eps: Positive = 1e-6
+    """Epsilon of the LayerNorms: 1e-6 in the authors' code and timm, 1e-12 in Hugging Face's default."""
     init_from: Text | None = None
     """Trained weights to start from: a run, `URL[@STEP | @last | @best][#ema]`; null = random. A run that has a
     checkpoint of its own continues without them."""
