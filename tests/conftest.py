@@ -31,7 +31,10 @@ ranks.preload("tests.ranks_preload")
 CLUSTERS = {"ray_head", "local_cluster"}
 HEAD = "the tests that share a head"
 ON_THE_HEAD = (
-    *(f"tests/runs/test_{name}.py" for name in ("endings", "extensions", "killed", "odd_names", "rotten", "run")),
+    *(
+        f"tests/runs/test_{name}.py"
+        for name in ("endings", "evaluate", "extensions", "killed", "odd_names", "rotten", "run")
+    ),
     "tests/orchestrator/cluster/test_code_check.py",
     "tests/orchestrator/cluster/test_launch.py",
 )

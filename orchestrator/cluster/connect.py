@@ -17,7 +17,7 @@ import ray
 from data.ray_session import CURRENT_CLUSTER, cluster_is_named
 from orchestrator.engine.cpu import ONE_HEAP
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
@@ -54,7 +54,7 @@ class JoinedCluster:
     environment: dict[str, str]
 
 
-def connect(job: NetworkJob) -> JoinedCluster:
+def connect(job: AnyRun) -> JoinedCluster:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a private one on this machine if there is none.
 
     Prints which one it is.
@@ -72,7 +72,7 @@ def connect(job: NetworkJob) -> JoinedCluster:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which prints a stack trace
 
 
-def _connect(job: NetworkJob, environment: dict[str, str]) -> JoinedCluster:
+def _connect(job: AnyRun, environment: dict[str, str]) -> JoinedCluster:
     if not ray.is_initialized() and not cluster_is_named():
         print(f"{job.name}: starting a private Ray on this machine", flush=True)
         _start(job, environment)
@@ -105,7 +105,7 @@ def process_group_of_its_own() -> Iterator[None]:
         anchor.wait()
 
 
-def _set_up_ray_train(job: NetworkJob) -> None:
+def _set_up_ray_train(job: AnyRun) -> None:
     """Settings that Ray Train reads in the driver's environment."""
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"
     if job.cluster.min_workers < job.cluster.max_workers:
@@ -115,7 +115,7 @@ def _set_up_ray_train(job: NetworkJob) -> None:
         os.environ.setdefault(name, value)
 
 
-def _join(job: NetworkJob) -> None:
+def _join(job: AnyRun) -> None:
     try:
         ray.init(address="auto", **QUIET)
     except Exception as error:  # Ray raises many kinds here
@@ -126,7 +126,7 @@ def _join(job: NetworkJob) -> None:
         raise JobError(text) from error
 
 
-def _start(job: NetworkJob, environment: Mapping[str, str]) -> None:
+def _start(job: AnyRun, environment: Mapping[str, str]) -> None:
     """Start a cluster on this machine; all its processes get `environment`."""
     needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
     # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.

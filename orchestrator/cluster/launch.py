@@ -24,7 +24,7 @@ from orchestrator.cluster.notices import AnswerSigterm
 from orchestrator.cluster.process_group import ProcessGroup
 from orchestrator.cluster.trainer import SayFailures, Trainer
 from orchestrator.cluster.watchdog import Watchdog
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun
 from orchestrator.job.mistakes import problem
 from orchestrator.run.folder import run_url
 from orchestrator.run.provenance import code_digest
@@ -45,7 +45,7 @@ class RunEnded(Exception):
 
 
 def launch(
-    job: NetworkJob,
+    job: AnyRun,
     run_id: str,
     work: Callable[[dict[str, Any]], None],
     *,
@@ -123,7 +123,7 @@ def launch(
             raise RunFailed(reason)
 
 
-def start_board(job: NetworkJob, run_id: str) -> Any:
+def start_board(job: AnyRun, run_id: str) -> Any:
     """The run's progress actor, on this node. Its name is the run's, so that a cluster trains it only once at a time.
 
     Raises:

@@ -4,6 +4,7 @@ Each name has a class with the keys that it needs, so that a key without effect 
 of `job/tables.py`; a class that several of them share lists them all.
 """
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, Strict, model_validator
@@ -97,6 +98,16 @@ class FeatureEvaluator(Evaluator):
 
     sets: Annotated[dict[SetName, FeatureSet], Field(min_length=1)]
     """The sets by name, with classes of their own."""
+
+
+def feature_sets(evaluators: Mapping[str, Section]) -> dict[str, FeatureSet]:
+    """The sets of a job's evaluators of frozen features, by the key that describes each."""
+    return {
+        f"evaluators.{evaluator}.sets.{name}": settings
+        for evaluator, keys in evaluators.items()
+        if isinstance(keys, FeatureEvaluator)
+        for name, settings in keys.sets.items()
+    }
 
 
 class FewShot(FeatureEvaluator):

@@ -101,6 +101,15 @@ class HeldOutSet(DataSet):
     is meant, as in a test set of fewer classes."""
 
 
+class MeasuredSet(HeldOutSet):
+    """A set to measure on, by a rule."""
+
+    rule: Literal["top1", "any_label", "multi_label", "objectnet"] | None = None
+    """What is right. top1: the image's one label; any_label: any of its labels (ImageNet ReaL); multi_label: one whose
+    weight is above `positive`, reported as precision@1; objectnet: one of the classes that the object stands for;
+    null = top1 for one label an image, objectnet for a set with its class map, any_label for ReaL, else multi_label."""
+
+
 def _without_nulls(sets: Any) -> Any:
     """`data.eval: null` is no set at all, and `--set data.eval.val=null` removes one."""
     if sets is None:
@@ -146,7 +155,7 @@ class Data(Reading):
 class HeldOutData(Reading):
     """Data of a job that measures only."""
 
-    eval: Annotated[dict[SetName, HeldOutSet], Field(min_length=1)]
+    eval: dict[SetName, MeasuredSet] = Field(default={})
     """Held-out sets by name."""
 
 

@@ -110,24 +110,38 @@ class EvaluateJob(Job):
     """Measure a trained network on held-out sets."""
 
     kind: Literal["evaluate"]
-    model: sections.Model
-    data: data_sections.HeldOutData
-    objective: AnyObjective
-    """What is minimised."""
+    model: sections.Measured
+    data: data_sections.HeldOutData = data_sections.HeldOutData()
+    objective: Annotated[choices.Objective, tables.OBJECTIVES] | None = None
+    """The loss that is reported; null = the one that the network was trained with."""
+    evaluators: Annotated[dict[str, Section], tables.EVALUATORS] = Field(default={})
+    """Evaluators by name, each with its keys: {} if it needs none; null removes it."""
+    weights: Annotated[list[Literal["live", "ema"]], Field(min_length=1)] | None = None
+    """Weights to measure: as trained, averaged, or both, which are then compared; null = those of model.init_from."""
+    compare: Text | None = None
+    """Folder of another evaluation; the answers to each set are compared with it by a paired test."""
     batch_size: Count
     """Images in a step, over all workers."""
-    parallel: sections.Arithmetic = sections.Arithmetic()
+    parallel: sections.Arithmetic = sections.Arithmetic(precision="float32")
     cluster: sections.Cluster = sections.Cluster()
+    checkpoint: sections.Store = sections.Store()
     tracking: sections.Tracking = sections.Tracking()
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
-        _check_init_from(self.model)
         _check_batch(self.batch_size, self.cluster)
-        for name, held_out in self.data.eval.items():
-            _check_resize(held_out.augment, self.model, f"data.eval.{name}")
-        self.model.vit_config()
+        if not (self.data.eval or self.evaluators):
+            raise ImpossibleValue("data.eval", "missing; give at least one set, or an evaluator")
+        if self.cluster.min_workers != self.cluster.max_workers:
+            raise ImpossibleValue("cluster.workers", "a range is only for a job that trains; give a number")
+        for name, keys in self.evaluators.items():
+            if isinstance(keys, choices.Evaluator) and keys.every is not None:
+                raise ImpossibleValue(f"evaluators.{name}.every", "only in a job that trains")
         return self
+
+
+AnyRun = NetworkJob | EvaluateJob
+"""A job that is one run of workers on Ray."""
 
 
 class VtabJob(Job):
@@ -190,7 +204,7 @@ KINDS = tables.Table("kind", Job)
 KINDS.add("pretrain", PretrainJob, "orchestrator.kinds.one_run.pretrain")
 KINDS.add("masked_patch", MaskedPatchJob, None)
 KINDS.add("finetune", FinetuneJob, None)
-KINDS.add("evaluate", EvaluateJob, None)
+KINDS.add("evaluate", EvaluateJob, "orchestrator.kinds.evaluate.evaluate")
 KINDS.add("sweep", SweepJob, None)
 KINDS.add("vtab", VtabJob, None)
 
@@ -230,10 +244,8 @@ def _check_best(metric: str, held_out: Collection[str], evaluators: Collection[s
 
 
 def _check_feature_sets(evaluators: dict[str, Section], model: sections.Encoder) -> None:
-    for evaluator, keys in evaluators.items():
-        if isinstance(keys, choices.FeatureEvaluator):
-            for name, settings in keys.sets.items():
-                _check_resize(settings.augment, model, f"evaluators.{evaluator}.sets.{name}")
+    for key, settings in choices.feature_sets(evaluators).items():
+        _check_resize(settings.augment, model, key)
 
 
 def _check_init_from(model: sections.Encoder) -> None:

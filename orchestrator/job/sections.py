@@ -81,6 +81,16 @@ class FinetunedModel(Model):
     """With init_from: keep the head of the weights, or take a new one; then pre-logits of another shape go, too."""
 
 
+class Measured(Section):
+    """A trained network, which its own file describes."""
+
+    init_from: Text
+    """URL of the network: an exported one, or a run, `URL[@STEP | @last | @best][#ema]`."""
+    image_size: Count | None = None
+    """Side of the square input in pixels; null = the network's own. For another size its position embeddings are
+    resized."""
+
+
 def _default_end_lr(keys: dict[str, Any]) -> float:
     return 1e-5 if keys.get("decay") == "linear" else 0.0  # authors' code, `linear_end`
 
@@ -196,11 +206,16 @@ class Best(Section):
     """Whether the largest value is the best, or the smallest."""
 
 
-class Checkpoint(Section):
-    """Where the run is stored, and how often it is saved."""
+class Store(Section):
+    """Where the run is stored."""
 
     url: Text = "runs"
     """Folder of runs: local, gs://, s3:// ... This run is url/name."""
+
+
+class Checkpoint(Store):
+    """Where the run is stored, and how often it is saved."""
+
     every: Duration = Duration(steps=1000)
     """Time between checkpoints; the run always ends with one."""
     keep: Count = 3

@@ -21,3 +21,22 @@ class Work:
         with imports_without_collection():
             from orchestrator.training.loop import train
         train({**config, "task": self.task})
+
+
+@dataclass(frozen=True)
+class Measure:
+    """An evaluation. Ray pickles it by reference.
+
+    Attributes:
+        models: URL of the network at its step, for each kind of weights.
+    """
+
+    models: dict[str, str]
+
+    def __call__(self, config: dict[str, Any]) -> None:
+        """Measure; `config` is described at `orchestrator.training.measure.measure`."""
+        from orchestrator.cluster.process_group import imports_without_collection  # imports Ray
+
+        with imports_without_collection():
+            from orchestrator.training.measure import measure
+        measure({**config, "models": self.models})

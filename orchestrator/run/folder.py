@@ -27,7 +27,7 @@ from pydantic import ValidationError
 
 from data import storage
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun, NetworkJob
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.redact import redact_fields
 from orchestrator.run.provenance import provenance
@@ -44,7 +44,7 @@ class OtherRecipe(JobError):
     """The folder holds a run of another recipe or other training data."""
 
 
-def run_url(job: NetworkJob) -> str:
+def run_url(job: AnyRun) -> str:
     """The run's folder, of a job with absolute URLs."""
     return f"{job.checkpoint.url.rstrip('/')}/{job.name}"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from data import Index, Order, SampleOrder, open_index, storage
 from data.errors import DataError
 from data.loading.budget import needed_bytes
-from orchestrator.job.choices import FeatureEvaluator, Pack
+from orchestrator.job.choices import Pack, feature_sets
 from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun, EvaluateJob, NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Model
 from orchestrator.job.tables import SOURCES
@@ -80,6 +80,40 @@ def open_inputs(job: NetworkJob) -> Inputs:
     return Inputs(train, held_out, _calendar(job, train))
 
 
+def open_sets(job: EvaluateJob, num_classes: int, image_size: int) -> dict[str, Index]:
+    """Open the sets that an evaluation measures on, and check where its results go. Their indexes by name.
+
+    Args:
+        job: as loaded.
+        num_classes: of the network's head.
+        image_size: side of its input in pixels.
+
+    Raises:
+        JobError: something is not there, does not fit, or cannot be written.
+    """
+    _check_lengths(job)
+    _check_writable(job, "checkpoint.url", job.checkpoint.url)
+    _resolve(job, "tracking.uri", job.tracking.uri)
+    _check_tracking(job)
+    augments = {f"data.eval.{name}": one.augment for name, one in job.data.eval.items()}
+    augments |= {key: one.augment for key, one in feature_sets(job.evaluators).items()}
+    for key, augment in augments.items():
+        if augment.resize is not None and augment.resize < image_size:
+            text = f"smaller than the input of {image_size} pixels, which is cut out of it"
+            raise problem(job, f"{key}.augment.resize", text)
+    held_out = {}
+    for name, one in job.data.eval.items():
+        key = f"data.eval.{name}.url"
+        held_out[name] = index = _open_labelled(job, key, one.url)
+        if index.num_classes > num_classes:
+            _check_labels(job, "model.init_from", num_classes, key, one.url, index)
+    _check_positive(job, held_out)
+    _check_feature_sets(job)
+    if job.data.cache_dir is not None:
+        _check_cache(job, job.data.cache_dir)
+    return held_out
+
+
 def _training_set(job: NetworkJob, sources: list[LabelledSet]) -> TrainingSet:
     """The training set. The sets that it consists of are added to `sources`."""
 
@@ -121,7 +155,7 @@ def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:
     return calendar
 
 
-def _check_positive(job: NetworkJob, held_out: Mapping[str, Index]) -> None:
+def _check_positive(job: AnyRun, held_out: Mapping[str, Index]) -> None:
     for name, index in held_out.items():
         if job.data.eval[name].positive and not index.multi_label:
             raise problem(job, f"data.eval.{name}.positive", "its images have one label each, without weights; use 0")
@@ -157,24 +191,20 @@ def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index
             )
 
 
-def _check_feature_sets(job: NetworkJob) -> None:
+def _check_feature_sets(job: AnyRun) -> None:
     """The sets of evaluators of frozen features: one label an image, and no class that is only tested."""
-    for evaluator, keys in job.evaluators.items():
-        if not isinstance(keys, FeatureEvaluator):
-            continue
-        for name, settings in keys.sets.items():
-            key = f"evaluators.{evaluator}.sets.{name}"
-            train = _open_labelled(job, f"{key}.train", settings.train)
-            test = _open_labelled(job, f"{key}.test", settings.test)
-            for part, index in (("train", train), ("test", test)):
-                if index.multi_label:
-                    raise problem(job, f"{key}.{part}", "its images have several labels each; one is needed")
-            if test.num_classes > train.num_classes:
-                text = f"{test.num_classes} classes, and {key}.train has {train.num_classes}"
-                raise problem(job, f"{key}.test", text)
+    for key, settings in feature_sets(job.evaluators).items():
+        train = _open_labelled(job, f"{key}.train", settings.train)
+        test = _open_labelled(job, f"{key}.test", settings.test)
+        for part, index in (("train", train), ("test", test)):
+            if index.multi_label:
+                raise problem(job, f"{key}.{part}", "its images have several labels each; one is needed")
+        if test.num_classes > train.num_classes:
+            text = f"{test.num_classes} classes, and {key}.train has {train.num_classes}"
+            raise problem(job, f"{key}.test", text)
 
 
-def _check_cache(job: NetworkJob, folder: str) -> None:
+def _check_cache(job: AnyRun, folder: str) -> None:
     if "://" in folder and not folder.startswith("file://"):
         raise problem(job, "data.cache_dir", "must be a local folder, on each node")
 
@@ -184,18 +214,18 @@ def _open(job: NetworkJob, key: str, url: str) -> Index:
         return _open_any(job, key, url)
     index = _open_labelled(job, key, url)
     if index.num_classes > job.model.num_classes:
-        _check_labels(job, job.model.num_classes, key, url, index)
+        _check_labels(job, "model.num_classes", job.model.num_classes, key, url, index)
     return index
 
 
-def _open_labelled(job: NetworkJob, key: str, url: str) -> Index:
+def _open_labelled(job: AnyRun, key: str, url: str) -> Index:
     index = _open_any(job, key, url)
     if index.label_rule().unlabelled and not index.label_counts:
         raise problem(job, key, "its images have no labels: it was indexed with --unlabelled")
     return index
 
 
-def _open_any(job: NetworkJob, key: str, url: str) -> Index:
+def _open_any(job: AnyRun, key: str, url: str) -> Index:
     resolved = _resolve(job, key, url)
     try:
         storage.check_reachable(resolved)
@@ -204,11 +234,12 @@ def _open_any(job: NetworkJob, key: str, url: str) -> Index:
         raise _at(job, key, url, resolved, str(error)) from error
 
 
-def _check_labels(job: NetworkJob, num_classes: int, key: str, url: str, index: Index) -> None:
+def _check_labels(job: AnyRun, head: str, num_classes: int, key: str, url: str, index: Index) -> None:
     """Stray labels beyond the classes are bad samples, to be masked; more of them are a mistake in the job."""
     outside = sum(count for label, count in index.label_counts.items() if label >= num_classes)
     if not index.label_counts or outside > job.data.max_bad_fraction * index.num_samples:
-        raise problem(job, "model.num_classes", f"fewer than the {index.num_classes} classes of {key} = {url}")
+        text = f"fewer than the {index.num_classes} classes of {key} = {url}"
+        raise problem(job, head, text if head == "model.num_classes" else f"its head has {num_classes} classes, {text}")
 
 
 def _pack(job: NetworkJob, settings: Pack) -> None:
@@ -219,10 +250,10 @@ def _pack(job: NetworkJob, settings: Pack) -> None:
         raise problem(job, "data.pack.to", str(error)) from error
 
 
-def _check_lengths(job: NetworkJob) -> None:
+def _check_lengths(job: AnyRun) -> None:
     """Check that the run's folder, the database and the packed images have names that their stores take."""
     urls = {"checkpoint.url": job.checkpoint.url, "tracking.uri": job.tracking.uri, "name": job.name}
-    if job.data.pack is not None:
+    if isinstance(job, NetworkJob) and job.data.pack is not None:
         urls["data.pack.to"] = job.data.pack.to
     for key, url in urls.items():
         if "://" in url and not url.startswith("sqlite:///"):
@@ -235,7 +266,7 @@ def _check_lengths(job: NetworkJob) -> None:
         raise problem(job, "checkpoint.url", f"with the run's name, {len(run)} bytes; use at most {PATH_BYTES}")
 
 
-def _check_writable(job: NetworkJob, key: str, url: str) -> None:
+def _check_writable(job: AnyRun, key: str, url: str) -> None:
     """Checks the scheme and local permissions. Bucket permissions are only known at the first write."""
     resolved = _resolve(job, key, url)
     if resolved.startswith(READ_ONLY):
@@ -259,7 +290,7 @@ def _check_writable(job: NetworkJob, key: str, url: str) -> None:
         raise problem(job, key, f"no right to write in {folder} ({error.strerror})") from error
 
 
-def _check_tracking(job: NetworkJob) -> None:
+def _check_tracking(job: AnyRun) -> None:
     uri = _resolve(job, "tracking.uri", job.tracking.uri)
     if not uri.startswith(TRACKING_SCHEMES):
         raise problem(
@@ -267,7 +298,7 @@ def _check_tracking(job: NetworkJob) -> None:
         )
 
 
-def _resolve(job: NetworkJob, key: str, url: str) -> str:
+def _resolve(job: AnyRun, key: str, url: str) -> str:
     if PLACEHOLDER in url:
         raise problem(job, key, f"put your own bucket in place of {PLACEHOLDER}, in the file or with --set")
     try:
@@ -276,7 +307,7 @@ def _resolve(job: NetworkJob, key: str, url: str) -> str:
         raise problem(job, key, str(error).removeprefix(f"{url}: ")) from error
 
 
-def _at(job: NetworkJob, key: str, url: str, resolved: str, text: str) -> JobError:
+def _at(job: AnyRun, key: str, url: str, resolved: str, text: str) -> JobError:
     """The error of a URL, which tells where a relative path was looked for."""
     text = text.removeprefix(f"{resolved}: ")
     return problem(job, key, text if url == resolved else f"{text} (looked for at {resolved})")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from orchestrator.job.choices import FeatureEvaluator
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun, NetworkJob
 from orchestrator.redact import VARIABLE, is_secret_name, redact_text
 from orchestrator.run.recipe import FREE_SOURCE_KEYS
 
@@ -25,7 +25,7 @@ SQLITE = "sqlite:///"
 PROJECT = Path(__file__).resolve().parents[2]
 """The project's folder: a git checkout, or the copy of it that Ray sent to a worker."""
 
-AnyNetworkJob = TypeVar("AnyNetworkJob", bound=NetworkJob)
+Run = TypeVar("Run", bound=AnyRun)
 
 
 class PathError(ValueError):
@@ -52,20 +52,23 @@ def resolve_url(url: str) -> str:
     return expanded if "://" in expanded else _absolute(expanded)
 
 
-def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
+def absolute(job: Run) -> Run:
     """The job with every URL made independent of the current directory, for workers and MLflow."""
     fields = job.model_dump(mode="json")
     fields["checkpoint"]["url"] = resolve_url(job.checkpoint.url)
     fields["tracking"]["uri"] = resolve_url(job.tracking.uri)
     if job.model.init_from is not None:
         fields["model"]["init_from"] = resolve_url(job.model.init_from)
-    train = fields["data"]["train"]
-    for source in (train, *train["sources"].values()):
-        source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}
     if job.data.cache_dir is not None:
         fields["data"]["cache_dir"] = resolve_url(job.data.cache_dir)
-    if job.data.pack is not None:
-        fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
+    if isinstance(job, NetworkJob):
+        train = fields["data"]["train"]
+        for source in (train, *train["sources"].values()):
+            source |= {key: resolve_url(source[key]) for key in FREE_SOURCE_KEYS if source[key] is not None}
+        if job.data.pack is not None:
+            fields["data"]["pack"]["to"] = resolve_url(job.data.pack.to)
+    elif job.compare is not None:
+        fields["compare"] = resolve_url(job.compare)
     for held_out in fields["data"]["eval"].values():
         held_out["url"] = resolve_url(held_out["url"])
     for name, evaluator in fields["evaluators"].items():
@@ -74,7 +77,7 @@ def absolute(job: AnyNetworkJob) -> AnyNetworkJob:
         if isinstance(job.evaluators[name], FeatureEvaluator):
             for one in evaluator["sets"].values():
                 one |= {key: resolve_url(one[key]) for key in ("train", "test")}
-    resolved = type(job).model_validate(fields)
+    resolved: Run = type(job).model_validate(fields)  # type: ignore[assignment]
     resolved._source = job.source
     return resolved
 

@@ -10,27 +10,32 @@ from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.job import data_sections, sections
 from orchestrator.job.choices import HeldOutAugment
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun, NetworkJob
 from orchestrator.run.training_set import TrainingSet
 
 
 def open_loader(
-    job: NetworkJob,
+    job: AnyRun,
     index: Index,
     order: Order,
-    engine: Engine,
+    slots: int,
     augment: data_sections.Augment | HeldOutAugment,
     start: int,
     stop: int,
     *,
-    num_classes: int | None = None,
+    num_classes: int | None,
 ) -> Loader:
     """This worker's slots of the steps from `start` to `stop` of an order. The caller closes the loader.
 
-    Samples with labels of `num_classes` or more are unusable; by default, of the network's classes.
+    Args:
+        job: with a known image size.
+        index, order: the set and its order.
+        slots: of this worker, in each batch.
+        augment: from a decoded image to the network's input.
+        start, stop: steps.
+        num_classes: samples with labels of this number or more are unusable; None: those beyond the set's classes.
     """
-    if num_classes is None and isinstance(job.model, sections.Model):
-        num_classes = job.model.num_classes
+    assert job.model.image_size is not None
     return Loader(
         index,
         order,
@@ -38,10 +43,10 @@ def open_loader(
         world_size=dist.get_world_size(),
         image_size=job.model.image_size,
         augment=Augment(**augment.model_dump()),
-        seed=job.seed,
+        seed=job.seed if isinstance(job, NetworkJob) else 0,  # nothing is random in a measurement
         start_step=start,
         stop_step=stop,
-        slots_per_rank=engine.micro_batch * engine.micro_batches,
+        slots_per_rank=slots,
         threads=job.data.workers or max(1, int(job.cluster.resources_per_worker.get("CPU", 1))),
         prefetch=job.data.prefetch,
         num_classes=num_classes,
@@ -49,6 +54,11 @@ def open_loader(
         cache=None if job.data.cache_dir is None else Cache(job.data.cache_dir, job.data.cache_size),
         mask_unreadable=job.data.unreadable == "mask",
     )
+
+
+def classes_of(job: NetworkJob) -> int | None:
+    """Classes of the network's head; None if it has none."""
+    return job.model.num_classes if isinstance(job.model, sections.Model) else None
 
 
 class TrainingBatches:
@@ -86,7 +96,14 @@ class TrainingBatches:
         """The batches of step `step`, `step` + 1, ... until the end of the run."""
         augment = self._job.data.train.augment
         self._loader = open_loader(
-            self._job, self._data.index, self._data.order, self._engine, augment, step, self._total_steps
+            self._job,
+            self._data.index,
+            self._data.order,
+            self._engine.micro_batch * self._engine.micro_batches,
+            augment,
+            step,
+            self._total_steps,
+            num_classes=classes_of(self._job),
         )
         for batch in self._heartbeat.around(self._history.timed(self._loader)):
             self._record(batch)

@@ -25,7 +25,7 @@ from orchestrator.engine.settings import PRECISIONS
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.reporter import Reporter
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun, NetworkJob
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.totals import Totals
 from orchestrator.run.training_set import open_training_set
@@ -171,7 +171,7 @@ def build_engine(job: NetworkJob, task: Task, network: VisionTransformer) -> tup
     return engine, choice.why
 
 
-def worker_device(job: NetworkJob) -> torch.device:
+def worker_device(job: AnyRun) -> torch.device:
     """The GPU that Ray gave this worker, or the CPU with as many threads as the worker has CPUs."""
     device: torch.device = ray.train.torch.get_device()
     if device.type == "cpu":

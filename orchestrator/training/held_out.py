@@ -18,6 +18,7 @@ from orchestrator.history.reporter import Reporter
 from orchestrator.job.tables import EVALUATORS
 from orchestrator.run.measured import owed, read_measured
 from orchestrator.run.schedule import Calendar
+from orchestrator.training.batches import classes_of
 from orchestrator.training.measurement import Measurement
 from orchestrator.training.task import Task
 
@@ -94,7 +95,9 @@ class HeldOut:
     def _results(self, step: int) -> dict[str, dict[str, float]]:
         """Metrics by what was measured."""
         job, results = self._task.job, {}
-        measurement = Measurement(self._engine, job, step, self._watched, self._history.quarantine.add_held_out)
+        measurement = Measurement(
+            self._engine, job, step, classes_of(job), self._watched, self._history.quarantine.add_held_out
+        )
         sets = job.data.eval if self._calendar.held_out_due(step) else {}
         for name, settings in sets.items():
             self._reporter.note(f"evaluating {name}")

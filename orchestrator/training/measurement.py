@@ -4,18 +4,37 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 
 from data import Batch, Index, MaskedSample, SampleOrder, open_index
-from orchestrator.engine.step import Engine
 from orchestrator.job.choices import HeldOutAugment
-from orchestrator.job.kinds import NetworkJob
+from orchestrator.job.kinds import AnyRun
 from orchestrator.training.batches import open_loader
 
 MIDDLE = HeldOutAugment(crop="center")
+
+
+class Network(Protocol):
+    """What evaluators compute with: the engine of a run, or a trained network (`training/frozen.py`).
+
+    Attributes:
+        device: of the weights.
+        micro_batch: images that one call of `logits` or `features` may take.
+        micro_batches: such parts of this rank's share of a batch.
+    """
+
+    device: torch.device
+    micro_batch: int
+    micro_batches: int
+
+    def logits(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits in evaluation mode, float32 (n, K), of uint8 images (n, 3, H, W). Collective."""
+
+    def features(self, images: torch.Tensor) -> torch.Tensor:
+        """What the head reads, in evaluation mode: float32 (n, F), of uint8 images (n, 3, H, W). Collective."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,12 +60,14 @@ class Measurement:
         engine: computes logits with the weights of this step.
         job: the job, with absolute URLs.
         step: updates made.
+        num_classes: of the network's head; None if it has none.
         kept: what evaluators keep for each other until this evaluation ends, such as the features of a set.
     """
 
-    engine: Engine
-    job: NetworkJob
+    engine: Network
+    job: AnyRun
     step: int
+    num_classes: int | None
     _around: Callable[[Iterable[Any]], Iterator[Any]]
     _report_bad: Callable[[str, Iterable[MaskedSample]], None]
     kept: dict[Any, Any] = field(default_factory=dict)
@@ -76,9 +97,10 @@ class Measurement:
         """
         index = open_index(url)
         order = SampleOrder(index, batch_size=self.job.batch_size, shuffle=False)
-        classes = index.num_classes if own_classes else None
+        classes = index.num_classes if own_classes else self.num_classes
+        slots = self.engine.micro_batch * self.engine.micro_batches
         with open_loader(
-            self.job, index, order, self.engine, augment, 0, order.steps_per_epoch, num_classes=classes
+            self.job, index, order, slots, augment, 0, order.steps_per_epoch, num_classes=classes
         ) as loader:
             yield HeldOutSet(index, self._usable(name, loader), positive)
 

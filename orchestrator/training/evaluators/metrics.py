@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+WRONG, RIGHT, NOT_JUDGED = 0, 1, 2  # answers to an image
 BINS = 15  # of confidence (Guo et al., "On Calibration of Modern Neural Networks", ICML 2017)
 
 

@@ -189,9 +189,8 @@ def test_masked_patch_prediction_needs_no_labels_and_no_objective() -> None:
 def test_an_evaluation_reads_held_out_sets_only() -> None:
     job = load_text("""\
 kind: evaluate
-model: {name: H/14, num_classes: 10, init_from: runs/x}
+model: {init_from: runs/x}
 data: {eval: {val: {url: v}}}
-objective: {loss: softmax}
 batch_size: 8
 """)
     assert job.kind == "evaluate"

@@ -66,7 +66,7 @@ def measurement(stage: int) -> tuple[Measurement, list[str]]:
         if not opened or opened[-1] != name:
             opened.append(name)
 
-    return Measurement(build_engine(stage), job, 7, around, report), opened
+    return Measurement(build_engine(stage), job, 7, 3, around, report), opened
 
 
 def on_digits(folder: str, stage: int) -> tuple[dict[str, float], features.Features, list[str]]:
