@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from data import storage
-from orchestrator.training.evaluators.metrics import NOT_JUDGED, RIGHT, class_accuracies, standard_error, worst_pairs
-from orchestrator.training.evaluators.paired import compare
+from orchestrator.training.evaluation.metrics import NOT_JUDGED, RIGHT, class_accuracies, standard_error, worst_pairs
+from orchestrator.training.evaluation.paired import compare
 
 MOST_PAIRS = 20  # of the table of confusions
 

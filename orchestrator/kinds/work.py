@@ -34,9 +34,9 @@ class Measure:
     models: dict[str, str]
 
     def __call__(self, config: dict[str, Any]) -> None:
-        """Measure; `config` is described at `orchestrator.training.measure.measure`."""
+        """Measure; `config` is described at `orchestrator.training.evaluation.measure.measure`."""
         from orchestrator.cluster.process_group import imports_without_collection  # imports Ray
 
         with imports_without_collection():
-            from orchestrator.training.measure import measure
+            from orchestrator.training.evaluation.measure import measure
         measure({**config, "models": self.models})

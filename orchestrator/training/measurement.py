@@ -18,7 +18,7 @@ MIDDLE = HeldOutAugment(crop="center")
 
 
 class Network(Protocol):
-    """What evaluators compute with: the engine of a run, or a trained network (`training/frozen.py`).
+    """What evaluators compute with: the engine of a run, or a trained network (`training/evaluation/frozen.py`).
 
     Attributes:
         device: of the weights.

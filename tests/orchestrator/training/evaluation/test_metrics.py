@@ -7,7 +7,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
-from orchestrator.training.evaluators.metrics import (
+from orchestrator.training.evaluation.metrics import (
     Confusion,
     calibration_bins,
     class_accuracies,

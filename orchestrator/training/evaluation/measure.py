@@ -1,7 +1,7 @@
 """What each worker of an evaluation runs: measure a trained network on sets, and leave the counts in the run's folder.
 
 RESULTS          metrics by name, and what each set is
-answers/SET.npz  `answers`, `digest` of the set, and counts by class (`evaluators/tally.py`)
+answers/SET.npz  `answers`, `digest` of the set, and counts by class (`evaluation/tally.py`)
 """
 
 import io
@@ -30,9 +30,9 @@ from orchestrator.job.kinds import JOB, EvaluateJob
 from orchestrator.job.tables import EVALUATORS, OBJECTIVES, load_extensions
 from orchestrator.redact import redact_error, redact_logs
 from orchestrator.training.build import worker_device
-from orchestrator.training.evaluators.metrics import expected_calibration_error, standard_error
-from orchestrator.training.evaluators.tally import Counts, count
-from orchestrator.training.frozen import Frozen
+from orchestrator.training.evaluation.frozen import Frozen
+from orchestrator.training.evaluation.metrics import expected_calibration_error, standard_error
+from orchestrator.training.evaluation.tally import Counts, count
 from orchestrator.training.measurement import HeldOutSet, Measurement
 
 RESULTS = "results.json"

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from model.objectives import dense_targets
 from orchestrator.engine.step import Objective
-from orchestrator.training.evaluators.metrics import BINS, NOT_JUDGED, WRONG, calibration_bins, confusion_matrix
-from orchestrator.training.evaluators.rules import RULES
+from orchestrator.training.evaluation.metrics import BINS, NOT_JUDGED, WRONG, calibration_bins, confusion_matrix
+from orchestrator.training.evaluation.rules import RULES
 from orchestrator.training.measurement import HeldOutSet, Network
 
 MOST_CLASSES = 1000  # of a confusion matrix

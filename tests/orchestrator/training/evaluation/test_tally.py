@@ -19,10 +19,10 @@ from infra.local.ranks import run_ranks
 from model.objectives import dense_targets, softmax_cross_entropy
 from orchestrator.job.choices import HeldOutAugment
 from orchestrator.job.sections import Measured
-from orchestrator.training.evaluators.metrics import RIGHT
-from orchestrator.training.evaluators.tally import Counts, count
-from orchestrator.training.frozen import Frozen
-from orchestrator.training.measure import metrics_of
+from orchestrator.training.evaluation.frozen import Frozen
+from orchestrator.training.evaluation.measure import metrics_of
+from orchestrator.training.evaluation.metrics import RIGHT
+from orchestrator.training.evaluation.tally import Counts, count
 from orchestrator.training.measurement import Measurement
 
 BATCH = 24

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from orchestrator.training.evaluators.paired import compare, mcnemar
+from orchestrator.training.evaluation.paired import compare, mcnemar
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from orchestrator.training.evaluators.rules import RULES
+from orchestrator.training.evaluation.rules import RULES
 
 CLASSES = 8
 SHARED = [1, 3, 4, 6]

@@ -1,0 +1,1 @@
+"""Kind evaluate on a worker: what it measures with, what it counts, and what the counts say."""
