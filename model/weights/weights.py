@@ -6,6 +6,7 @@ is converted in the memory of its largest tensor.
 """
 
 import os
+import re
 import stat
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -217,19 +218,15 @@ def join(folder: str, name: str) -> str:
 
 def shown(names: Iterable[str], shapes: Callable[[str], tuple[int, ...]]) -> str:
     """Names of tensors with shapes. The same tensor of several blocks is one entry: `blocks.2-11.norm1.bias (8)`."""
-    blocks: dict[tuple[str, tuple[int, ...]], list[int]] = {}
+    blocks: dict[tuple[str, str, tuple[int, ...]], list[int]] = {}
     for name in names:
-        first, _, rest = name.partition(".")
-        number, _, rest = rest.partition(".")
-        if first == "blocks" and number.isdigit():
-            blocks.setdefault((rest, shapes(name)), []).append(int(number))
-        else:
-            blocks[name, shapes(name)] = []
-    entries = []
-    for (name, shape), numbers in blocks.items():
-        prefix = f"blocks.{_ranges(numbers)}." if numbers else ""
-        entries.append(f"{prefix}{name} ({' x '.join(map(str, shape)) or 'scalar'})")
-    return ", ".join(entries)
+        found = re.match(r"(.*?(?:blocks?|layers?)[._])(\d{1,9})([./].+)", name)
+        start, number, rest = found.groups() if found else (name, "", "")
+        blocks.setdefault((start, rest, shapes(name)), []).extend([int(number)] if found else [])
+    return ", ".join(
+        f"{start}{_ranges(numbers)}{rest} ({' x '.join(map(str, shape)) or 'scalar'})"
+        for (start, rest, shape), numbers in blocks.items()
+    )
 
 
 def _ranges(numbers: list[int]) -> str:

@@ -1,0 +1,1 @@
+"""State dictionaries in files: safetensors and PyTorch, one file or several."""
