@@ -45,11 +45,11 @@ def calibration_bins(confidences: Tensor, right: Tensor) -> Tensor:
     return table
 
 
-def expected_calibration_error(bins: Tensor) -> float:
-    """The mean over the images of | accuracy of the bin - confidence of the bin |, from `calibration_bins`."""
+def expected_calibration_error(bins: np.ndarray) -> float:
+    """The mean over the images of | accuracy of the bin - confidence of the bin |, from `calibration_bins` (3, M)."""
     images, confidence, right = bins
     total = float(images.sum())
-    return float((right - confidence).abs().sum()) / total if total else math.nan
+    return float(np.abs(right - confidence).sum()) / total if total else math.nan
 
 
 def confusion_matrix(truth: Tensor, predictions: Tensor, num_classes: int) -> Tensor:

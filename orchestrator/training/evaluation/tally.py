@@ -37,7 +37,7 @@ class Counts:
     judged: int
     bad: int
     right: dict[str, int]
-    bins: Tensor
+    bins: np.ndarray
     class_images: np.ndarray | None
     class_right: np.ndarray | None
     confusion: np.ndarray | None
@@ -119,7 +119,7 @@ def count(
         judged=judged_images,
         bad=bad,
         right=dict(zip(right, sums.tolist(), strict=True)),
-        bins=bins.cpu(),
+        bins=bins.cpu().numpy(),
         class_images=by_class[0].cpu().numpy() if one_label else None,
         class_right=by_class[1].cpu().numpy() if one_label else None,
         confusion=matrix.cpu().numpy() if with_matrix else None,
