@@ -49,3 +49,7 @@ class BadSample(Exception):
     def __init__(self, cause: str) -> None:
         super().__init__(cause)
         self.cause = cause
+
+
+class NoCluster(DataError):
+    """A Ray cluster that cannot be joined or started. The message says why and what to do, and not where."""

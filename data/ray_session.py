@@ -5,10 +5,8 @@ Ray reads its token authentication from the environment once, at `import ray`, s
 cluster that this project starts has a token.
 """
 
-import logging
 import os
 import secrets
-import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,12 +14,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from data.clusters import joining
+from data.clusters.joining import cluster_is_named
 from data.errors import DataError
 from data.parallel import Pace, usable_cpus
 
 RAY_SECONDS = 15.0  # until a private cluster has started, and its processes have imported what they need
-CURRENT_CLUSTER = Path("/tmp/ray/ray_current_cluster")  # by `ray start`; a killed cluster leaves it behind
-ANSWER_SECONDS = 3.0  # time limit of a connection to a cluster
+OWNER = "python -m data"  # in lines about Ray
 ROOT = Path(__file__).resolve().parents[1]
 
 Result = TypeVar("Result")
@@ -78,25 +77,6 @@ def session(workers: int) -> Iterator[Runner]:
         yield runner
     finally:
         runner.close()
-
-
-def cluster_is_named() -> bool:
-    """Whether there is a cluster to join: RAY_ADDRESS names one, or one that `ray start` began here still runs.
-
-    If not, start one with `address="local"`: Ray would still read the stale address file of a cluster that has ended.
-    """
-    address = os.environ.get("RAY_ADDRESS")
-    return _answers(CURRENT_CLUSTER) if not address else address != "local"
-
-
-def _answers(file: Path) -> bool:
-    """Whether a server accepts connections at the address (HOST:PORT) in a file."""
-    try:
-        host, _, port = file.read_text().strip().rpartition(":")
-        socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS).close()
-    except (OSError, ValueError, OverflowError):
-        return False
-    return True
 
 
 def settle_authentication() -> None:
@@ -163,16 +143,12 @@ class _OnRay:
 
         if ray.is_initialized():
             return
-        options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+        joining.check()
         if cluster_is_named():
-            try:
-                ray.init(address="auto", runtime_env={"env_vars": {"PYTHONPATH": _search_path()}}, **options)
-            except Exception as error:  # Ray raises many kinds here
-                address = os.environ.get("RAY_ADDRESS") or f"the cluster in {CURRENT_CLUSTER}"
-                raise DataError(f"{address}: cannot join that Ray cluster: {' '.join(str(error).split())}") from error
+            joining.join(OWNER, runtime_env={"env_vars": {"PYTHONPATH": _search_path()}})
         else:
             os.environ["PYTHONPATH"] = _search_path()  # the tasks' processes inherit this
-            ray.init(address="local", num_cpus=self._workers, include_dashboard=False, **options)
+            joining.start(OWNER, num_cpus=self._workers)
         self._connected = True
 
 

@@ -43,7 +43,7 @@ ORCHESTRATOR = {  # wing -> wings that it may import; everything may import the 
 LINES = {  # from the bottom up: a wing may import wings of lower lines, and none of its own
     "data": [
         {"bounds", "errors", "quantities", "splitmix", "version"},
-        {"progress", "parallel"},
+        {"progress", "parallel", "clusters"},
         {"ray_session"},
         {"storage", "images"},
         {"shards"},
@@ -79,6 +79,8 @@ PACKAGES = {  # package -> the only places that import it
         "orchestrator/cluster",
         "orchestrator/training",
         "orchestrator/history/reporter",
+        "data/clusters/head",
+        "data/clusters/joining",
         "data/ray_session",
         "infra",
         "benchmarks",

@@ -1,6 +1,5 @@
 """Joining the named cluster or starting a local one, its missing resources, and the environment of workers."""
 
-import logging
 import math
 import os
 import signal
@@ -10,20 +9,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 
-from data.ray_session import CURRENT_CLUSTER, cluster_is_named
+from data.clusters import joining
+from data.clusters.joining import cluster_is_named
+from data.errors import NoCluster
 from orchestrator.engine.cpu import ONE_HEAP
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import AnyRun
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Cluster
 from orchestrator.run.paths import PROJECT
-from orchestrator.wording import count, one_line
+from orchestrator.wording import count
 
-QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 START_TIMEOUT = "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"
 CONTROLLER_SETTINGS = {  # of Ray Train's controller, unless the environment says otherwise
     "RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S": "1",  # a preemption notice lasts 30 s: poll every second, not every 5
@@ -54,20 +53,41 @@ class JoinedCluster:
     environment: dict[str, str]
 
 
+def check_cluster(job: AnyRun) -> None:
+    """Check, before anything is started, that a private Ray can start here, or that the named cluster answers.
+
+    Raises:
+        JobError: not so. One line says why and what to do.
+    """
+    with _in_one_line(job):
+        joining.check()
+
+
+@contextmanager
+def _in_one_line(job: AnyRun) -> Iterator[None]:
+    try:
+        yield
+    except NoCluster as error:
+        raise JobError(f"{job.source}: {error}") from error
+
+
 def connect(job: AnyRun) -> JoinedCluster:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a private one on this machine if there is none.
 
-    Prints which one it is.
+    Prints which one it is. Call `check_cluster` before. Ends this process with code 2 if Ray takes too long
+    (`data/clusters/joining.py`).
 
     Raises:
-        JobError: the named cluster does not answer, or the local machine lacks what the workers ask for.
+        JobError: the named cluster refuses this process, Ray cannot start here, or this machine lacks what the workers
+            ask for.
     """
     _set_up_ray_train(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
     environment = worker_environment(gpus > 0, Path(job.source).absolute().parent if job.extensions else None)
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
-        return _connect(job, environment)
+        with _in_one_line(job):
+            return _connect(job, environment)
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which prints a stack trace
 
@@ -78,7 +98,7 @@ def _connect(job: AnyRun, environment: dict[str, str]) -> JoinedCluster:
         _start(job, environment)
         return JoinedCluster("a private Ray", True, environment)
     if not ray.is_initialized():
-        _join(job)
+        joining.join(job.source)
     address = ray.get_runtime_context().gcs_address
     print(f"{job.name}: using the Ray cluster at {address}", flush=True)
     return JoinedCluster(f"Ray at {address}", False, environment)
@@ -95,14 +115,13 @@ def process_group_of_its_own() -> Iterator[None]:
         yield
         return
     mine = os.getpgid(0)
-    anchor = subprocess.Popen(["sleep", "600"], process_group=0)  # a group needs a process
-    try:
+    # A group needs a process: one that ends when this process closes its input, or is killed.
+    with subprocess.Popen(["cat"], stdin=subprocess.PIPE, process_group=0) as anchor:
         os.setpgid(0, anchor.pid)
-        yield
-    finally:
-        os.setpgid(0, mine)
-        anchor.kill()
-        anchor.wait()
+        try:
+            yield
+        finally:
+            os.setpgid(0, mine)
 
 
 def _set_up_ray_train(job: AnyRun) -> None:
@@ -115,17 +134,6 @@ def _set_up_ray_train(job: AnyRun) -> None:
         os.environ.setdefault(name, value)
 
 
-def _join(job: AnyRun) -> None:
-    try:
-        ray.init(address="auto", **QUIET)
-    except Exception as error:  # Ray raises many kinds here
-        named = os.environ.get("RAY_ADDRESS")
-        where = f"RAY_ADDRESS = {named}" if named else f"the cluster in {CURRENT_CLUSTER}"
-        advice = "" if named else "; RAY_ADDRESS=local starts one for this job alone"
-        text = f"{job.source}: {where}: cannot join that cluster: {one_line(error)}{advice}"
-        raise JobError(text) from error
-
-
 def _start(job: AnyRun, environment: Mapping[str, str]) -> None:
     """Start a cluster on this machine; all its processes get `environment`."""
     needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
@@ -134,7 +142,7 @@ def _start(job: AnyRun, environment: Mapping[str, str]) -> None:
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
     os.environ.update({**PRIVATE_SETTINGS, **os.environ, **environment})  # the cluster's processes inherit it
     with process_group_of_its_own():
-        ray.init(address="local", num_cpus=cpus, include_dashboard=False, **QUIET)
+        joining.start(job.source, num_cpus=cpus)
     here = ray.cluster_resources()
     for resource, amount in needed.items():
         if amount > here.get(resource, 0):

@@ -98,6 +98,9 @@ def _join(config: ProcessGroup, address: str, port: int, rank: int, world_size: 
         from ray.train.torch.config import _set_torch_distributed_env_vars, _setup_torch_process_group
     os.environ.update(MASTER_ADDR=address, MASTER_PORT=str(port))
     _set_torch_distributed_env_vars()
+    # DeepSpeed's launcher sets it, too. Without it, DeepSpeed on a CPU counts devices by running `numactl`, at each
+    # reduction of gradients at ZeRO stage 3.
+    os.environ["LOCAL_SIZE"] = os.environ["LOCAL_WORLD_SIZE"]
     _setup_torch_process_group(config.backend, rank, world_size, "env://", config.timeout_s)
 
 

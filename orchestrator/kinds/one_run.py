@@ -104,17 +104,23 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     from data.ray_session import settle_authentication
 
     settle_authentication()  # Ray reads it when it is imported
-    from orchestrator.cluster.connect import connect
+    from orchestrator.cluster.connect import check_cluster, connect
     from orchestrator.cluster.launch import RunEnded, RunFailed, launch
     from orchestrator.cluster.trainer import Terminated
     from orchestrator.tracking.catch_up import deliver_stop
     from orchestrator.tracking.description import resolve_uri
     from orchestrator.tracking.refusal import Asked
 
+    check_cluster(job)
     asked = None
     if check_run(job, inputs.train.digest) is None or never_trained(run_url(job)):
         asked = Asked.about(resolve_uri(job.tracking.uri), job.tracking.experiment)
-    cluster = connect(job)
+    try:
+        cluster = connect(job)
+    except BaseException:
+        if asked is not None:
+            asked.stop()
+        raise
     if asked is not None and (reason := asked.answer()):
         raise problem(job, "tracking.uri", f"MLflow refuses the run: {reason}")
     lock = RunLock(

@@ -107,6 +107,11 @@ class Asked:
         assert self.process.stdout is not None
         return self.process.stdout.read().strip()
 
+    def stop(self) -> None:
+        """End the process. A database that it is making stays half-made under its other name, for the next one."""
+        self.process.kill()
+        self.process.wait()
+
 
 def ask(uri: str, experiment: str) -> str:
     """Why MLflow refuses runs in the experiment; empty if it takes them, or is away.

@@ -7,8 +7,10 @@ import time
 import pytest
 
 from data import ray_session
+from data.clusters import joining
+from data.clusters.joining import cluster_is_named
 from data.errors import DataError
-from data.ray_session import Calls, cluster_is_named, session, settle_authentication
+from data.ray_session import Calls, session, settle_authentication
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +20,7 @@ def nowhere(monkeypatch: pytest.MonkeyPatch, tmp_path):
         monkeypatch.setenv(name, "")  # so that monkeypatch undoes what the code sets
         monkeypatch.delenv(name)
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(ray_session, "CURRENT_CLUSTER", tmp_path / "cluster")
+    monkeypatch.setattr(joining, "current_cluster", lambda: tmp_path / "cluster")
 
 
 def test_one_worker_is_this_process():
