@@ -54,7 +54,8 @@ class JoinedCluster:
 
 
 def check_cluster(job: AnyRun) -> None:
-    """Check, before anything is started, that a private Ray can start here, or that the named cluster answers.
+    """Check that a private Ray can start here, or that the named cluster answers. `connect` does so, too; a command
+    that starts something before calls this first.
 
     Raises:
         JobError: not so. One line says why and what to do.
@@ -74,12 +75,11 @@ def _in_one_line(job: AnyRun) -> Iterator[None]:
 def connect(job: AnyRun) -> JoinedCluster:
     """Join the cluster that RAY_ADDRESS or `ray start` names; start a private one on this machine if there is none.
 
-    Prints which one it is. Call `check_cluster` before. Ends this process with code 2 if Ray takes too long
-    (`data/clusters/joining.py`).
+    Prints which one it is. Ends this process with code 2 if Ray takes too long (`data/clusters/joining.py`).
 
     Raises:
-        JobError: the named cluster refuses this process, Ray cannot start here, or this machine lacks what the workers
-            ask for.
+        JobError: as `check_cluster`, or the named cluster refuses this process, Ray cannot start here, or this machine
+            lacks what the workers ask for.
     """
     _set_up_ray_train(job)
     gpus = job.cluster.resources_per_worker.get("GPU", 0)
@@ -87,6 +87,7 @@ def connect(job: AnyRun) -> JoinedCluster:
     on_sigterm = signal.getsignal(signal.SIGTERM)
     try:
         with _in_one_line(job):
+            joining.check()
             return _connect(job, environment)
     finally:
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray sets its own, which prints a stack trace
