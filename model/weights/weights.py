@@ -178,8 +178,10 @@ def reporting(url: str) -> Iterator[None]:
     """Turns every error within into a `WeightsError` of one line about `url`."""
     try:
         yield
-    except WeightsError:
-        raise
+    except WeightsError as error:
+        if url in str(error):
+            raise
+        raise WeightsError(f"{url}: {error}") from error
     except FileNotFoundError as error:
         raise WeightsError(f"{url}: there is no such file or folder") from error
     except OSError as error:
