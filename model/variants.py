@@ -8,15 +8,24 @@ import dataclasses
 import difflib
 import math
 import re
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 
 class ModelConfigError(ValueError):
-    """An impossible model. `key` names the invalid field of `ViTConfig`; the message is one line."""
+    """An impossible model. The message is one line.
+
+    Attributes:
+        key: the invalid field of `ViTConfig`.
+        reason: the message without the key.
+        others: what else is impossible about the model.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(f"{key}: {message}")
         self.key = key
+        self.reason = message
+        self.others: tuple[ModelConfigError, ...] = ()
 
 
 class Shape(NamedTuple):
@@ -63,24 +72,37 @@ class ViTConfig:
     norm_eps: float = 1e-6  # LayerNorm's epsilon: the authors' and timm's; Hugging Face's default is 1e-12
 
     def __post_init__(self) -> None:
-        for key in ("image_size", "patch_size", "depth", "width", "mlp_dim", "heads", "num_classes"):
-            _require_positive_int(key, getattr(self, key))
-        if self.representation_size is not None:
-            _require_positive_int("representation_size", self.representation_size)
-        if self.width % self.heads:
-            raise ModelConfigError("heads", f"{self.heads} heads do not divide the width {self.width}")
-        grid_side(self.image_size, self.patch_size)
+        errors = list(self._errors())
+        if errors:
+            errors[0].others = tuple(errors[1:])
+            raise errors[0]
+
+    def _errors(self) -> Iterator[ModelConfigError]:
+        numbers = [
+            *("image_size", "patch_size", "depth", "width", "mlp_dim", "heads", "num_classes"),
+            *(["representation_size"] if self.representation_size is not None else []),
+        ]
+        wrong = [key for key in numbers if not _is_positive_int(getattr(self, key))]
+        for key in wrong:
+            yield ModelConfigError(key, f"must be a positive whole number, not {getattr(self, key)!r}")
+        if not {"width", "heads"} & set(wrong) and self.width % self.heads:
+            yield ModelConfigError("heads", f"{self.heads} heads do not divide the width {self.width}")
+        if not {"image_size", "patch_size"} & set(wrong):
+            try:
+                grid_side(self.image_size, self.patch_size)
+            except ModelConfigError as error:
+                yield error
         for key in ("dropout", "head_bias", "norm_eps"):
             value = getattr(self, key)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ModelConfigError(key, f"must be a finite number, not {value!r}")
-        if not 0 <= self.dropout < 1:
-            raise ModelConfigError("dropout", f"must be at least 0 and less than 1, not {self.dropout}")
-        if self.norm_eps <= 0:
-            raise ModelConfigError("norm_eps", f"must be positive, not {self.norm_eps}")
+                yield ModelConfigError(key, f"must be a finite number, not {value!r}")
+            elif key == "dropout" and not 0 <= value < 1:
+                yield ModelConfigError(key, f"must be at least 0 and less than 1, not {value}")
+            elif key == "norm_eps" and value <= 0:
+                yield ModelConfigError(key, f"must be positive, not {value}")
         for key, known in (("pool", POOLS), ("gelu", GELUS)):
             if (value := getattr(self, key)) not in known:
-                raise ModelConfigError(key, f"must be one of {', '.join(known)}, not {value!r}")
+                yield ModelConfigError(key, f"must be one of {', '.join(known)}, not {value!r}")
 
     @property
     def grid(self) -> int:
@@ -147,6 +169,5 @@ def _parse_name(name: str) -> tuple[str, int]:
     return letter.capitalize(), int(patch_size)
 
 
-def _require_positive_int(key: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ModelConfigError(key, f"must be a positive whole number, not {value!r}")
+def _is_positive_int(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int) and value >= 1

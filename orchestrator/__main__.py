@@ -12,6 +12,7 @@ from orchestrator.job.errors import JobError
 from orchestrator.redact import print_error
 
 COMMANDS = (run, export, predict, features, schema)
+MOST_LINES = 10  # of mistakes that are printed one by one
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -35,7 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.function(options))
     except JobError as error:
-        print_error(str(error))
+        for line in error.lines[:MOST_LINES]:
+            print_error(line)
+        if (left := len(error.lines) - MOST_LINES) > 0:
+            print_error(f"and {left:,} more")
         return 2
 
 

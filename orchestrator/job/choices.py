@@ -4,12 +4,12 @@ Each name has a class with the keys that it needs, so that a key without effect 
 of `job/tables.py`; a class that several of them share lists them all.
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, Strict, model_validator
 
-from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text
+from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text, fits
 
 SetName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]  # it becomes part of metric names
 
@@ -68,11 +68,10 @@ class HeldOutAugment(Section):
     resize: Count | None = None
     """Pixels, for center and resize_center; null = image_size * 256 / 224."""
 
-    @model_validator(mode="after")
-    def _keys_of_this_crop(self) -> Self:
+    @fits("crop", "resize")
+    def _resize_is_for_this_crop(self) -> Iterator[ImpossibleValue]:
         if self.resize is not None and self.crop == "resize":
-            raise ImpossibleValue("resize", f"only for crop = center or resize_center, and it is {self.crop}")
-        return self
+            yield ImpossibleValue("resize", f"only for crop = center or resize_center, and it is {self.crop}")
 
 
 class FeatureSet(Section):

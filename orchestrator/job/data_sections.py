@@ -1,12 +1,13 @@
 """The sections of a job file about data: which images, in which order, how they are read and augmented."""
 
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field
 
 from orchestrator.job.choices import HeldOutAugment, Pack, SetName
 from orchestrator.job.tables import SOURCES
-from orchestrator.job.values import Count, ImpossibleValue, Positive, Rate, Section, Size, Text
+from orchestrator.job.values import Count, ImpossibleValue, Positive, Rate, Section, Size, Text, fits
 
 
 class Augment(Section):
@@ -22,13 +23,15 @@ class Augment(Section):
     resize: Count | None = None
     """Pixels, for resize_crop and center; null = image_size * 256 / 224."""
 
-    @model_validator(mode="after")
-    def _keys_of_this_crop(self) -> Self:
+    @fits("crop", "min_area")
+    def _area_is_for_this_crop(self) -> Iterator[ImpossibleValue]:
         if self.min_area != Augment.model_fields["min_area"].default and self.crop != "inception":
-            raise ImpossibleValue("min_area", f"only for crop = inception, and it is {self.crop}")
+            yield ImpossibleValue("min_area", f"only for crop = inception, and it is {self.crop}")
+
+    @fits("crop", "resize")
+    def _resize_is_for_this_crop(self) -> Iterator[ImpossibleValue]:
         if self.resize is not None and self.crop not in ("resize_crop", "center"):
-            raise ImpossibleValue("resize", f"only for crop = resize_crop or center, and it is {self.crop}")
-        return self
+            yield ImpossibleValue("resize", f"only for crop = resize_crop or center, and it is {self.crop}")
 
 
 class DataSet(Section):
@@ -68,19 +71,19 @@ class TrainSet(Section):
     """Samples of a lane that are shuffled together."""
     augment: Augment = Augment(crop="inception", flip=True)
 
-    @model_validator(mode="after")
-    def _url_or_sources(self) -> Self:
+    @fits("url", "subset", "exclude", "sources")
+    def _url_or_sources(self) -> Iterator[ImpossibleValue]:
         if not self.sources:
             if self.url is None:
-                raise ImpossibleValue("url", "missing; give the folder of the training set, or several in sources")
-            return self
+                yield ImpossibleValue("url", "missing; give the folder of the training set, or several in sources")
+            return
         for key in ("url", "subset", "exclude"):
             if getattr(self, key) is not None:
-                raise ImpossibleValue(key, "not allowed beside sources; set it for one of the sources")
+                yield ImpossibleValue(key, "not allowed beside sources; set it for one of the sources")
         unweighted = [name for name, source in self.sources.items() if source.weight is None]
         if 0 < len(unweighted) < len(self.sources):
-            raise ImpossibleValue(f"sources.{unweighted[0]}.weight", "missing; other sources have a weight")
-        return self
+            for name in unweighted:
+                yield ImpossibleValue(f"sources.{name}.weight", "missing; other sources have a weight")
 
     def all_sources(self) -> dict[str, Source]:
         """The sets to train on, by the key that describes each: `sources`, or the single one of `url`."""

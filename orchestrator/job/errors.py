@@ -13,10 +13,44 @@ ABSENT = object()
 
 
 class JobError(ValueError):
-    """A job that cannot run. Its text is one line, without credentials: the file, the key, the value, what to do."""
+    """A job that cannot run. Each line of its text is one mistake: the file, the key, the value, what to do.
 
-    def __init__(self, text: str) -> None:
-        super().__init__(redact_text(" ".join(text.splitlines())))
+    Args:
+        lines: one or more. Line breaks in a line become spaces, and credentials are removed.
+
+    Attributes:
+        lines: the mistakes, each once.
+    """
+
+    def __init__(self, *lines: str) -> None:
+        self.lines = tuple(dict.fromkeys(redact_text(" ".join(line.splitlines())) for line in lines))
+        super().__init__(*self.lines)
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+class Mistakes:
+    """Collects the errors of several checks, so that all are reported at once."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def __len__(self) -> int:
+        return len(self._lines)
+
+    @contextmanager
+    def collected(self) -> Iterator[None]:
+        """The rest of the block is left out after a JobError; its lines are kept."""
+        try:
+            yield
+        except JobError as error:
+            self._lines += error.lines
+
+    def report(self) -> None:
+        """Raise all that was collected, as one JobError; nothing if there is none."""
+        if self._lines:
+            raise JobError(*self._lines)
 
 
 @contextmanager

@@ -229,8 +229,8 @@ def _flat(metadata: Sequence[Any]) -> list[Any]:
 # ---------------------------------------------------------------------------------------------------------- suggestions
 
 
-def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
-    """The key that was probably meant instead of one that does not exist, or all there are. `parts[:-1]` exists."""
+def nearest_keys(kind: type[Section], parts: Sequence[str]) -> list[str]:
+    """The keys that were probably meant instead of one that does not exist. `parts[:-1]` exists."""
     wrong, prefix = parts[-1], "".join(f"{part}." for part in parts[:-1])
     siblings = list(children(at(kind, parts[:-1])))
     everywhere = {key.path: key.path.rsplit(".", 1)[-1] for key in keys_of(kind) if PLACEHOLDER not in key.path}
@@ -242,4 +242,11 @@ def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
     if not nearest:
         close = difflib.get_close_matches(wrong, everywhere.values(), n=1, cutoff=0.75)
         nearest = [path for path in shallow if everywhere[path] in close][:3]
+    return nearest
+
+
+def suggestion(kind: type[Section], parts: Sequence[str]) -> str:
+    """What to write instead of a key that does not exist: the nearest, or all there are. `parts[:-1]` exists."""
+    siblings = list(children(at(kind, parts[:-1])))
+    nearest = nearest_keys(kind, parts)
     return f"did you mean {any_of(nearest)}?" if nearest else f"there are {', '.join(siblings) or 'none'}"

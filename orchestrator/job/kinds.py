@@ -4,18 +4,31 @@ The same classes give the error lines (`job/mistakes.py`), the JSON Schema for e
 (`job/docs.py`).
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, TypeAdapter, model_validator
+from pydantic import Field, TypeAdapter
 
 from orchestrator.job import choices, data_sections, sections, tables
-from orchestrator.job.values import Count, ImpossibleValue, Section, Text
+from orchestrator.job.values import Count, ImpossibleValue, Section, Text, fits
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 AnyObjective = Annotated[choices.Objective, tables.OBJECTIVES]
 AnyOptimizer = Annotated[choices.Optimizer, tables.OPTIMIZERS]
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a job is from. Two jobs with the same keys are equal, also if --set has set them in one of the two.
+
+    Attributes:
+        source: the job file.
+        overrides: dotted keys that --set has set.
+    """
+
+    source: str
+    overrides: tuple[str, ...] = field(default=(), compare=False)
 
 
 class Job(Section):
@@ -28,12 +41,21 @@ class Job(Section):
     extensions: list[Text] = Field(default=[])
     """Python modules that add kinds, objectives, optimizers, evaluators or sources, such as [mypackage.lion]. They are
     found beside the job file, in the project's folder and among the installed packages."""
-    _source: str = "job"
+    _origin: Origin = Origin("job")
 
     @property
     def source(self) -> str:
         """The file that this job was read from, as the user named it: for messages."""
-        return self._source
+        return self._origin.source
+
+    @property
+    def overrides(self) -> tuple[str, ...]:
+        """Dotted keys that --set has set: for messages."""
+        return self._origin.overrides
+
+    def read_from(self, source: str, overrides: tuple[str, ...]) -> None:
+        """Note where this job is from."""
+        self._origin = Origin(source, overrides)
 
 
 class NetworkJob(Job):
@@ -59,19 +81,32 @@ class NetworkJob(Job):
     tracking: sections.Tracking = sections.Tracking()
     profile: sections.Profile | None = None
 
-    @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
-        _check_batch(self.batch_size, self.cluster)
-        _check_warmup(self.schedule)
-        _check_lanes(self.data.train.lanes, self.batch_size)
-        _check_resize(self.data.train.augment, self.model, "data.train")
+    @fits("batch_size", "cluster.workers")
+    def _each_worker_has_an_image(self) -> Iterator[ImpossibleValue]:
+        yield from _too_many_workers(self.batch_size, self.cluster)
+
+    @fits("batch_size", "data.train.lanes")
+    def _each_lane_has_a_slot(self) -> Iterator[ImpossibleValue]:
+        yield from _too_many_lanes(self.data.train.lanes, self.batch_size)
+
+    @fits("data.train.augment", "model.image_size")
+    def _training_crops_are_inside(self) -> Iterator[ImpossibleValue]:
+        yield from _small_resize(self.data.train.augment, self.model, "data.train")
+
+    @fits("data.eval", "model.image_size")
+    def _held_out_crops_are_inside(self) -> Iterator[ImpossibleValue]:
         for name, held_out in self.data.eval.items():
-            _check_resize(held_out.augment, self.model, f"data.eval.{name}")
+            yield from _small_resize(held_out.augment, self.model, f"data.eval.{name}")
+
+    @fits("checkpoint.best", "data.eval", "evaluators")
+    def _the_best_is_measured(self) -> Iterator[ImpossibleValue]:
         if self.checkpoint.best is not None:
-            _check_best(self.checkpoint.best.metric, self.data.eval, self.evaluators)
-        _check_feature_sets(self.evaluators, self.model)
-        self.model.vit_config()  # last, as in the other kinds: it is the only check that loads `model`
-        return self
+            yield from _not_measured(self.checkpoint.best.metric, self.data.eval, self.evaluators)
+
+    @fits("evaluators", "model.image_size")
+    def _crops_of_evaluators_are_inside(self) -> Iterator[ImpossibleValue]:
+        for key, settings in choices.feature_sets(self.evaluators).items():
+            yield from _small_resize(settings.augment, self.model, key)
 
 
 class ClassifierJob(NetworkJob):
@@ -94,10 +129,9 @@ class FinetuneJob(ClassifierJob):
     kind: Literal["finetune"]
     model: sections.FinetunedModel
 
-    @model_validator(mode="after")
-    def _starts_from_weights(self) -> Self:
-        _check_init_from(self.model)
-        return self
+    @fits("model.init_from")
+    def _starts_from_weights(self) -> Iterator[ImpossibleValue]:
+        yield from _no_weights(self.model)
 
 
 class MaskedPatchJob(NetworkJob):
@@ -127,17 +161,25 @@ class EvaluateJob(Job):
     checkpoint: sections.Store = sections.Store()
     tracking: sections.Tracking = sections.Tracking()
 
-    @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
-        _check_batch(self.batch_size, self.cluster)
+    @fits("batch_size", "cluster.workers")
+    def _each_worker_has_an_image(self) -> Iterator[ImpossibleValue]:
+        yield from _too_many_workers(self.batch_size, self.cluster)
+
+    @fits("data.eval", "evaluators")
+    def _something_is_measured(self) -> Iterator[ImpossibleValue]:
         if not (self.data.eval or self.evaluators):
-            raise ImpossibleValue("data.eval", "missing; give at least one set, or an evaluator")
+            yield ImpossibleValue("data.eval", "missing; give at least one set, or an evaluator")
+
+    @fits("cluster.workers")
+    def _workers_are_a_number(self) -> Iterator[ImpossibleValue]:
         if self.cluster.min_workers != self.cluster.max_workers:
-            raise ImpossibleValue("cluster.workers", "a range is only for a job that trains; give a number")
+            yield ImpossibleValue("cluster.workers", "a range is only for a job that trains; give a number")
+
+    @fits("evaluators")
+    def _there_is_one_time(self) -> Iterator[ImpossibleValue]:
         for name, keys in self.evaluators.items():
             if isinstance(keys, choices.Evaluator) and keys.every is not None:
-                raise ImpossibleValue(f"evaluators.{name}.every", "only in a job that trains")
-        return self
+                yield ImpossibleValue(f"evaluators.{name}.every", "only in a job that trains")
 
 
 AnyRun = NetworkJob | EvaluateJob
@@ -165,15 +207,21 @@ class VtabJob(Job):
     checkpoint: sections.Checkpoint = sections.Checkpoint()
     tracking: sections.Tracking = sections.Tracking()
 
-    @model_validator(mode="after")
-    def _sections_fit(self) -> Self:
-        _check_init_from(self.model)
-        _check_batch(self.batch_size, self.cluster)
-        _check_warmup(self.schedule)
-        _check_lanes(self.data.train.lanes, self.batch_size)
-        _check_resize(self.data.train.augment, self.model, "data.train")
-        self.model.vit_config()
-        return self
+    @fits("model.init_from")
+    def _starts_from_weights(self) -> Iterator[ImpossibleValue]:
+        yield from _no_weights(self.model)
+
+    @fits("batch_size", "cluster.workers")
+    def _each_worker_has_an_image(self) -> Iterator[ImpossibleValue]:
+        yield from _too_many_workers(self.batch_size, self.cluster)
+
+    @fits("batch_size", "data.train.lanes")
+    def _each_lane_has_a_slot(self) -> Iterator[ImpossibleValue]:
+        yield from _too_many_lanes(self.data.train.lanes, self.batch_size)
+
+    @fits("data.train.augment", "model.image_size")
+    def _training_crops_are_inside(self) -> Iterator[ImpossibleValue]:
+        yield from _small_resize(self.data.train.augment, self.model, "data.train")
 
 
 class SweepJob(Job):
@@ -211,43 +259,31 @@ KINDS.add("vtab", VtabJob, None)
 JOB: TypeAdapter[Job] = TypeAdapter(Annotated[Job, KINDS])
 
 
-def _check_batch(batch_size: int, cluster: sections.Cluster) -> None:
+def _too_many_workers(batch_size: int, cluster: sections.Cluster) -> Iterator[ImpossibleValue]:
     if batch_size < cluster.max_workers:
-        raise ImpossibleValue("batch_size", f"smaller than the {cluster.max_workers} workers of cluster.workers")
+        yield ImpossibleValue("batch_size", f"smaller than the {cluster.max_workers} workers of cluster.workers")
 
 
-def _check_warmup(schedule: sections.Schedule) -> None:
-    """Durations in the same unit need no data; other pairs are compared when the data is open, in steps."""
-    if schedule.warmup is None:
-        return
-    [(unit, warmup)], [(unit_of_length, length)] = schedule.warmup.as_dict().items(), schedule.length.as_dict().items()
-    if unit == unit_of_length and warmup > length:
-        raise ImpossibleValue("schedule.warmup", f"longer than the run of {schedule.length}")
-
-
-def _check_lanes(lanes: int | None, batch_size: int) -> None:
+def _too_many_lanes(lanes: int | None, batch_size: int) -> Iterator[ImpossibleValue]:
     if lanes is not None and lanes > batch_size:
-        raise ImpossibleValue("data.train.lanes", f"more than batch_size = {batch_size}")
+        yield ImpossibleValue("data.train.lanes", f"more than batch_size = {batch_size}")
 
 
-def _check_resize(augment: data_sections.Augment | choices.HeldOutAugment, model: sections.Encoder, key: str) -> None:
+def _small_resize(
+    augment: data_sections.Augment | choices.HeldOutAugment, model: sections.Encoder, key: str
+) -> Iterator[ImpossibleValue]:
     if augment.resize is not None and augment.resize < model.image_size:
         problem = f"smaller than model.image_size = {model.image_size}, which is cut out of it"
-        raise ImpossibleValue(f"{key}.augment.resize", problem)
+        yield ImpossibleValue(f"{key}.augment.resize", problem)
 
 
-def _check_best(metric: str, held_out: Collection[str], evaluators: Collection[str]) -> None:
+def _not_measured(metric: str, held_out: Collection[str], evaluators: Collection[str]) -> Iterator[ImpossibleValue]:
     first, second, *_ = metric.split("/")
     if (second not in held_out) if first == "eval" else (first not in evaluators):
         measured = [*(f"eval/{name}/..." for name in held_out), *(f"{name}/..." for name in evaluators)]
-        raise ImpossibleValue("checkpoint.best.metric", f"not measured; the job has {', '.join(measured) or 'nothing'}")
+        yield ImpossibleValue("checkpoint.best.metric", f"not measured; the job has {', '.join(measured) or 'nothing'}")
 
 
-def _check_feature_sets(evaluators: dict[str, Section], model: sections.Encoder) -> None:
-    for key, settings in choices.feature_sets(evaluators).items():
-        _check_resize(settings.augment, model, key)
-
-
-def _check_init_from(model: sections.Encoder) -> None:
+def _no_weights(model: sections.Encoder) -> Iterator[ImpossibleValue]:
     if model.init_from is None:
-        raise ImpossibleValue("model.init_from", "this kind of job starts from trained weights; give their URL")
+        yield ImpossibleValue("model.init_from", "this kind of job starts from trained weights; give their URL")

@@ -8,11 +8,12 @@ Values are never coerced, and a key that has no effect is refused (`momentum` wi
 file does something. The text under a key is its documentation, in editors and in `docs/job-keys.md`.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, Strict, model_validator
+from pydantic import AfterValidator, Field, Strict
 
-from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text
+from orchestrator.job.values import Count, Duration, ImpossibleValue, NonNegative, Positive, Rate, Section, Text, fits
 
 if TYPE_CHECKING:
     from model.variants import ViTConfig
@@ -62,6 +63,16 @@ class Encoder(Section):
 
         return vit_config(**self.model_dump(exclude={"init_from", "head"}))
 
+    @fits("name", "image_size", "patch_size", "depth", "width", "mlp_dim", "heads")
+    def _there_is_such_a_network(self) -> Iterator[ImpossibleValue]:
+        from model.variants import ModelConfigError
+
+        try:
+            self.vit_config()
+        except ModelConfigError as error:
+            for one in (error, *error.others):
+                yield ImpossibleValue(one.key, one.reason)
+
 
 class Model(Encoder):
     """The network with its classification head."""
@@ -107,11 +118,19 @@ class Schedule(Section):
     end_lr: NonNegative = Field(default_factory=_default_end_lr)
     """Learning rate at the end: 1e-5 unless given for a linear decay, always 0 for a cosine."""
 
-    @model_validator(mode="after")
-    def _cosine_ends_at_zero(self) -> Self:
+    @fits("decay", "end_lr")
+    def _cosine_ends_at_zero(self) -> Iterator[ImpossibleValue]:
         if self.decay == "cosine" and self.end_lr != 0:
-            raise ImpossibleValue("end_lr", "only for decay = linear; a cosine ends at 0")
-        return self
+            yield ImpossibleValue("end_lr", "only for decay = linear; a cosine ends at 0")
+
+    @fits("length", "warmup")
+    def _warmup_is_part_of_the_run(self) -> Iterator[ImpossibleValue]:
+        """Durations in the same unit need no data; other pairs are compared when the data is open, in steps."""
+        if self.warmup is None:
+            return
+        [(unit, warmup)], [(unit_of_length, length)] = self.warmup.as_dict().items(), self.length.as_dict().items()
+        if unit == unit_of_length and warmup > length:
+            yield ImpossibleValue("warmup", f"longer than the run of {self.length}")
 
 
 class Arithmetic(Section):
@@ -159,24 +178,22 @@ class Cluster(Section):
     resize_every: Positive = 60.0
     """Seconds to wait, at least, between two changes of the number of workers, if `workers` is a range."""
 
-    @model_validator(mode="after")
-    def _a_range_is_ordered(self) -> Self:
+    @fits("workers")
+    def _a_range_is_ordered(self) -> Iterator[ImpossibleValue]:
         if self.min_workers > self.max_workers:
             swapped = f"[{self.max_workers}, {self.min_workers}]"
-            raise ImpossibleValue("workers", f"the first number must not exceed the second; use {swapped}")
-        return self
+            yield ImpossibleValue("workers", f"the first number must not exceed the second; use {swapped}")
 
-    @model_validator(mode="after")
-    def _resources_ray_knows(self) -> Self:
+    @fits("resources_per_worker")
+    def _resources_ray_knows(self) -> Iterator[ImpossibleValue]:
         if self.resources_per_worker["CPU"] == 0:
-            raise ImpossibleValue("resources_per_worker.CPU", "a worker needs at least part of a CPU to read images")
+            yield ImpossibleValue("resources_per_worker.CPU", "a worker needs at least part of a CPU to read images")
         for name in self.resources_per_worker:
             known = next((known for known in ("CPU", "GPU", "memory") if known.lower() == name.lower()), name)
             if name != known:
-                raise ImpossibleValue(f"resources_per_worker.{name}", f"Ray spells it {known}")
+                yield ImpossibleValue(f"resources_per_worker.{name}", f"Ray spells it {known}")
             if name == "TPU":
-                raise ImpossibleValue("resources_per_worker.TPU", "DeepSpeed runs on GPUs and CPUs")
-        return self
+                yield ImpossibleValue("resources_per_worker.TPU", "DeepSpeed runs on GPUs and CPUs")
 
     @property
     def min_workers(self) -> int:
@@ -255,12 +272,11 @@ class Profile(Section):
     steps: Annotated[tuple[Count, Count], Strict(False)]
     """[first, last]: the trace starts when `first` steps of the run are done and ends when `last` are; at most 50."""
 
-    @model_validator(mode="after")
-    def _a_few_steps(self) -> Self:
+    @fits("steps")
+    def _a_few_steps(self) -> Iterator[ImpossibleValue]:
         first, last = self.steps
         if first >= last:
-            raise ImpossibleValue("steps", f"the first is not below the last; use [{last}, {max(first, last + 1)}]")
-        if last - first > LONGEST_PROFILE:
+            yield ImpossibleValue("steps", f"the first is not below the last; use [{last}, {max(first, last + 1)}]")
+        elif last - first > LONGEST_PROFILE:
             longest = f"[{first}, {first + LONGEST_PROFILE}]"
-            raise ImpossibleValue("steps", f"more than {LONGEST_PROFILE} steps; use {longest}")
-        return self
+            yield ImpossibleValue("steps", f"more than {LONGEST_PROFILE} steps; use {longest}")

@@ -4,7 +4,9 @@ Values are never coerced: text is not a number, and `true` is not 1.
 """
 
 import re
-from typing import Annotated, Any, Self
+from collections.abc import Callable, Iterator
+from functools import cache
+from typing import Annotated, Any, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_serializer, model_validator
 
@@ -41,12 +43,54 @@ class ImpossibleValue(ValueError):
         self.key = key
 
 
+class ImpossibleValues(ValueError):
+    """Several impossible values of one section."""
+
+    def __init__(self, values: list[ImpossibleValue]) -> None:
+        super().__init__("; ".join(f"{value.key}: {value}" for value in values))
+        self.values = values
+
+
+Check = Callable[[Any], Iterator[ImpossibleValue]]
+"""A method of a section that yields the values that cannot work beside the others."""
+
+AnyCheck = TypeVar("AnyCheck", bound=Check)
+
+
+def fits(*keys: str) -> Callable[[AnyCheck], AnyCheck]:
+    """Makes a method of a section one of its checks.
+
+    Args:
+        keys: those that the method reads, with dots for keys of sections below. The check is also made if other keys
+            are wrong.
+    """
+
+    def mark(method: AnyCheck) -> AnyCheck:
+        method.reads = tuple(tuple(key.split(".")) for key in keys)  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
 class Section(BaseModel):
     """A group of keys."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="after")
+    def _values_fit(self) -> Self:
+        if found := [value for check, _ in checks_of(type(self)) for value in check(self)]:
+            raise ImpossibleValues(found)
+        return self
+
+
+@cache
+def checks_of(section: type[Section]) -> list[tuple[Check, tuple[tuple[str, ...], ...]]]:
+    """The checks of a section, and the parts of each key that they read."""
+    methods = [method for base in reversed(section.__mro__) for method in vars(base).values()]
+    return [(method, method.reads) for method in methods if hasattr(method, "reads")]
 
 
 class Duration(Section):

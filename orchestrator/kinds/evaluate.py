@@ -118,7 +118,7 @@ def prepare(job: EvaluateJob) -> Prepared:
     for name, index in held_out.items():
         fields["data"]["eval"][name]["rule"] = rule_of(job, name, index)
     resolved = EvaluateJob.model_validate(fields)
-    resolved._source = job.source
+    resolved.read_from(job.source, job.overrides)
     if storage.exists(f"{run_url(resolved)}/{RUN}"):
         raise problem(job, "name", f"{run_url(resolved)} is the folder of a run that trains; choose another name")
     return Prepared(resolved, {kind: url for kind, (url, _) in found.items()}, held_out, network.class_names)

@@ -78,7 +78,7 @@ def absolute(job: Run) -> Run:
             for one in evaluator["sets"].values():
                 one |= {key: resolve_url(one[key]) for key in ("train", "test")}
     resolved: Run = type(job).model_validate(fields)  # type: ignore[assignment]
-    resolved._source = job.source
+    resolved.read_from(job.source, job.overrides)
     return resolved
 
 

@@ -222,6 +222,12 @@ def test_a_sweep_is_checked_down_to_every_value_of_its_grid() -> None:
     assert line_of(sweep.replace("optimizer.lr", "lr")) == (
         "job.yaml: base.yaml: lr: unknown key; did you mean optimizer.lr?"
     )
+    with pytest.raises(JobError) as both:
+        load_text(sweep.replace("3e-3", "-3e-3").replace("500", "0"))
+    assert both.value.lines == (
+        "job.yaml: base.yaml: optimizer.lr = -0.003: expected a number > 0",
+        "job.yaml: base.yaml: schedule.length.steps = 0: expected an integer >= 1 or null",
+    )
     assert line_of(sweep.replace("[500]", "[]")) == (
         "job.yaml: grid.schedule.length.steps = []: expected a list of anything"
     )

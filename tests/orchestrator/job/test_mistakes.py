@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.orchestrator.job.job_files import VALID, line_of
+from orchestrator import JobError
+from tests.orchestrator.job.job_files import VALID, line_of, load_text
 
 
 @pytest.fixture(autouse=True)
@@ -60,12 +61,16 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
         ("name=a/b", "name = a/b: expected text matching ^[A-Za-z0-9][A-Za-z0-9._-]*$"),
         ("data.train.url=''", "data.train.url = '': expected text or null"),
         # values that cannot work together
-        ("model.heads=5", "model.heads: 5 heads do not divide the width 192"),
-        ("model.image_size=225", "model.image_size: 225 is not a multiple of the patch size 16 (nearest: 224 or 240)"),
-        ("model.name=ViT-HH/14", "model.name: unknown model 'ViT-HH/14'; the nearest is ViT-H/14"),
+        ("model.heads=5", "model.heads = 5: 5 heads do not divide the width 192"),
+        (
+            "model.image_size=225",
+            "model.image_size = 225: 225 is not a multiple of the patch size 16 (nearest: 224 or 240)",
+        ),
+        ("model.name=ViT-HH/14", "model.name = ViT-HH/14: unknown model 'ViT-HH/14'; the nearest is ViT-H/14"),
         (
             "model.name=vit_base_patch16_224",
-            "model.name: unknown model 'vit_base_patch16_224', as timm and Hugging Face call ViT-B/16; use ViT-B/16",
+            "model.name = vit_base_patch16_224: unknown model 'vit_base_patch16_224', as timm and Hugging Face call "
+            "ViT-B/16; use ViT-B/16",
         ),
         ("cluster.workers=65", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
         ("cluster.workers=[1, 65]", "batch_size = 64: smaller than the 65 workers of cluster.workers"),
@@ -109,7 +114,7 @@ def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     ],
 )
 def test_a_mistake_is_one_line(change: str, line: str) -> None:
-    assert line_of(VALID, change) == f"job.yaml: {line}"
+    assert line_of(VALID, change) == f"job.yaml: {line}{'' if line.startswith('--set') else ' (from --set)'}"
 
 
 @pytest.mark.parametrize(
@@ -123,11 +128,6 @@ def test_a_mistake_is_one_line(change: str, line: str) -> None:
         ("batch_size: 64", "batch_size: 64\nbatch_size: 32", "job.yaml:11: not YAML: duplicate key batch_size"),
         ("{loss: softmax}", "{loss: softmax", "job.yaml:8: not YAML: expected ',' or '}', but got ':'"),
         ("batch_size: 64", "? [a]\n: 1", "job.yaml:10: not YAML: a key must be text"),
-        (
-            "batch_size: 64",
-            "batch_size: 0\nseed: -1\nsead: 1",
-            "job.yaml: sead: unknown key; did you mean seed? (and 2 more)",
-        ),
         (
             "kind: pretrain",
             "kind: !!python/name:os.system",
@@ -154,10 +154,94 @@ def test_even_a_key_of_two_lines_is_told_in_one() -> None:
 
 def test_a_key_of_another_kind_of_job_says_so() -> None:
     assert line_of(VALID.replace(", num_classes: 10", ""), "kind=masked_patch") == (
-        "job.yaml: objective: only for kind = pretrain, finetune, evaluate or vtab, and it is masked_patch"
+        "job.yaml: objective: only for kind = pretrain, finetune, evaluate or vtab, and it is masked_patch (from --set)"
     )
 
 
 def test_long_values_are_cut_to_stay_readable() -> None:
     line = line_of(VALID, f"batch_size={'x' * 500}")
-    assert line == f"job.yaml: batch_size = {'x' * 117}...: expected an integer >= 1"
+    assert line == f"job.yaml: batch_size = {'x' * 117}...: expected an integer >= 1 (from --set)"
+
+
+def lines_of(text: str, *overrides: str) -> list[str]:
+    with pytest.raises(JobError) as caught:
+        load_text(text, *overrides)
+    lines = str(caught.value).split("\n")
+    assert all(line.startswith("job.yaml: ") for line in lines)
+    return [line.removeprefix("job.yaml: ") for line in lines]
+
+
+def test_all_mistakes_of_a_file_are_said_at_once() -> None:
+    """Unknown keys, wrong types, missing keys, and values that cannot work beside others: in every section."""
+    text = """\
+kind: pretrain
+sead: 1
+model: {name: ViT-Ti/16, image_size: 225, num_classes: 0, width: 100, dropout: 2}
+data:
+  train: {url: a, block: -1, lanes: 65, augment: {crop: resize, flip: 1, min_area: 0.5}}
+  eval: {val: {url: b, augment: {crop: resize, resize: 300}, positive: 7}}
+objective: {loss: hinge}
+optimizer: {name: adamw, lr: -1, momentum: 0.9}
+schedule: {length: {epochs: 1}, warmup: {epochs: 2}, decay: cosin, end_lr: 1}
+batch_size: 64
+cluster: {workers: [70, 3], max_failures: -7, resources_per_worker: {gpu: 1, TPU: 1}}
+profile: {steps: [9, 3], stops: 1}
+"""
+    assert sorted(lines_of(text)) == sorted(
+        [
+            "sead: unknown key; did you mean seed?",
+            "model.image_size = 225: 225 is not a multiple of the patch size 16 (nearest: 224 or 240)",
+            "model.num_classes = 0: expected an integer >= 1",
+            "model.heads: 3 heads do not divide the width 100",
+            "model.dropout = 2: expected a number >= 0 and < 1",
+            "data.train.block = -1: expected an integer >= 1",
+            "data.train.lanes = 65: more than batch_size = 64",
+            "data.train.augment.flip = 1: expected true or false",
+            "data.train.augment.min_area = 0.5: only for crop = inception, and it is resize",
+            "data.eval.val.augment.resize = 300: only for crop = center or resize_center, and it is resize",
+            "data.eval.val.positive = 7: expected a number >= 0 and < 1",
+            "objective.loss = hinge: expected sigmoid or softmax",
+            "optimizer.lr = -1: expected a number > 0",
+            "optimizer.weight_decay: missing; expected a number >= 0",
+            "optimizer.momentum: only for optimizer.name = sgd, and it is adamw",
+            "schedule.warmup = {epochs: 2}: longer than the run of 1 epochs",
+            "schedule.decay = cosin: expected linear or cosine; did you mean cosine?",
+            "cluster.workers = [70, 3]: the first number must not exceed the second; use [3, 70]",
+            "cluster.max_failures = -7: expected an integer >= -1",
+            "cluster.resources_per_worker.gpu = 1: Ray spells it GPU",
+            "cluster.resources_per_worker.TPU = 1: DeepSpeed runs on GPUs and CPUs",
+            "profile.steps = [9, 3]: the first is not below the last; use [3, 9]",
+            "profile.stops: unknown key; did you mean profile.steps?",
+        ]
+    )
+
+
+def test_a_value_is_not_compared_with_one_that_is_wrong_itself() -> None:
+    """A misspelt or wrong width says nothing about the heads of the network that is meant."""
+    for width in ("widht: 100", "width: '100'"):
+        lines = lines_of(VALID.replace("image_size: 32", f"image_size: 32, {width}, heads: 10"))
+        assert len(lines) == 1, lines
+        assert "heads" not in lines[0]
+
+
+def test_each_mistake_says_whether_it_is_from_set() -> None:
+    text = VALID.replace("lr: 1.0e-3", "lr: -1")
+    assert lines_of(text, "batch_size=many", "b", "seed=-1", "data.train.lanes=[", "cluster.workers=3") == [
+        "--set b: expected KEY=VALUE, such as --set optimizer.lr=3e-4",
+        "--set data.train.lanes=[: not YAML: expected the node content, but found '<stream end>'",
+        "seed = -1: expected an integer >= 0 and < 4294967296 (from --set)",
+        "optimizer.lr = -1: expected a number > 0",
+        "batch_size = many: expected an integer >= 1 (from --set)",
+    ]
+    assert lines_of(VALID, "cluster.workers=65") == [
+        "batch_size = 64: smaller than the 65 workers of cluster.workers (from --set)"
+    ]
+
+
+def test_a_credential_is_said_with_the_other_mistakes_and_never_shown() -> None:
+    text = VALID.replace("batch_size: 64", "batch_size: [hunter2]\ntracking: {tags: {password: [hunter2]}}")
+    lines = lines_of(text, "objective={token: hunter2}", "schedule.length={secret: hunter2}")
+    assert any(line.startswith("tracking.tags.password: holds a credential") for line in lines)
+    assert any(line.startswith("objective.token: holds a credential") for line in lines)
+    assert any(line.startswith("schedule.length.secret: holds a credential") for line in lines)
+    assert [line for line in lines if "hunter2" in line] == ["batch_size = [hunter2]: expected an integer >= 1"]

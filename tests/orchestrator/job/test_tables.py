@@ -68,12 +68,12 @@ def test_a_new_line_is_known_to_jobs_their_errors_and_the_schema() -> None:
         "grad_clip": 1.0,
         "beta": 0.9,
     }
-    assert line_of(LION, "optimizer.beta=-1") == "job.yaml: optimizer.beta = -1: expected a number > 0"
+    assert line_of(LION, "optimizer.beta=-1") == "job.yaml: optimizer.beta = -1: expected a number > 0 (from --set)"
     assert line_of(LION, "optimizer.eps=1") == (
-        "job.yaml: optimizer.eps: only for optimizer.name = adamw, and it is lion"
+        "job.yaml: optimizer.eps: only for optimizer.name = adamw, and it is lion (from --set)"
     )
     assert line_of(LION, "optimizer.name=lino") == (
-        "job.yaml: optimizer.name = lino: expected adamw, sgd or lion; did you mean lion?"
+        "job.yaml: optimizer.name = lino: expected adamw, sgd or lion; did you mean lion? (from --set)"
     )
     assert {key.path: key.only for key in keys_of(PretrainJob)}["optimizer.beta"] == "lion"
     assert "Lion" in json_schema()["$defs"]
@@ -87,22 +87,27 @@ def test_evaluators_have_their_name_as_a_key() -> None:
     assert load_text(VALID, "evaluators.near={}").evaluators == {"near": Neighbours()}
     assert load_text(text, "evaluators.near=null").evaluators == load_text(text, "evaluators=null").evaluators == {}
     assert load_text(VALID, "evaluators.near.k=7").evaluators == {"near": Neighbours(k=7)}
-    assert line_of(text, "evaluators.near.k=x") == "job.yaml: evaluators.near.k = x: expected an integer"
+    assert line_of(text, "evaluators.near.k=x") == "job.yaml: evaluators.near.k = x: expected an integer (from --set)"
     assert (
         line_of(text, "evaluators.near.kk=1")
-        == "job.yaml: evaluators.near.kk: unknown key; did you mean evaluators.near.k?"
+        == "job.yaml: evaluators.near.kk: unknown key; did you mean evaluators.near.k? (from --set)"
     )
-    assert line_of(text, "evaluators.nea.k=1") == "job.yaml: evaluators.nea: unknown key; did you mean evaluators.near?"
+    assert (
+        line_of(text, "evaluators.nea.k=1")
+        == "job.yaml: evaluators.nea: unknown key; did you mean evaluators.near? (from --set)"
+    )
     assert (
         line_of(text, "evaluators=3")
-        == "job.yaml: evaluators = 3: expected a section with few_shot, knn, probe, logistic, near"
+        == "job.yaml: evaluators = 3: expected a section with few_shot, knn, probe, logistic, near (from --set)"
     )
-    assert line_of(text, "evaluators.near=3") == "job.yaml: evaluators.near = 3: expected a section with k"
+    assert line_of(text, "evaluators.near=3") == "job.yaml: evaluators.near = 3: expected a section with k (from --set)"
 
 
 def test_without_an_evaluator_in_the_table_none_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables.EVALUATORS, "_entries", {})
-    assert line_of(VALID, "evaluators.near.k=1") == "job.yaml: evaluators.near: unknown key; there are none"
+    assert (
+        line_of(VALID, "evaluators.near.k=1") == "job.yaml: evaluators.near: unknown key; there are none (from --set)"
+    )
 
 
 @pytest.mark.parametrize(
@@ -217,5 +222,5 @@ def test_a_module_that_cannot_be_imported_is_one_line(content: str | None, reaso
 
 
 def test_extensions_are_a_list_of_names() -> None:
-    assert line_of(VALID, "extensions=lions") == "job.yaml: extensions = lions: expected a list of text"
-    assert line_of(VALID, "extensions=[1]") == "job.yaml: extensions = [1]: expected a list of text"
+    assert line_of(VALID, "extensions=lions") == "job.yaml: extensions = lions: expected a list of text (from --set)"
+    assert line_of(VALID, "extensions=[1]") == "job.yaml: extensions = [1]: expected a list of text (from --set)"
