@@ -163,6 +163,13 @@ class Pack(Section):
     to: Text
     """Folder for the shards."""
 
+    def contents(self) -> dict[str, tuple[int, int, bool]] | None:
+        """(images, classes, whether an image has several labels) of `train` and `test`, before they are packed.
+
+        None: only known once they are.
+        """
+        return None
+
 
 class Shapes(Pack):
     """Drawn images, as many as wanted."""
@@ -180,6 +187,10 @@ class Shapes(Pack):
     multi_label: bool = False
     """Several objects and labels in an image."""
 
+    def contents(self) -> dict[str, tuple[int, int, bool]]:
+        counts = {"train": self.samples, "test": self.test_samples}
+        return {split: (count, self.classes, self.multi_label) for split, count in counts.items()}
+
 
 class Digits(Pack):
     """scikit-learn's 1,797 handwritten digits."""
@@ -195,3 +206,8 @@ class Digits(Pack):
             return keys
         fields = Shapes.model_fields
         return {key: value for key, value in keys.items() if key not in fields or value != fields[key].default}
+
+    def contents(self) -> dict[str, tuple[int, int, bool]]:
+        from data.sources import digits  # scikit-learn has the images
+
+        return {split: (len(digits.Digits(split)), digits.Digits.num_classes, False) for split in digits.SPLITS}

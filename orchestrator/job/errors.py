@@ -45,7 +45,11 @@ class Mistakes:
         try:
             yield
         except JobError as error:
-            self._lines += error.lines
+            self.add(error)
+
+    def add(self, error: JobError) -> None:
+        """Keep the lines of an error."""
+        self._lines += error.lines
 
     def report(self) -> None:
         """Raise all that was collected, as one JobError; nothing if there is none."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from data import Index, storage
 from data.errors import DataError
 from data.shards.class_names import are_own_numbers, class_names, shown, warn_of_one_based
-from orchestrator.job.errors import JobError, with_value
+from orchestrator.job.errors import JobError, Mistakes, with_value
 from orchestrator.job.kinds import NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.redact import print_warning
@@ -47,17 +47,22 @@ def check_classes(job: NetworkJob, sets: Sequence[LabelledSet], head: int) -> No
 
     Raises:
         JobError: the classes of two sets differ, and the run has no checkpoint. A run with checkpoints gets a warning.
+            Each set that differs from an earlier one has a line.
     """
+    found = Mistakes()
     for place, one in enumerate(sets):
         for other in sets[:place]:
-            if (text := _difference(one.index, other.index, head)) is None:
-                continue
-            where = with_value(job.model_dump(), other.key.split("."))
-            error = problem(job, one.key, f"{text} {where}; {_advice(one, other)}")
-            if not has_checkpoint(absolute(job)):
-                raise error
-            print_warning(f"{error} (the run has checkpoints and continues)")
-            return
+            if (text := _difference(one.index, other.index, head)) is not None:
+                where = with_value(job.model_dump(), other.key.split("."))
+                found.add(problem(job, one.key, f"{text} {where}; {_advice(one, other)}"))
+                break
+    try:
+        found.report()
+    except JobError as error:
+        if not has_checkpoint(absolute(job)):
+            raise
+        for line in error.lines:
+            print_warning(f"{line} (the run has checkpoints and continues)")
 
 
 def warn_of_labels(job: NetworkJob, sets: Iterable[LabelledSet]) -> None:

@@ -3,34 +3,28 @@
 They import neither Ray nor torch.
 """
 
-import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
-from data import Index, Order, SampleOrder, open_index, storage
+from data import Index, Order, SampleOrder
 from data.errors import DataError
 from data.loading.budget import needed_bytes
 from orchestrator.job.choices import Pack, feature_sets
-from orchestrator.job.errors import JobError
-from orchestrator.job.kinds import AnyRun, EvaluateJob, NetworkJob
+from orchestrator.job.errors import JobError, Mistakes
+from orchestrator.job.kinds import EvaluateJob, NetworkJob
 from orchestrator.job.mistakes import problem
 from orchestrator.job.sections import Model
 from orchestrator.job.tables import SOURCES
 from orchestrator.redact import print_warning
-from orchestrator.run.class_names import LabelledSet, check_classes, warn_of_labels, with_class_names
-from orchestrator.run.paths import PathError, resolve_url
+from orchestrator.run.checks.places import check_places, each, resolve, too_long
+from orchestrator.run.checks.sets import check_feature_sets, check_labels, check_positive, open_any, open_labelled
+from orchestrator.run.class_names import LabelledSet, check_classes, warn_of_labels
+from orchestrator.run.pack import expected_sets
 from orchestrator.run.schedule import Calendar
 from orchestrator.run.training_set import TrainingSet, TrainingSetError, open_training_set
 
-PLACEHOLDER = "YOUR-BUCKET"  # in the job files that come with the project
-TRACKING_SCHEMES = ("sqlite:///", "postgresql", "mysql", "mssql", "http://", "https://", "databricks")
-NAME_BYTES = 255  # of a file's or a folder's name on a local disk
-PATH_BYTES = 800  # of a run's folder: a bucket takes 1,024 for its files
 MASKED_WARNING, MASKED_ERROR = 0.1, 0.5  # shares of the training slots that have no sample
-READ_ONLY = ("http://", "https://")
 
 
 @dataclass(frozen=True)
@@ -53,31 +47,60 @@ class Inputs:
         return {name: index.digest for name, index in self.held_out.items()}
 
 
+@dataclass(frozen=True)
+class Outlook:
+    """What a job will read, before its images are packed.
+
+    Attributes:
+        inputs: what is known; None if the source of `data.pack` cannot say what it will make.
+        to_pack: URLs of the sets that are not packed yet. Their indexes in `inputs` have no bytes and no digest.
+    """
+
+    inputs: Inputs | None
+    to_pack: tuple[str, ...]
+
+
 def open_inputs(job: NetworkJob) -> Inputs:
     """Open everything that a job needs.
 
-    Packs the images of `data.pack` first, if they are not there yet.
+    Packs the images of `data.pack`, if they are not there yet and nothing else is wrong.
 
     Raises:
         JobError: something is not there, does not fit, or cannot be written.
     """
-    _check_lengths(job)
-    _check_writable(job, "checkpoint.url", job.checkpoint.url)
-    _resolve(job, "tracking.uri", job.tracking.uri)
-    _check_tracking(job)
+    outlook = look_ahead(job)
+    return outlook.inputs if outlook.inputs is not None and not outlook.to_pack else pack_inputs(job)
+
+
+def look_ahead(job: NetworkJob) -> Outlook:
+    """Check everything that a job needs; packs and writes nothing.
+
+    Raises:
+        JobError: with a line for each thing that is not there, does not fit, or cannot be written.
+    """
+    found = Mistakes()
+    expected: dict[str, Index | None] = {}
+    with each(job, found):
+        if job.data.pack is not None and not too_long(job.data.pack.to):
+            expected = expected_sets(job.data.pack, resolve(job, "data.pack.to", job.data.pack.to))
+    inputs = _checked(job, expected, found)
+    found.report()
+    return Outlook(inputs, tuple(expected))
+
+
+def pack_inputs(job: NetworkJob) -> Inputs:
+    """Pack the images of `data.pack`, and open everything that a job needs. Call `look_ahead` before.
+
+    Raises:
+        JobError: the images cannot be packed, or what was packed does not fit.
+    """
     if job.data.pack is not None:
         _pack(job, job.data.pack)
-    sources: list[LabelledSet] = []
-    train = _training_set(job, sources)
-    _check_masked(job, train)
-    held_out = {name: _open(job, f"data.eval.{name}.url", held_out.url) for name, held_out in job.data.eval.items()}
-    _check_classes(job, sources, held_out)
-    _check_positive(job, held_out)
-    _check_memory(job, train, held_out)
-    _check_feature_sets(job)
-    if job.data.cache_dir is not None:
-        _check_cache(job, job.data.cache_dir)
-    return Inputs(train, held_out, _calendar(job, train))
+    found = Mistakes()
+    inputs = _checked(job, {}, found)
+    found.report()
+    assert inputs is not None
+    return inputs
 
 
 def open_sets(job: EvaluateJob, num_classes: int, image_size: int) -> dict[str, Index]:
@@ -89,86 +112,128 @@ def open_sets(job: EvaluateJob, num_classes: int, image_size: int) -> dict[str, 
         image_size: side of its input in pixels.
 
     Raises:
-        JobError: something is not there, does not fit, or cannot be written.
+        JobError: with a line for each thing that is not there, does not fit, or cannot be written.
     """
-    _check_lengths(job)
-    _check_writable(job, "checkpoint.url", job.checkpoint.url)
-    _resolve(job, "tracking.uri", job.tracking.uri)
-    _check_tracking(job)
+    found = Mistakes()
+    check_places(job, found)
     augments = {f"data.eval.{name}": one.augment for name, one in job.data.eval.items()}
     augments |= {key: one.augment for key, one in feature_sets(job.evaluators).items()}
     for key, augment in augments.items():
         if augment.resize is not None and augment.resize < image_size:
             text = f"smaller than the input of {image_size} pixels, which is cut out of it"
-            raise problem(job, f"{key}.augment.resize", text)
+            found.add(problem(job, f"{key}.augment.resize", text))
     held_out = {}
     for name, one in job.data.eval.items():
         key = f"data.eval.{name}.url"
-        held_out[name] = index = _open_labelled(job, key, one.url)
-        if index.num_classes > num_classes:
-            _check_labels(job, "model.init_from", num_classes, key, one.url, index)
-    _check_positive(job, held_out)
-    _check_feature_sets(job)
-    if job.data.cache_dir is not None:
-        _check_cache(job, job.data.cache_dir)
+        with each(job, found):
+            held_out[name] = index = open_labelled(job, key, one.url)
+            if index.num_classes > num_classes:
+                check_labels(job, "model.init_from", num_classes, key, one.url, index)
+    check_positive(job, held_out, found)
+    check_feature_sets(job, found)
+    found.report()
     return held_out
 
 
-def _training_set(job: NetworkJob, sources: list[LabelledSet]) -> TrainingSet:
-    """The training set. The sets that it consists of are added to `sources`."""
+def _checked(job: NetworkJob, expected: Mapping[str, Index | None], found: Mistakes) -> Inputs | None:
+    """The inputs; None if something is wrong, which is in `found`, or is not known before it is packed.
 
-    def open_set(key: str, url: str) -> Index:
-        sources.append(LabelledSet(key, url, _open(job, key, url)))
-        return sources[-1].index
+    Args:
+        expected: sets that are not packed yet, by URL; None if their contents are not known.
+    """
+    check_places(job, found)
+    check_feature_sets(job, found)
+
+    open_set = partial(_open, job, expected)
+    sources: dict[str, Index | None] = {}
+    for key, source in job.data.train.all_sources().items():
+        with each(job, found):
+            sources[f"{key}.url"] = open_set(f"{key}.url", source.url)
+        if source.exclude is not None:
+            with each(job, found):
+                resolve(job, f"{key}.exclude", source.exclude)
+    held_out: dict[str, Index | None] = {}
+    for name, settings in job.data.eval.items():
+        with each(job, found):
+            held_out[name] = open_set(f"data.eval.{name}.url", settings.url)
+    tests = {name: index for name, index in held_out.items() if index is not None}
+    with each(job, found):
+        _check_classes(job, sources, tests)
+    check_positive(job, tests, found)
+
+    if len(sources) < len(job.data.train.all_sources()) or None in sources.values():
+        return None
+    train = calendar = None
+    with each(job, found):
+        train = _training_set(job, sources)
+        calendar = _calendar(job, train)
+    if train is not None:
+        with each(job, found):
+            _check_masked(job, train, quiet=bool(found))
+        with each(job, found):
+            _check_memory(job, train, tests)
+    if train is None or calendar is None or len(tests) < len(job.data.eval):
+        return None
+    return Inputs(train, tests, calendar)
+
+
+def _training_set(job: NetworkJob, sources: Mapping[str, Index | None]) -> TrainingSet:
+    """The training set, whose sources are open, by key."""
+
+    def opened(key: str, url: str) -> Index:
+        index = sources[key]
+        assert index is not None
+        return index
 
     try:
         return open_training_set(
             job.data.train,
             seed=job.seed,
             batch_size=job.batch_size,
-            resolve=partial(_resolve, job),
-            open_set=open_set,
+            resolve=partial(resolve, job),
+            open_set=opened,
         )
     except TrainingSetError as error:
-        raise problem(job, error.key, str(error)) from error
+        lines = [line for one in (error, *error.others) for line in problem(job, one.key, str(one)).lines]
+        raise JobError(*lines) from error
 
 
-def _check_masked(job: NetworkJob, train: TrainingSet) -> None:
-    """A slot without a sample costs as much as one with."""
+def _check_masked(job: NetworkJob, train: TrainingSet, *, quiet: bool) -> None:
+    """A slot without a sample costs as much as one with. `quiet`: without a warning."""
     share, samples = train.order.masked_share, train.order.num_samples
     if share <= MASKED_WARNING:
         return
     text = f"{share:.0%} of the training slots would be empty, since data.train has {samples:,} samples"
     if share > MASKED_ERROR:
         raise problem(job, "batch_size", f"{text}; use {samples:,} or less")
-    print_warning(str(problem(job, "batch_size", f"{text}; a batch size that divides them costs less")))
+    if not quiet:
+        print_warning(str(problem(job, "batch_size", f"{text}; a batch size that divides them costs less")))
 
 
 def _calendar(job: NetworkJob, train: TrainingSet) -> Calendar:
     """The calendar of the run, whose parts fit each other."""
     calendar = Calendar.of(job, train.order.steps_per_epoch)
     warmup, total = calendar.warmup_steps, calendar.total_steps
+    found = Mistakes()
     if warmup > total:
-        raise problem(job, "schedule.warmup", f"{warmup} steps are longer than the run of {total}; null = no warm-up")
+        text = f"{warmup:,} steps are longer than the run of {total:,}; null = no warm-up"
+        found.add(problem(job, "schedule.warmup", text))
     if job.profile is not None and job.profile.steps[1] > total:
-        raise problem(job, "profile.steps", f"beyond the run of {total} steps")
+        found.add(problem(job, "profile.steps", f"beyond the run of {total:,} steps"))
+    found.report()
     return calendar
 
 
-def _check_positive(job: AnyRun, held_out: Mapping[str, Index]) -> None:
-    for name, index in held_out.items():
-        if job.data.eval[name].positive and not index.multi_label:
-            raise problem(job, f"data.eval.{name}.positive", "its images have one label each, without weights; use 0")
-
-
-def _check_classes(job: NetworkJob, sources: Sequence[LabelledSet], held_out: Mapping[str, Index]) -> None:
+def _check_classes(job: NetworkJob, sources: Mapping[str, Index | None], held_out: Mapping[str, Index]) -> None:
     if not isinstance(job.model, Model):
         return
+    urls = {f"{key}.url": source.url for key, source in job.data.train.all_sources().items()}
+    trained = [LabelledSet(key, urls[key], index) for key, index in sources.items() if index is not None]
     named = [
-        (name, LabelledSet(f"data.eval.{name}.url", one.url, held_out[name])) for name, one in job.data.eval.items()
+        (name, LabelledSet(f"data.eval.{name}.url", job.data.eval[name].url, index)) for name, index in held_out.items()
     ]
-    warn_of_labels(job, [*sources, *(one for _, one in named)])
-    compared = [*sources, *(one for name, one in named if job.data.eval[name].check_classes)]
+    warn_of_labels(job, [*trained, *(one for _, one in named)])
+    compared = [*trained, *(one for name, one in named if job.data.eval[name].check_classes)]
     check_classes(job, compared, job.model.num_classes)
 
 
@@ -181,6 +246,8 @@ def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index
     for name, index in held_out.items():
         sets[f"data.eval.{name}"] = index, SampleOrder(index, batch_size=job.batch_size, shuffle=False)
     for key, (index, order) in sets.items():
+        if not index.num_bytes:
+            continue  # it is not packed yet
         needed = needed_bytes(index, order, slots, job.model.image_size, job.data.prefetch)
         if needed > job.data.memory:
             raise problem(
@@ -191,123 +258,26 @@ def _check_memory(job: NetworkJob, train: TrainingSet, held_out: dict[str, Index
             )
 
 
-def _check_feature_sets(job: AnyRun) -> None:
-    """The sets of evaluators of frozen features: one label an image, and no class that is only tested."""
-    for key, settings in feature_sets(job.evaluators).items():
-        train = _open_labelled(job, f"{key}.train", settings.train)
-        test = _open_labelled(job, f"{key}.test", settings.test)
-        for part, index in (("train", train), ("test", test)):
-            if index.multi_label:
-                raise problem(job, f"{key}.{part}", "its images have several labels each; one is needed")
-        if test.num_classes > train.num_classes:
-            text = f"{test.num_classes} classes, and {key}.train has {train.num_classes}"
-            raise problem(job, f"{key}.test", text)
+def _open(job: NetworkJob, expected: Mapping[str, Index | None], key: str, url: str) -> Index | None:
+    """The index of a set of the job; None if its contents are not known before it is packed.
 
-
-def _check_cache(job: AnyRun, folder: str) -> None:
-    if "://" in folder and not folder.startswith("file://"):
-        raise problem(job, "data.cache_dir", "must be a local folder, on each node")
-
-
-def _open(job: NetworkJob, key: str, url: str) -> Index:
-    if not isinstance(job.model, Model):
-        return _open_any(job, key, url)
-    index = _open_labelled(job, key, url)
-    if index.num_classes > job.model.num_classes:
-        _check_labels(job, "model.num_classes", job.model.num_classes, key, url, index)
+    Args:
+        expected: sets that are not packed yet, by URL.
+    """
+    if (resolved := resolve(job, key, url).rstrip("/")) in expected:
+        index = expected[resolved]
+        if index is None:
+            return None
+    else:
+        index = open_labelled(job, key, url) if isinstance(job.model, Model) else open_any(job, key, url)
+    if isinstance(job.model, Model) and index.num_classes > job.model.num_classes:
+        check_labels(job, "model.num_classes", job.model.num_classes, key, url, index)
     return index
-
-
-def _open_labelled(job: AnyRun, key: str, url: str) -> Index:
-    index = _open_any(job, key, url)
-    if index.label_rule().unlabelled and not index.label_counts:
-        raise problem(job, key, "its images have no labels: it was indexed with --unlabelled")
-    return index
-
-
-def _open_any(job: AnyRun, key: str, url: str) -> Index:
-    resolved = _resolve(job, key, url)
-    try:
-        storage.check_reachable(resolved)
-        return with_class_names(open_index(resolved))
-    except DataError as error:
-        raise _at(job, key, url, resolved, str(error)) from error
-
-
-def _check_labels(job: AnyRun, head: str, num_classes: int, key: str, url: str, index: Index) -> None:
-    """Stray labels beyond the classes are bad samples, to be masked; more of them are a mistake in the job."""
-    outside = sum(count for label, count in index.label_counts.items() if label >= num_classes)
-    if not index.label_counts or outside > job.data.max_bad_fraction * index.num_samples:
-        text = f"fewer than the {index.num_classes} classes of {key} = {url}"
-        raise problem(job, head, text if head == "model.num_classes" else f"its head has {num_classes} classes, {text}")
 
 
 def _pack(job: NetworkJob, settings: Pack) -> None:
-    folder = _resolve(job, "data.pack.to", settings.to)
+    folder = resolve(job, "data.pack.to", settings.to)
     try:
         SOURCES.bound(settings)(folder)
     except (DataError, OSError) as error:
         raise problem(job, "data.pack.to", str(error)) from error
-
-
-def _check_lengths(job: AnyRun) -> None:
-    """Check that the run's folder, the database and the packed images have names that their stores take."""
-    urls = {"checkpoint.url": job.checkpoint.url, "tracking.uri": job.tracking.uri, "name": job.name}
-    if isinstance(job, NetworkJob) and job.data.pack is not None:
-        urls["data.pack.to"] = job.data.pack.to
-    for key, url in urls.items():
-        if "://" in url and not url.startswith("sqlite:///"):
-            continue  # only the whole is limited there
-        longest = max(len(os.fsencode(part)) for part in url.split("/"))
-        if longest > NAME_BYTES:
-            raise problem(job, key, f"a name of {longest} bytes; a file's name has at most {NAME_BYTES}")
-    run = os.fsencode(f"{_resolve(job, 'checkpoint.url', job.checkpoint.url)}/{job.name}")
-    if len(run) > PATH_BYTES:
-        raise problem(job, "checkpoint.url", f"with the run's name, {len(run)} bytes; use at most {PATH_BYTES}")
-
-
-def _check_writable(job: AnyRun, key: str, url: str) -> None:
-    """Checks the scheme and local permissions. Bucket permissions are only known at the first write."""
-    resolved = _resolve(job, key, url)
-    if resolved.startswith(READ_ONLY):
-        raise problem(job, key, "cannot be written over HTTP; use a local path, gs:// or s3://")
-    if resolved.startswith("memory://"):
-        raise problem(job, key, "one process's memory, which workers do not share; use a local path, gs:// or s3://")
-    if "://" in resolved:
-        try:
-            storage.check_reachable(resolved)
-            storage.resolve(resolved)
-        except DataError as error:
-            raise _at(job, key, url, resolved, str(error)) from error
-        return
-    folder = next(folder for folder in [Path(resolved), *Path(resolved).parents] if folder.exists())
-    if not folder.is_dir():
-        raise problem(job, key, f"{folder} is not a folder")
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise problem(job, key, f"no right to write in {folder} ({error.strerror})") from error
-
-
-def _check_tracking(job: AnyRun) -> None:
-    uri = _resolve(job, "tracking.uri", job.tracking.uri)
-    if not uri.startswith(TRACKING_SCHEMES):
-        raise problem(
-            job, "tracking.uri", f"MLflow keeps runs in a database or on a server: {', '.join(TRACKING_SCHEMES)}..."
-        )
-
-
-def _resolve(job: AnyRun, key: str, url: str) -> str:
-    if PLACEHOLDER in url:
-        raise problem(job, key, f"put your own bucket in place of {PLACEHOLDER}, in the file or with --set")
-    try:
-        return resolve_url(url)
-    except PathError as error:
-        raise problem(job, key, str(error).removeprefix(f"{url}: ")) from error
-
-
-def _at(job: AnyRun, key: str, url: str, resolved: str, text: str) -> JobError:
-    """The error of a URL, which tells where a relative path was looked for."""
-    text = text.removeprefix(f"{resolved}: ")
-    return problem(job, key, text if url == resolved else f"{text} (looked for at {resolved})")

@@ -33,11 +33,17 @@ class TrainingSet:
 
 
 class TrainingSetError(DataError):
-    """The training set cannot be used. `key` is the key of the job that is wrong; the message does not repeat it."""
+    """The training set cannot be used. The message does not repeat the key.
+
+    Attributes:
+        key: the key of the job that is wrong.
+        others: what else is wrong.
+    """
 
     def __init__(self, key: str, message: str) -> None:
         super().__init__(message)
         self.key = key
+        self.others: tuple[TrainingSetError, ...] = ()
 
 
 def _as_written(key: str, url: str) -> str:

@@ -74,7 +74,7 @@ def test_a_job_file_is_a_program(tmp_path: Path) -> None:
     words = [f"./{DIGITS}", "--set", "batch_size=0"]
     found = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert found.returncode == 2
-    assert found.stderr == f"error: {DIGITS}: batch_size = 0: expected an integer >= 1\n"
+    assert found.stderr == f"error: {DIGITS}: batch_size = 0: expected an integer >= 1 (from --set)\n"
 
 
 @pytest.mark.parametrize("name", ["job.yaml", "run.json"])

@@ -54,7 +54,7 @@ def error_of(*overrides: str) -> str:
     with pytest.raises(JobError) as caught:
         open_inputs(job_of(*overrides))
     assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(f"{DIGITS}: ")
+    return str(caught.value).removeprefix(f"{DIGITS}: ").removesuffix(" (from --set)")
 
 
 @pytest.mark.parametrize(

@@ -50,8 +50,7 @@ def line_of(*overrides: str) -> str:
         check(*overrides)
     prefix = f"{DIGITS}: "
     assert str(caught.value).startswith(prefix)
-    assert "\n" not in str(caught.value)
-    return str(caught.value).removeprefix(prefix)
+    return caught.value.lines[0].removeprefix(prefix).removesuffix(" (from --set)")
 
 
 def test_the_small_run_packs_its_images_and_knows_its_lengths(tmp_path: Path) -> None:
@@ -288,3 +287,50 @@ def test_a_batch_larger_than_the_set(packed: Path, capsys: pytest.CaptureFixture
     assert "50% of the training slots would be empty" in said
     check(*at(packed), f"batch_size={samples}")
     assert capsys.readouterr().err == "", "held-out sets may be smaller than a batch"
+
+
+def test_all_that_is_missing_or_does_not_fit_is_said_at_once(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JobError) as caught:
+        check(
+            "data.pack=null",
+            "data.train.url=null",
+            f"data.train.sources.a={{url: {packed}/train, subset: 5000}}",
+            f"data.train.sources.b={{url: {packed}/test, exclude: /no/list}}",
+            f"data.eval.test={{url: {packed}/test, augment: {{crop: center}}}}",
+            "data.eval.more={url: /no/where, augment: {crop: center}}",
+            "data.eval.web={url: gs://YOUR-BUCKET/x, augment: {crop: center}}",
+            "data.cache_dir=gs://b/c",
+            "checkpoint.url=file/runs",
+            "tracking.uri=file:///x",
+            "model.num_classes=9",
+        )
+    keys = [line.removeprefix(f"{DIGITS}: ").split(" = ")[0] for line in caught.value.lines]
+    assert sorted(keys) == [
+        "checkpoint.url",
+        "data.cache_dir",
+        "data.eval.more.url",
+        "data.eval.web.url",
+        *["model.num_classes"] * 3,
+        "tracking.uri",
+    ]
+    with pytest.raises(JobError) as caught:
+        check(
+            *at(packed)[:1],
+            "data.train.url=null",
+            f"data.train.sources.a={{url: {packed}/train, subset: 5000}}",
+            f"data.train.sources.b={{url: {packed}/test, exclude: /no/list}}",
+            f"data.eval.test.url={packed}/test",
+            "data.eval.test.positive=0.5",
+        )
+    assert [line.split(": ")[1].split(" = ")[0] for line in caught.value.lines] == [
+        "data.eval.test.positive",
+        "data.train.sources.a.subset",
+        "data.train.sources.b.exclude",
+    ]
+
+
+def test_nothing_is_packed_while_anything_is_wrong(tmp_path: Path) -> None:
+    for wrong in ("data.eval.more={url: /no/where, augment: {crop: center}}", "batch_size=5000", "model.num_classes=9"):
+        assert line_of(wrong)
+        assert list(tmp_path.iterdir()) == []
