@@ -266,7 +266,7 @@ def _open(job: NetworkJob, expected: Mapping[str, Index | None], key: str, url: 
     """
     if (resolved := resolve(job, key, url).rstrip("/")) in expected:
         index = expected[resolved]
-        if index is None:
+        if index is None or job.data.train.exclude is not None:  # a list of exclusions names the packed set
             return None
     else:
         index = open_labelled(job, key, url) if isinstance(job.model, Model) else open_any(job, key, url)

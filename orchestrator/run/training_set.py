@@ -75,12 +75,19 @@ def open_training_set(
         DataError: a set cannot be opened.
     """
     indexes, selections = [], []
+    wrong: list[TrainingSetError] = []
     for key, source in settings.all_sources().items():
         index = open_set(f"{key}.url", source.url)
-        if index.measure_only:
-            raise TrainingSetError(f"{key}.url", f"{source.url} is for measuring only: {index.measure_only}")
-        indexes.append(index)
-        selections.append(_selection(key, source, index, resolve))
+        try:
+            if index.measure_only:
+                raise TrainingSetError(f"{key}.url", f"{source.url} is for measuring only: {index.measure_only}")
+            selections.append(_selection(key, source, index, resolve))
+            indexes.append(index)
+        except TrainingSetError as error:
+            wrong.append(error)
+    if wrong:
+        wrong[0].others = tuple(wrong[1:])
+        raise wrong[0]
     try:
         order = _order(settings, indexes, selections, seed=seed, batch_size=batch_size)
     except DataError as error:
