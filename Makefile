@@ -13,8 +13,8 @@ run: .venv/.runs
 test: .venv/.tests
 	$(BIN)/python -m pytest $(TWO)
 
-quick: .venv/.tests  ## what needs neither a cluster nor a server: three minutes
-	$(BIN)/python -m pytest $(TWO) -m "not cluster"
+quick: .venv/.tests  ## what needs no cluster, no server and no group of processes: three minutes
+	$(BIN)/python -m pytest $(TWO) -m "not cluster and not servers"
 
 lint: .venv/.tests
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""Of all tests: one token for the clusters they start, the mark `cluster`, and the longest first."""
+"""Of all tests: one token for the clusters they start, the marks `cluster` and `servers`, and the longest first."""
 
 import os
 import secrets
@@ -12,6 +12,7 @@ from xdist.scheduler import LoadFileScheduling
 from infra.local import ranks
 from tests.cluster import RayHead, start_head
 from tests.paths import ROOT
+from tests.servers import starts_servers
 from tests.watch import Watch
 
 # Ray reads its authentication once, when it is first imported, and test modules import it.
@@ -27,7 +28,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 ranks.preload("tests.ranks_preload")
 
 
-# Fixtures with a Ray node. A test that starts a node by itself, a job or MLflow's server carries the mark in its file.
+# Fixtures with a Ray node. A test that starts a node by itself or a job carries the mark `cluster` in its file.
 CLUSTERS = {"ray_head", "local_cluster"}
 HEAD = "the tests that share a head"
 ON_THE_HEAD = (
@@ -39,19 +40,24 @@ ON_THE_HEAD = (
     "tests/orchestrator/cluster/test_launch.py",
 )
 LONGEST_FIRST = ("runs", "orchestrator", "benchmarks", "model")
-RAYLETS = Watch("raylet")
+NODES = {"raylet"}
+SERVERS = {"gcp_storage_emulator", "mlflow", "moto.server"}
+STARTED = Watch(*NODES, *SERVERS)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Set the mark `cluster`; the longest files come first, so that processes that share the suite end together."""
+    """Set the marks; the longest files come first, so that processes that share the suite end together."""
     for item in items:
         if CLUSTERS.intersection(getattr(item, "fixturenames", ())):
             item.add_marker("cluster")
+        elif starts_servers(item):
+            item.add_marker("servers")
 
-    def turn(item: pytest.Item) -> tuple[bool, int]:
+    def turn(item: pytest.Item) -> tuple[int, int]:
         folder = item.path.relative_to(ROOT / "tests").parts[0]
         place = LONGEST_FIRST.index(folder) if folder in LONGEST_FIRST else len(LONGEST_FIRST)
-        return item.get_closest_marker("cluster") is None, place
+        marks = ("cluster", "servers")
+        return next((n for n, mark in enumerate(marks) if item.get_closest_marker(mark)), len(marks)), place
 
     items.sort(key=turn)
 
@@ -70,14 +76,21 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> OneHead |
 
 
 @pytest.fixture(autouse=True)
-def no_raylet(request: pytest.FixtureRequest) -> Iterator[None]:
-    """A test without the mark `cluster` starts no Ray node; `make quick` relies on it."""
-    before = set(RAYLETS.seen)
+def no_server(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test without the marks starts no Ray node and no server; `make quick` relies on it."""
+    before = set(STARTED.seen)
     yield
     if request.node.get_closest_marker("cluster"):
-        RAYLETS.look()
-    elif started := RAYLETS.seen - before:
-        pytest.fail(f"a Ray node was started (process {min(started)}): mark what starts it with pytest.mark.cluster")
+        STARTED.look()
+        return
+    refused = NODES | SERVERS
+    if request.node.get_closest_marker("servers"):
+        STARTED.look()
+        refused = NODES
+    for process, program in STARTED.seen.items():
+        if process not in before and program in refused:
+            mark = "cluster" if program in NODES else "servers"
+            pytest.fail(f"{program} was started (process {process}): mark what starts it with pytest.mark.{mark}")
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from data.packing.pack import Options, pack
 from data.shards.index import Index, open_index
 from infra.local.stores import file_server
 from tests.data.packing.test_pack import Numbers, interrupt
-from tests.data.storage.odd_names import STORES, store
+from tests.data.storage.odd_names import STORES, local, memory
 from tests.paths import ROOT
 
 PAIRS = (
@@ -50,9 +50,9 @@ def _sheets_lie_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=STORES, ids=lambda store: store.__name__)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with store(request.param, tmp_path_factory.mktemp("store")) as url:
+    with request.param(tmp_path_factory.mktemp("store")) as url:
         yield url
 
 
@@ -102,7 +102,7 @@ def test_a_set_in_a_folder_with_an_odd_name(place: str, name: str, neighbour: st
     assert files(beside) | files(f"{beside}/packing") == before
 
 
-@pytest.mark.parametrize("place", ["local", "memory"], indirect=True)
+@pytest.mark.parametrize("place", [local, memory], ids=["local", "memory"], indirect=True)
 def test_a_cut_off_packing_goes_on_in_a_folder_with_an_odd_name(place: str) -> None:
     """The finished shards are not made again."""
     made = []

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from infra.local.stores import gcs_server, reached_by, s3_server
 
-STORES = ("local", "memory", "gs", "s3")
-
 NAMES = (
     "v[1]",
     "v[12]",
@@ -57,12 +55,27 @@ NEIGHBOURS = ("v1", "v2", "v", "vx", "v12", "1", "runs v", "runs 2", "{v", "a b 
 
 
 @contextmanager
-def store(kind: str, folder: Path) -> Iterator[str]:
-    """The URL of an empty place in a store."""
-    if kind == "local":
-        yield f"{folder}/local"
-    elif kind == "memory":
-        yield f"memory://{folder}"
-    else:
-        with (gcs_server if kind == "gs" else s3_server)() as server, reached_by(server) as url:
-            yield f"{url}/place"
+def local(folder: Path) -> Iterator[str]:
+    """The URL of an empty place on the disk."""
+    yield f"{folder}/local"
+
+
+@contextmanager
+def memory(folder: Path) -> Iterator[str]:
+    yield f"memory://{folder}"
+
+
+@contextmanager
+def gs(folder: Path) -> Iterator[str]:
+    with gcs_server() as server, reached_by(server) as url:
+        yield f"{url}/place"
+
+
+@contextmanager
+def s3(folder: Path) -> Iterator[str]:
+    with s3_server() as server, reached_by(server) as url:
+        yield f"{url}/place"
+
+
+STORES = (local, memory, gs, s3)
+"""Functions, so that only the tests of the last two carry the mark `servers`."""

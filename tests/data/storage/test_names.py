@@ -2,8 +2,8 @@
 
 import os
 import socket
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
@@ -12,15 +12,15 @@ from aiohttp import ClientError
 from data import storage
 from data.errors import DataError
 from data.storage import patience
-from infra.local.stores import FaultyProxy, file_server, gcs_server, reached_by, s3_server
-from tests.data.storage.odd_names import NAMES, NEIGHBOURS, NOT_ON_S3, STORES, store
+from infra.local.stores import FaultyProxy, Server, file_server, gcs_server, reached_by, s3_server
+from tests.data.storage.odd_names import NAMES, NEIGHBOURS, NOT_ON_S3, STORES
 
 ALL = (*NAMES, *NEIGHBOURS)
 
 
-@pytest.fixture(scope="module", params=STORES)
+@pytest.fixture(scope="module", params=STORES, ids=lambda store: store.__name__)
 def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with store(request.param, tmp_path_factory.mktemp("store")) as url:
+    with request.param(tmp_path_factory.mktemp("store")) as url:
         yield url
 
 
@@ -215,12 +215,14 @@ def test_a_folder_that_cannot_be_listed_is_an_error(tmp_path: Path, monkeypatch:
         find(str(tmp_path / "tree"))
 
 
-@pytest.mark.parametrize("kind", ["gs", "s3", "http"])
-def test_a_store_that_fails_is_no_empty_folder(tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("server", [gcs_server, s3_server, file_server])
+def test_a_store_that_fails_is_no_empty_folder(
+    tmp_path: Path, server: Callable[..., AbstractContextManager[Server]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(patience, "ATTEMPTS", 1)
     monkeypatch.setattr(patience, "REQUEST_SECONDS", 0.5)
-    server = {"gs": gcs_server, "s3": s3_server, "http": partial(file_server, tmp_path)}[kind]
-    with server() as target, FaultyProxy(target, fail=1.0) as proxy, reached_by(proxy.server) as url:
+    folder = (tmp_path,) if server is file_server else ()
+    with server(*folder) as target, FaultyProxy(target, fail=1.0) as proxy, reached_by(proxy.server) as url:
         for call in (storage.contents, storage.entries, storage.exists):
             with pytest.raises((OSError, ClientError)) as raised:
                 call(f"{url}/v")

@@ -25,13 +25,13 @@ FILES = {
 OTHERS = {".git/objects/1": 1, ".git/HEAD": 1, "cat/@eaDir/1.jpg/SYNO.jpg": 1, "__MACOSX/cat/._1.jpg": 1}
 
 
-@pytest.fixture(scope="module", params=["memory", "gs", "s3"])
+@pytest.fixture(scope="module", params=[None, gcs_server, s3_server], ids=["memory", "gs", "s3"])
 def bucket(request: pytest.FixtureRequest) -> Iterator[str]:
     with ExitStack() as stack:
-        if request.param == "memory":
+        if request.param is None:
             yield "memory://walked"
         else:
-            running = stack.enter_context({"gs": gcs_server, "s3": s3_server}[request.param]())
+            running = stack.enter_context(request.param())
             yield stack.enter_context(reached_by(running))
 
 
