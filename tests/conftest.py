@@ -36,6 +36,7 @@ ON_THE_HEAD = (
         f"tests/runs/test_{name}.py"
         for name in ("endings", "evaluate", "extensions", "killed", "odd_names", "rotten", "run")
     ),
+    "tests/orchestrator/cluster/test_board.py",
     "tests/orchestrator/cluster/test_code_check.py",
     "tests/orchestrator/cluster/test_launch.py",
 )

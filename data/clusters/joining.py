@@ -25,6 +25,8 @@ QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 ANSWER_SECONDS = 3.0  # time limit of a connection to a cluster
 AUTO = "auto"  # Ray's word for the cluster that `ray start` began on this machine
 
+_log = logging.getLogger(__name__)
+
 
 def current_cluster() -> Path:
     """The file with the address of the cluster that `ray start` began here. A killed cluster leaves it behind."""
@@ -79,6 +81,7 @@ def start(owner: str, **options: Any) -> None:
             f"{3 * seconds:g}; Ray's logs are in {logs}"
         )
 
+    keep_pages_off()
     with ends_within(seconds, line), _sigterm_as_in_a_shell():
         try:
             ray.init(address="local", include_dashboard=False, **QUIET, **options)
@@ -100,6 +103,7 @@ def join(owner: str, **options: Any) -> None:
     import ray
 
     seconds = limit(JOIN_SECONDS)
+    keep_pages_off()
     with _named(), ends_within(seconds, lambda: f"{owner}: {_where()}: {_not_joined(seconds)}"):
         address = _address()
         with _sigterm_as_in_a_shell():
@@ -107,6 +111,18 @@ def join(owner: str, **options: Any) -> None:
                 ray.init(address=address, **QUIET, **options)
             except Exception as error:  # Ray raises many kinds here
                 raise NoCluster(_first_sentence(error)) from error
+
+
+def keep_pages_off() -> None:
+    """Have Ray log its messages about processes and nodes that died, and not print them: each fills a page. Those who
+    handle a death say so in a line.
+    """
+    from ray._private import worker
+
+    def note(data: dict[str, Any], ignore_prefix: bool) -> None:
+        _log.info("Ray: %s", " ".join(data["lines"]))
+
+    worker.print_to_stdstream = note  # Ray has no setting for it
 
 
 def limit(name: str) -> float:

@@ -4,8 +4,13 @@ Rank 0 tells it where training stands, without waiting for it; the driver reads 
 The actor outlives restarts of the workers, so the progress bar does too. The controller asks it whether workers live
 (`cluster/watchdog.py`), whether they got on (`cluster/failures.py`), and has it ask them to save and leave
 (`cluster/elastic.py`).
+
+Ray starts the actor again if it dies, and repeats the calls that it had not answered. A stopped one is killed by the
+display. What a new one must know, the others tell it again: the display where training stands, the watchdog which
+workers there are.
 """
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -37,9 +42,11 @@ class Progress:
     seconds_left: float = float("nan")
     note: str = "starting workers"
     workers: int = 0
+    first_step: int | None = None
+    """Where the present workers began; None before they did."""
 
 
-@ray.remote(num_cpus=0)
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class Board:
     """Holds the latest progress, the workers' heartbeats and the messages that the driver has not read yet."""
 
@@ -50,16 +57,21 @@ class Board:
         self._stopped = ""
         self._ended = False
         self._heard: dict[int, float] = {}
-        self._first_step: int | None = None
         self._workers_wanted = 0
         self._end_wanted = False
 
     def new_group(self, workers: int) -> None:
         """Workers were started. Nothing is known of them yet, and their first heartbeat may take a while."""
-        self._heard = dict.fromkeys(range(workers), time.monotonic() + START_SECONDS)
-        self._first_step = None
+        self._heard = {}
+        self.expect(list(range(workers)), START_SECONDS)
+        self._progress = replace(self._progress, first_step=None)
         self._workers_wanted = 0
         self._said.clear()
+
+    def expect(self, ranks: list[int], allowance: float) -> None:
+        """These workers are there; those without a heartbeat so far have some more seconds for it."""
+        for rank in ranks:
+            self._heard.setdefault(rank, time.monotonic() + allowance)
 
     def update(self, progress: Progress) -> int:
         """Replace the progress shown.
@@ -68,8 +80,6 @@ class Board:
             How many workers there should be instead, 0 for as many as there are; or END.
         """
         self._progress = progress
-        if self._first_step is None and progress.total_steps:
-            self._first_step = progress.step
         return END if self._end_wanted else self._workers_wanted
 
     def group_gone(self) -> None:
@@ -85,11 +95,13 @@ class Board:
         now = time.monotonic()
         return {rank: now - heard for rank, heard in self._heard.items()}
 
-    def steps(self) -> tuple[int, int]:
-        """(steps done in the run, steps done by the present workers), as of the last update."""
-        if self._first_step is None:
-            return self._progress.step, 0
-        return self._progress.step, self._progress.step - self._first_step
+    def steps(self) -> tuple[int, int] | None:
+        """(steps done in the run, steps done by the present workers), as of the last update; None if this actor is new
+        and has heard of no workers.
+        """
+        if self._progress.first_step is None:
+            return (self._progress.step, 0) if self._heard or self._progress.step else None
+        return self._progress.step, self._progress.step - self._progress.first_step
 
     def want_workers(self, number: int) -> None:
         """Ask the present workers to make room for another number of them."""
@@ -122,7 +134,7 @@ class Board:
         """Why the workers ended the run before its end; empty if they did not."""
         return self._stopped
 
-    def read(self) -> tuple[Progress, list[str]]:
-        """The progress and the messages since the last read."""
+    def read(self) -> tuple[Progress, list[str], int]:
+        """The progress, the messages since the last read, and the ID of this actor's process."""
         messages, self._messages = self._messages, []
-        return self._progress, messages
+        return self._progress, messages, os.getpid()

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TextIO
 
@@ -18,23 +19,35 @@ from orchestrator.wording import count, duration
 
 LOG_SECONDS = 5.0  # between two lines
 PATIENT_SECONDS = 20.0  # without workers, before the display says what is missing
+ANSWER_SECONDS = 5.0  # that one look waits for the board
+SILENT_SECONDS = 20.0  # without an answer of a board that has answered before: its process is stopped
+NEW_SECONDS = 120.0  # the same for a board that is new: its process may still be starting
 
 
 @dataclass
 class Display:
     """Draws a board's progress until stopped; a bar if `stream` is a terminal, else lines.
 
-    `missing` returns what the cluster lacks for the workers to start, in words; empty if nothing.
+    A board that does not answer is killed, and Ray starts a new one, which hears from here where training stands.
+
+    `missing` returns what the cluster lacks for the workers to start, in words; empty if nothing. `renewed` is called
+    when the board is a new one.
     """
 
     board: Any
     name: str
     missing: Callable[[], str] = lambda: ""
     stream: TextIO = field(default_factory=lambda: sys.stderr)
+    renewed: Callable[[], None] = lambda: None
 
     def __enter__(self) -> "Display":
         self._stop = threading.Event()
         self._heard = False  # whether the board answered the last time
+        self._question: ray.ObjectRef | None = None  # that the board has not answered
+        self._asked = 0.0  # when
+        self._process: int | None = None  # of the board; None before the first answer, and once it was killed
+        self._replaced = False  # whether one was killed
+        self._progress = Progress()  # the last
         self._trained = time.monotonic()  # when workers last trained; before that, the start
 
         self._bar: tqdm | None = None
@@ -57,16 +70,9 @@ class Display:
         self._show(final=True)
 
     def _show(self, final: bool = False) -> None:
-        try:
-            progress, messages = ray.get(self.board.read.remote(), timeout=5)
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            if self._heard and not final:
-                self._print(f"{self.name}: no progress report ({type(error).__name__})")
-            self._heard = False  # say it once, and not while the board is starting
+        progress = self._read(final)
+        if progress is None:
             return
-        self._heard = True
-        for message in messages:
-            self._print(f"{self.name}: {message}")
         if not progress.total_steps:
             if final:
                 return
@@ -79,6 +85,48 @@ class Display:
             self._draw(progress)
         else:
             self._line(f"{self.name}: {describe(progress)}", force=final)
+
+    def _read(self, final: bool) -> Progress | None:
+        """The board's progress, once its messages are printed; None if there is nothing to show.
+
+        A question that is not answered yet is waited for the next time: another one would lose its messages.
+        """
+        if self._question is None:
+            self._question, self._asked = self.board.read.remote(), time.monotonic()
+        if not ray.wait([self._question], timeout=ANSWER_SECONDS)[0]:
+            if not final:
+                self._replace_if_silent()
+            return None
+        try:
+            progress, messages, process = ray.get(self._question)
+        except ray.exceptions.RayError as error:
+            if self._heard and not final:
+                self._print(f"{self.name}: no progress report ({type(error).__name__})")
+            self._heard = False  # say it once
+            return None
+        finally:
+            self._question = None
+        self._heard = True
+        for message in messages:
+            self._print(f"{self.name}: {message}")
+        is_new = self._replaced or self._process not in (None, process)
+        if is_new and not self._replaced:
+            self._print(f"{self.name}: the progress actor died; a new one has taken its place")
+        self._process, self._replaced = process, False
+        if is_new:
+            self.board.update.remote(self._progress)
+            self.renewed()
+            return None
+        self._progress = progress
+        return progress
+
+    def _replace_if_silent(self) -> None:
+        silent = time.monotonic() - self._asked
+        if silent > (NEW_SECONDS if self._process is None else SILENT_SECONDS):
+            self._print(f"{self.name}: the progress actor has not answered for {silent:.0f} s; starting a new one")
+            with suppress(ray.exceptions.RayError):
+                ray.kill(self.board, no_restart=False)
+            self._asked, self._process, self._replaced = time.monotonic(), None, True
 
     def _draw(self, p: Progress) -> None:
         if self._bar is None:

@@ -7,9 +7,11 @@ then is the new number chosen. A node that is being drained counts as gone.
 
 import copy
 import time
+from contextlib import suppress
 from typing import Any
 
 import ray
+from ray.data._internal.cluster_autoscaler.default_autoscaling_coordinator import get_or_create_autoscaling_coordinator
 from ray.train import ScalingConfig
 from ray.train.v2._internal.execution.scaling_policy import (
     ElasticScalingPolicy,
@@ -22,6 +24,17 @@ from ray.train.v2._internal.execution.scaling_policy import (
 
 WAIT_SECONDS = 1.0
 MOST_SECONDS = 60.0  # of waiting for nodes, before fewer are requested
+RELEASE_SECONDS = 5.0  # of waiting for the process that keeps the requests for nodes
+
+
+def release_request(run_id: str) -> None:
+    """Withdraw what the run has asked the autoscaler for.
+
+    A controller that is killed does not do it, and Ray would keep the nodes for three minutes.
+    """
+    with suppress(ray.exceptions.RayError):
+        coordinator = get_or_create_autoscaling_coordinator()
+        ray.get(coordinator.cancel_request.remote(f"train-{run_id}"), timeout=RELEASE_SECONDS)
 
 
 class StableRequestName(ScalingPolicy):

@@ -26,7 +26,7 @@ from orchestrator.cluster.notices import PlannedExit
 from orchestrator.redact import redact_text
 from orchestrator.wording import one_line
 
-BOARD_SECONDS = 10.0  # to answer
+BOARD_SECONDS = 90.0  # to answer; a new one takes its place within a minute
 
 _INFRASTRUCTURE = (ray.exceptions.RayError, RayTrainError, OSError)
 # Errors that PyTorch raises as plain RuntimeErrors when another worker, a link or a device is gone.
@@ -61,7 +61,9 @@ class FailurePolicy(DefaultFailurePolicy):
             failures = training_failed_error.worker_failures
             if any(isinstance(error, PlannedExit) for error in failures.values()):
                 return FailureDecision.RETRY
-            step, done = self._steps()
+            if (steps := self._steps()) is None:
+                return super().make_decision(training_failed_error)
+            step, done = steps
             fault = own_fault(failures, started=done > 0)
             if fault is not None:
                 before, self._last = self._last, (type(fault), step)
@@ -69,9 +71,12 @@ class FailurePolicy(DefaultFailurePolicy):
                     return FailureDecision.RAISE
         return super().make_decision(training_failed_error)
 
-    def _steps(self) -> tuple[int, int]:
-        """(steps done in the run, by the workers that failed)."""
-        steps: tuple[int, int] = ray.get(self._board.steps.remote(), timeout=BOARD_SECONDS)
+    def _steps(self) -> tuple[int, int] | None:
+        """(steps done in the run, by the workers that failed); None if the board does not know."""
+        try:
+            steps: tuple[int, int] | None = ray.get(self._board.steps.remote(), timeout=BOARD_SECONDS)
+        except ray.exceptions.RayError:
+            return None
         return steps
 
 

@@ -108,7 +108,7 @@ def launch(
         backend_config=ProcessGroup(backend="nccl" if gpus > 0 else "gloo"),
     )
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-    with Display(board, job.name, partial(missing_resources, job.cluster)):
+    with Display(board, job.name, partial(missing_resources, job.cluster), renewed=trainer.remind_board):
         try:
             trainer.fit()
         except ray.exceptions.RayActorError as error:  # not the workers': they are restarted

@@ -20,7 +20,12 @@ from ray.train.v2._internal.execution.controller import TrainController
 from ray.train.v2._internal.execution.worker_group import WorkerGroup
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
-from orchestrator.cluster.elastic import FixedSizePolicy, PrivateFixedSizePolicy, SaveThenResizePolicy
+from orchestrator.cluster.elastic import (
+    FixedSizePolicy,
+    PrivateFixedSizePolicy,
+    SaveThenResizePolicy,
+    release_request,
+)
 from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
 from orchestrator.cluster.notices import PlannedExit
 
@@ -50,6 +55,12 @@ class Trainer(DataParallelTrainer):
         self._say = say  # lines on the terminal
         self._board = board
         self._private = private  # whether the cluster is this run's own
+        self._end_wanted = False  # whether SIGTERM came
+
+    def remind_board(self) -> None:
+        """Tell a new board what the previous one knew of this process."""
+        if self._end_wanted:
+            self._board.want_end.remote()
 
     def _initialize_and_run_controller(self, **parts: Any) -> Any:
         # Ray Train has no public parameter for policies; `fit` passes them through here.
@@ -86,6 +97,8 @@ class Trainer(DataParallelTrainer):
             with suppress(ray.exceptions.RayError):
                 ray.get(controller.abort.remote(), timeout=STOP_SECONDS)
             ray.kill(controller)
+            if not self._private:
+                release_request(self._run_id)
             raise error
 
         def interrupted(number: int, frame: FrameType | None) -> None:
@@ -100,7 +113,8 @@ class Trainer(DataParallelTrainer):
             if len(signals) > 1:
                 os._exit(128 + number)
             self._say(f"SIGTERM: the workers save at their next step, within {self._grace:g} s, and end the run")
-            self._board.want_end.remote()
+            self._end_wanted = True
+            self.remind_board()
             signal.signal(signal.SIGALRM, lambda *_: abort(Terminated))
             signal.setitimer(signal.ITIMER_REAL, self._grace)
 

@@ -20,6 +20,8 @@ import ray
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from orchestrator.cluster.board import START_SECONDS
+
 ANSWER_SECONDS = 10.0  # longest answer of a process that is not stopped
 
 Item = TypeVar("Item")
@@ -85,12 +87,13 @@ class Watchdog(WorkerGroupCallback):
         self._timeout = timeout
         self._workers: dict[int, Any] = {}
         self._looked = 0.0
+        self._started = 0.0
 
     def after_worker_group_start(self, worker_group: Any) -> None:
         """A new group: the clock starts for all of its workers."""
         self._workers = {worker.distributed_context.world_rank: worker for worker in worker_group.get_workers()}
-        ray.get(self._board.new_group.remote(len(self._workers)))
-        self._looked = time.monotonic()
+        self._board.new_group.remote(len(self._workers))
+        self._looked = self._started = time.monotonic()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Kill the workers without a beat for too long; only those that do not answer, if there are any."""
@@ -98,7 +101,7 @@ class Watchdog(WorkerGroupCallback):
         if worker_group_status.finished or worker_group_status.errors or now - self._looked < self._timeout / 10:
             return
         self._looked = now
-        silence: dict[int, float] = ray.get(self._board.silence.remote())
+        silence = self._silence()
         silent = [rank for rank, seconds in silence.items() if seconds > self._timeout and rank in self._workers]
         if not silent:
             return
@@ -112,6 +115,17 @@ class Watchdog(WorkerGroupCallback):
         for rank in ranks:
             self._kill(rank)
             del self._workers[rank]
+
+    def _silence(self) -> dict[int, float]:
+        """The board's answer; empty if it does not answer. A new board hears which workers there are."""
+        try:
+            silence: dict[int, float] = ray.get(self._board.silence.remote(), timeout=ANSWER_SECONDS)
+        except ray.exceptions.RayError:
+            return {}
+        if unknown := sorted(self._workers.keys() - silence.keys()):
+            allowance = max(0.0, self._started + START_SECONDS - time.monotonic())
+            self._board.expect.remote(unknown, allowance)
+        return silence
 
     def _answers(self, rank: int) -> bool:
         """Whether the worker's process answers. If it does, its stacks go into the log."""

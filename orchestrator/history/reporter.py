@@ -31,7 +31,7 @@ class Reporter:
 
     def resume(self, step: int) -> None:
         """The workers train from `step` on."""
-        self._progress.step = step
+        self._progress.step = self._progress.first_step = step
         self._progress.note = ""
         if step:
             self.say_once(
@@ -73,10 +73,16 @@ class Reporter:
         """
         wanted = 0
         if self._answer is not None and ray.wait([self._answer], timeout=0)[0]:
-            wanted, self._answer = ray.get(self._answer), None
+            wanted, self._answer = self._answered(self._answer), None
         if self._is_first and time.monotonic() - self._shown > SHOW_SECONDS:
             self.show()
         return 0 if wanted == self._world else wanted
+
+    def _answered(self, answer: "ray.ObjectRef[int]") -> int:
+        try:
+            return int(ray.get(answer))
+        except ray.exceptions.RayError:  # the board is being replaced; training goes on
+            return 0
 
     def show(self) -> None:
         """Report the progress now."""

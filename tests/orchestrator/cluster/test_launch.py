@@ -13,7 +13,7 @@ from orchestrator.cluster import display, launch
 from orchestrator.cluster.board import Board, Progress
 from orchestrator.cluster.connect import missing_resources
 from orchestrator.cluster.display import Display
-from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy
+from orchestrator.cluster.elastic import FixedSizePolicy, SaveThenResizePolicy, release_request
 from orchestrator.cluster.launch import start_board
 from orchestrator.job.errors import JobError
 from orchestrator.job.load import load_job
@@ -81,4 +81,6 @@ def test_a_killed_jobs_request_for_nodes_is_taken_over(elastic: bool) -> None:
         each.after_controller_start(SimpleNamespace(run_id=f"by chance {number}"))
         reserved = ray.get(get_or_create_autoscaling_coordinator().get_reserved_resources.remote(f"train-{run_id}"))
         assert sum(node["CPU"] for node in reserved.values()) == 5, "of 8, twice"
-    policies[-1].before_controller_abort()
+    coordinator = get_or_create_autoscaling_coordinator()
+    release_request(run_id)  # the command, after Ctrl-C: the controller is killed
+    assert ray.get(coordinator.get_reserved_resources.remote(f"train-{run_id}")) == {}, "at once"

@@ -26,6 +26,23 @@ class Board:
         return self.wanted
 
 
+def test_a_board_that_died_asks_for_nothing(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer is an error. Training goes on; a new board answers the next report."""
+
+    def get(ref: object) -> object:
+        raise ray.exceptions.ActorDiedError
+
+    monkeypatch.setattr(dist, "get_rank", lambda: 0)
+    reporter = Reporter(board, total_steps=50)
+    reporter.resume(20)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "get", get)
+        assert reporter.wanted() == 0
+    board.wanted = END
+    reporter.show()
+    assert reporter.wanted() == END
+
+
 @pytest.fixture
 def board(monkeypatch: pytest.MonkeyPatch) -> Board:
     monkeypatch.setattr(dist, "get_world_size", lambda: 3)
