@@ -29,7 +29,7 @@ schema: .venv/.runs  ## jobs/schema.json and docs/job-keys.md, from the code
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
 	touch $@
 
-.venv/.tests: .venv/.runs requirements-s3.txt requirements-dev.txt infra/requirements.txt
+.venv/.tests: .venv/.runs requirements-s3.txt requirements-onnx.txt requirements-dev.txt infra/requirements.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt -c constraints.txt
 	touch $@
 

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from model.commands import summary
+from model.commands import convert, summary
 from model.variants import ModelConfigError
+from model.weights.weights import WeightsError
 
-COMMANDS = (summary,)
+COMMANDS = (summary, convert)
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +20,9 @@ class Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> Parser:
-    parser = Parser(prog="python -m model", description="Vision Transformers: what a model is and what it costs.")
+    parser = Parser(
+        prog="python -m model", description="Vision Transformers: their cost, and their weights in other formats."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for module in COMMANDS:
         module.add(commands)
@@ -31,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         return int(options.run(options))
-    except ModelConfigError as error:
+    except (ModelConfigError, WeightsError) as error:
         print(f"python -m model {options.command}: {error}", file=sys.stderr)
         return 2
 

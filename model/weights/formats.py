@@ -30,4 +30,7 @@ class Format:
 FORMATS = {  # in the order in which they are asked whether they recognise a file
     "export": Format("model.weights.export"),
     "npz": Format("model.weights.npz"),
+    "timm": Format("model.weights.timm"),
+    "huggingface": Format("model.weights.huggingface"),
+    "onnx": Format("model.weights.onnx"),
 }

@@ -1,0 +1,1 @@
+"""From the names, layouts and preprocessing of other libraries to ours, and back."""
