@@ -17,9 +17,10 @@ from torch import Tensor
 
 from model.vit import VisionTransformer
 from model.weights.containers.state import PYTORCH
+from model.weights.export import config_of
 from model.weights.formats import FORMATS
 from model.weights.load import read
-from model.weights.translation.geometry import config_of, entries_of, zeros
+from model.weights.translation.geometry import entries_of, zeros
 from model.weights.weights import PLAIN, LazyTensor, LazyTensors, Weights, WeightsError, shape_of
 
 BOUND = 1e-5
@@ -93,7 +94,7 @@ def convert(
 
 def describe(weights: Weights) -> str:
     """A model in one line: its variant, sizes, and what makes logits differ."""
-    config = config_of(weights)
+    config = config_of(weights, "weights")
     head = f"{config.num_classes} classes" if "num_classes" in weights.settings else "no head"
     pre_logits = f", pre-logits of {config.representation_size}" if config.representation_size else ""
     return (
@@ -129,7 +130,7 @@ def outputs(weights: Weights, pixels: Tensor, dtype: torch.dtype) -> list[Tensor
         WeightsError: tensors are missing, left over or of another shape than the settings say.
     """
     with torch.device("meta"):
-        model = VisionTransformer(config_of(weights)).eval()
+        model = VisionTransformer(config_of(weights, "weights")).eval()
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if "num_classes" not in weights.settings:
         wanted = {name: shape for name, shape in wanted.items() if not name.startswith("head.")}
@@ -221,7 +222,7 @@ def _without(weights: Weights, part: str) -> tuple[Weights, str]:
     settings.pop("representation_size", None)
     line = "dropped  pre_logits"
     if "num_classes" in settings:
-        config = config_of(weights)
+        config = config_of(weights, "weights")
         entries["head.weight"] = zeros((config.num_classes, config.width), torch.float32)
         entries["head.bias"] = zeros((config.num_classes,), torch.float32)
         line += "; the head, which read its output, is a new one of zeros"
@@ -245,7 +246,7 @@ def _compare(source: Weights, written: Weights, name: str, staged: str, dtype: t
     for tensor in written.tensors:
         if not _same(back.tensors[tensor].to(dtype), written.tensors[tensor].to(dtype)):
             raise WeightsError(f"{staged}: {tensor}: other numbers were read back than were written")
-    size = config_of(written).image_size
+    size = config_of(written, "weights").image_size
     pixels = torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
     wanted = outputs(written, pixels, dtype)
     pairs = list(zip(outputs(back, pixels, torch.float32), wanted, strict=True))

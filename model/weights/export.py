@@ -86,8 +86,10 @@ def config_of(weights: Weights, url: str) -> ViTConfig:
     """The configuration of the network; with one class if the weights have no head.
 
     Raises:
-        WeightsError: there is no such network.
+        WeightsError: there is no such network, or the file does not determine it.
     """
+    if "name" not in weights.settings:
+        raise WeightsError(f"{url}: does not say the number of heads, and no known variant has its sizes")
     try:
         return vit_config(**{"num_classes": 1} | weights.settings)
     except (ModelConfigError, TypeError, AttributeError) as error:

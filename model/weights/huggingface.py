@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from model.weights.containers.state import read_json, read_state, write_json, write_state
-from model.weights.translation.geometry import config_of, entries_of, joined, part_of, settings_of_tensors, zeros
+from model.weights.export import config_of
+from model.weights.translation.geometry import entries_of, joined, part_of, settings_of_tensors, zeros
 from model.weights.translation.naming import Naming
 from model.weights.translation.preprocessing import from_huggingface, to_huggingface
 from model.weights.weights import Files, LazyTensor, LazyTensors, Weights, WeightsError, join
@@ -114,7 +115,7 @@ def write(weights: Weights, url: str, files: Files, *, dtype: torch.dtype) -> No
     Raises:
         WeightsError: the model has pre-logits and a head, or averages its patches.
     """
-    config = config_of(weights)
+    config = config_of(weights, url)
     has_head = "num_classes" in weights.settings
     if config.representation_size is not None and has_head:
         raise WeightsError(

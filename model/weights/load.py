@@ -87,6 +87,8 @@ def load(url: str, files: Files = PLAIN) -> VisionTransformer:
     """
     weights = read(url, files)
     with reporting(url):
+        if "name" not in weights.settings:
+            raise WeightsError(f"{url}: does not say the number of heads, and no known variant has its sizes")
         try:
             config = vit_config(**weights.settings)
         except (ModelConfigError, TypeError) as error:

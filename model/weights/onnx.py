@@ -23,7 +23,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from model.variants import ViTConfig
-from model.weights.translation.geometry import config_of
+from model.weights.export import config_of
 from model.weights.weights import (
     Files,
     LazyTensor,
@@ -86,7 +86,7 @@ def write(weights: Weights, url: str, files: Files, *, dtype: torch.dtype) -> No
     """
     if dtype != torch.float32:
         raise WeightsError(f"ONNX is written in float32: runtimes on a CPU have no operators for {dtype}")
-    config = config_of(weights)
+    config = config_of(weights, url)
     size = 4 * sum(math.prod(shape_of(weights.tensors, name)) for name in weights.tensors)
     if size <= INLINE:
         _save(_Graph(weights, config, None, "").model(), url, files)

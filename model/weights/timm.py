@@ -16,7 +16,8 @@ import torch
 
 from model.variants import SHAPES, Shape
 from model.weights.containers.state import PYTORCH, metadata_of, read_json, read_state, write_json, write_state
-from model.weights.translation.geometry import config_of, entries_of, joined, settings_of_tensors, zeros
+from model.weights.export import config_of
+from model.weights.translation.geometry import entries_of, joined, settings_of_tensors, zeros
 from model.weights.translation.naming import Naming
 from model.weights.translation.preprocessing import from_timm, to_timm
 from model.weights.weights import Files, LazyTensor, LazyTensors, Weights, WeightsError, join
@@ -116,8 +117,8 @@ def write(weights: Weights, url: str, files: Files, *, dtype: torch.dtype) -> No
     if settings.get("norm_eps", 1e-6) != 1e-6:
         raise WeightsError(f"timm's norm has the epsilon 1e-6, and config.json cannot say {settings['norm_eps']}")
     if url.endswith(PYTORCH):
-        _require_sayable(weights)
-    config = _config_of(weights)
+        _require_sayable(weights, url)
+    config = _config_of(weights, url)
     tensors = {NAMING.theirs(name): entry for name, entry in entries_of(weights.tensors).items()}
     if url.endswith((".safetensors", *PYTORCH)):
         write_state(
@@ -197,9 +198,9 @@ def to_ours(state: dict[str, LazyTensor], url: str) -> dict[str, LazyTensor]:
     return tensors
 
 
-def _config_of(weights: Weights) -> dict[str, Any]:
+def _config_of(weights: Weights, url: str) -> dict[str, Any]:
     """config.json: the nearest architecture of timm's, and as arguments everything in which the model may differ."""
-    config = config_of(weights)
+    config = config_of(weights, url)
     letter, classes = config.name.removeprefix("ViT-").partition("/")[0], weights.settings.get("num_classes", 0)
     pool = "avg" if config.pool == "gap" else "token"
     ratio = config.mlp_dim / config.width
@@ -229,9 +230,9 @@ def _config_of(weights: Weights) -> dict[str, Any]:
     }
 
 
-def _require_sayable(weights: Weights) -> None:
+def _require_sayable(weights: Weights, url: str) -> None:
     """Raises `WeightsError` for what a PyTorch file, which has no settings, would lose."""
-    config, normal = config_of(weights), weights.preprocessing
+    config, normal = config_of(weights, url), weights.preprocessing
     lost = []
     if config.gelu != "erf":
         lost.append(f"gelu = {config.gelu!r}")

@@ -64,7 +64,7 @@ def write_state(
         with files.open_write(url) as file:
             write_pytorch({name: tensors[name].to(dtype) for name in tensors}, file)
     else:
-        write_safetensors(url, tensors, files, dtype=dtype, metadata=metadata)
+        write_safetensors(tensors, url, files, dtype=dtype, metadata=metadata)
 
 
 def metadata_of(url: str, files: Files) -> dict[str, str]:

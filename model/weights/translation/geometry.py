@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.variants import SHAPES, ModelConfigError, ViTConfig, vit_config
-from model.weights.weights import LazyTensor, Weights, WeightsError, dtype_of, settings_of_shape, shape_of
+from model.variants import SHAPES
+from model.weights.weights import LazyTensor, WeightsError, dtype_of, settings_of_shape, shape_of
 
 
 def settings_of_tensors(tensors: Mapping[str, LazyTensor], heads: int | None, url: str) -> dict[str, Any]:
@@ -53,20 +53,6 @@ def settings_of_tensors(tensors: Mapping[str, LazyTensor], heads: int | None, ur
         inputs = settings.get("representation_size", width)
         settings["num_classes"] = shape("head.weight", None, inputs)[0]
     return settings
-
-
-def config_of(weights: Weights) -> ViTConfig:
-    """The whole configuration of a model. Without a head, `num_classes` is 1.
-
-    Raises:
-        WeightsError: the settings are impossible, or do not say the number of heads.
-    """
-    if "name" not in weights.settings:
-        raise WeightsError("the file does not say the number of heads, and no known variant has its sizes")
-    try:
-        return vit_config(**{"num_classes": 1, **weights.settings})
-    except ModelConfigError as error:
-        raise WeightsError(f"the settings of the model are impossible: {error}") from error
 
 
 def entries_of(tensors: Mapping[str, Tensor]) -> dict[str, LazyTensor]:
