@@ -63,5 +63,5 @@ def run(options: argparse.Namespace) -> int:
         force=options.force,
     )
     for line in lines:
-        print(line, flush=True)
+        print(line)
     return 0

@@ -55,14 +55,17 @@ def convert(
     drop: Collection[str] = (),
     dtype: str = "float32",
     force: bool = False,
-) -> Iterator[str]:
-    """Writes the model at `source` to `target` in another format, and yields a line for each thing that it found.
+) -> list[str]:
+    """Writes the model at `source` to `target` in another format.
 
     Args:
         format: of `FORMATS`; None: by the suffix of `target`, and a folder is our export.
         drop: of `DROPPABLE`. Without pre-logits the model gets a new head of zeros.
         dtype: of the written tensors; of `DTYPES`.
         force: replace what is at `target`.
+
+    Returns:
+        A line for each thing that was found or done.
 
     Raises:
         WeightsError: `source` cannot be read, the format cannot hold it exactly, `target` exists, or what was read back
@@ -72,24 +75,24 @@ def convert(
     module = _module(name)
     _require_free(source, target, force)
     weights = read(source)
-    yield f"read     {source}: {describe(weights)}"
+    lines = [f"read     {source}: {describe(weights, source)}"]
     for part in drop:
         weights, line = _without(weights, part)
-        yield line
-    says_normalisation = name != "npz" and not target.endswith(PYTORCH)
+        lines.append(line)
     normal = weights.preprocessing
     plain = (normal.mean, normal.std) == ((0.5,) * 3, (0.5,) * 3)
+    says_normalisation = name != "npz" and not target.endswith(PYTORCH)
     written = weights if says_normalisation or plain else folded(weights)
     with _staged(target) as staged:
         module.write(written, staged, PLAIN, dtype=DTYPES[dtype])
         found = _compare(weights, written, name, staged, DTYPES[dtype])
-    for note in found.notes:
-        yield f"note     {note}"
-    yield (
+    return [
+        *lines,
+        *(f"note     {note}" for note in found.notes),
         f"checked  {found.tensors} tensors are equal to the bit; outputs differ by at most {found.difference:.2g} x "
-        f"the largest (allowed: {BOUND:.0e})"
-    )
-    yield f"wrote    {target}: {name}, {dtype}"
+        f"the largest (allowed: {BOUND:.0e})",
+        f"wrote    {target}: {name}, {dtype}",
+    ]
 
 
 def describe(weights: Weights) -> str:
@@ -174,6 +177,8 @@ def _require_free(source: str, target: str, force: bool) -> None:
     same, its = fsspec.core.url_to_fs(source)
     if fs == same and path.rstrip("/") == its.rstrip("/"):
         raise WeightsError(f"{target}: source and target are the same")
+    if not force and target.endswith(".onnx") and fs.exists(f"{path}.data"):  # the second file of a large graph
+        raise WeightsError(f"{target}.data: exists, and large weights need the name (--force replaces it)")
     if not fs.exists(path):
         return
     if not force:
@@ -191,8 +196,8 @@ def _staged(target: str) -> Iterator[str]:
     parent, name = fs._parent(path), path.rpartition("/")[2]
     stage, old = (f"{parent}/.{name}.{os.getpid()}.{kind}" for kind in ("partial", "old"))
     local = "://" not in target
-    fs.makedirs(stage, exist_ok=True)
     try:
+        fs.makedirs(stage, exist_ok=True)
         staged = f"{stage}/{name}"
         yield staged if local else fs.unstrip_protocol(staged)
         if fs.exists(path):
@@ -201,6 +206,8 @@ def _staged(target: str) -> Iterator[str]:
             fs.mv(made, f"{parent}/{made.rstrip('/').rpartition('/')[2]}", recursive=True)
     except WeightsError as error:
         raise WeightsError(str(error).replace(f"{stage}/{name}", path)) from error
+    except OSError as error:
+        raise WeightsError(f"{target}: cannot be written ({error.strerror or error})") from error
     finally:
         if fs.exists(old) and not fs.exists(path):
             fs.mv(old, path, recursive=True)

@@ -65,12 +65,9 @@ DEFAULT_EPS, DEFAULT_HEADS = 1e-12, 12
 
 def recognise(url: str, files: Files) -> bool:
     """Whether a folder's config.json is of transformers: it names a model type, of any kind, or classes."""
-    try:
-        if not (files.is_folder(url) and files.exists(join(url, CONFIG))):
-            return False
-        config = read_json(join(url, CONFIG), files)
-    except WeightsError:
+    if not (files.is_folder(url) and files.exists(join(url, CONFIG))):
         return False
+    config = read_json(join(url, CONFIG), files)
     return "architecture" not in config and ("model_type" in config or "architectures" in config)
 
 

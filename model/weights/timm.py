@@ -65,15 +65,10 @@ IN_FILE = "timm_config"
 
 
 def recognise(url: str, files: Files) -> bool:
-    """Whether a folder's config.json names an architecture of timm, or a file holds tensors of its names."""
-    try:
-        if files.is_folder(url):
-            return files.exists(join(url, CONFIG)) and "architecture" in read_json(join(url, CONFIG), files)
-        if not url.endswith((".safetensors", *PYTORCH)):
-            return False
-        return any(name.startswith("patch_embed.") for name in read_state(url, files))
-    except WeightsError:
-        return False
+    """Whether a folder's config.json names an architecture of timm, or a file may hold a state dictionary."""
+    if not files.is_folder(url):
+        return url.endswith((".safetensors", *PYTORCH))
+    return files.exists(join(url, CONFIG)) and "architecture" in read_json(join(url, CONFIG), files)
 
 
 def read(url: str, files: Files) -> Weights:

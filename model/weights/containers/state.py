@@ -52,7 +52,7 @@ def read_json(url: str, files: Files) -> dict[str, Any]:
 
 def write_json(content: Mapping[str, Any], url: str, files: Files) -> None:
     """Writes a JSON object."""
-    with files.open_write(url) as file:
+    with reporting(url), files.open_write(url) as file:
         file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
@@ -61,7 +61,7 @@ def write_state(
 ) -> None:
     """Writes a state dictionary: by its name a PyTorch file (`PYTORCH`), which has no metadata, or safetensors."""
     if url.endswith(PYTORCH):
-        with files.open_write(url) as file:
+        with reporting(url), files.open_write(url) as file:
             write_pytorch({name: tensors[name].to(dtype) for name in tensors}, file)
     else:
         write_safetensors(tensors, url, files, dtype=dtype, metadata=metadata)

@@ -86,5 +86,7 @@ def misfit(names: Iterable[str], library: str) -> str:
         for name in names:
             if re.search(pattern, name):
                 return f"the model has {meaning} ({name}), and this project's Vision Transformer has none"
+    if library == "timm" and any("embeddings.patch_embeddings." in name for name in names):
+        return "the tensors have Hugging Face's names: give the folder with its config.json, which says the rest"
     shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     return f"{library}'s plain Vision Transformer has no tensors of these names: {shown}"
