@@ -8,7 +8,7 @@ import os
 import re
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import fsspec
@@ -95,9 +95,9 @@ def convert(
     ]
 
 
-def describe(weights: Weights) -> str:
+def describe(weights: Weights, url: str) -> str:
     """A model in one line: its variant, sizes, and what makes logits differ."""
-    config = config_of(weights, "weights")
+    config = config_of(weights, url)
     head = f"{config.num_classes} classes" if "num_classes" in weights.settings else "no head"
     pre_logits = f", pre-logits of {config.representation_size}" if config.representation_size else ""
     return (
@@ -212,7 +212,7 @@ def _staged(target: str) -> Iterator[str]:
         if fs.exists(old) and not fs.exists(path):
             fs.mv(old, path, recursive=True)
         for left in (stage, old):
-            with suppress(FileNotFoundError):
+            if fs.exists(left):
                 fs.rm(left, recursive=True)
 
 

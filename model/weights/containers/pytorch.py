@@ -11,7 +11,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from model.weights.weights import WeightsError
+from model.weights.weights import WeightsError, reporting
 
 WRAPPERS = ("state_dict", "model", "model_state_dict")
 """Keys under which training scripts keep the state dictionary."""
@@ -32,6 +32,11 @@ def read_pytorch(file: IO[bytes], url: str) -> dict[str, Tensor]:
     Raises:
         WeightsError: the file is damaged, holds anything but tensors and plain values, or has no state dictionary.
     """
+    with reporting(url):
+        start = file.read(262)
+        file.seek(0)
+    if start.endswith(b"ustar"):
+        raise WeightsError(f"{url}: is a tar file, as torch before version 0.1.10 wrote: save it anew with torch.save")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of torch about pickle protocols and TorchScript; the error says it, too
