@@ -32,5 +32,5 @@ FORMATS = {  # in the order in which they are asked whether they recognise a fil
     "npz": Format("model.weights.npz"),
     "timm": Format("model.weights.timm"),
     "huggingface": Format("model.weights.huggingface"),
-    "onnx": Format("model.weights.onnx"),
+    "onnx": Format("model.weights.onnx", reads=False),
 }

@@ -4,8 +4,7 @@
 
 Without a head, the output is `features` (batch, D). The batch has any size; the image size is fixed. The graph is built
 operator by operator, so that the weights are written one at a time: nothing is traced. Weights of more than `INLINE`
-bytes go to a second file beside the graph, because one protobuf message holds at most 2 GiB. Read are graphs that this
-module wrote: the settings in their metadata say what the constants mean.
+bytes go to a second file beside the graph, because one protobuf message holds at most 2 GiB.
 """
 
 import json
@@ -43,13 +42,8 @@ EXTERNAL = ".data"
 """Suffix of the second file's name, after the graph's."""
 
 
-def recognise(url: str, files: Files) -> bool:
-    """Whether a name ends in .onnx."""
-    return url.endswith(".onnx")
-
-
 def read(url: str, files: Files) -> Weights:
-    """The weights of a graph that `write` wrote.
+    """The weights of a graph that `write` wrote, to compare them. The settings in the metadata say what they mean.
 
     Raises:
         WeightsError: damaged, or written by another program.
@@ -58,7 +52,7 @@ def read(url: str, files: Files) -> Weights:
         made = onnx.ModelProto.FromString(file.read())
         about = {entry.key: json.loads(entry.value) for entry in made.metadata_props}
     if "settings" not in about or "preprocessing" not in about:
-        raise WeightsError(f"{url}: was not written by `python -m model convert`; other graphs cannot be read")
+        raise WeightsError(f"{url}: was not written by `python -m model convert`")
     with reporting(url):
         normal = about["preprocessing"]
         normal |= {key: tuple(normal[key]) for key in ("mean", "std")}

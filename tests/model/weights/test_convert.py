@@ -13,6 +13,7 @@ from model.vit import create_model
 from model.weights import convert as module
 from model.weights import export, huggingface, npz
 from model.weights.convert import convert, outputs
+from model.weights.formats import FORMATS
 from model.weights.load import load, read
 from model.weights.weights import PLAIN, Preprocessing, Weights, WeightsError
 from tests.model.weights import foreign
@@ -38,7 +39,7 @@ def source(folder: Path, preprocessing: Preprocessing | None = None, **settings:
     return url
 
 
-@pytest.mark.parametrize("first", NAMES)
+@pytest.mark.parametrize("first", [name for name in NAMES if name != "onnx"])
 def test_from_every_format_to_every_other_and_back(first: str, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime", reason="requirements-onnx.txt is not installed")
     begin, meant = source(tmp_path), weights()
@@ -51,7 +52,7 @@ def test_from_every_format_to_every_other_and_back(first: str, tmp_path: Path) -
         last = str(tmp_path / second / name)
         lines = convert(middle, last, format=second)
         assert lines[-2].startswith("checked  32 tensors are equal to the bit"), lines
-        found = read(last)
+        found = FORMATS[second].load().read(last, PLAIN)
         assert all(torch.equal(found.tensors[tensor], original.tensors[tensor]) for tensor in original.tensors)
         assert {key: found.settings[key] for key in meant.settings} == meant.settings
         assert found.preprocessing == original.preprocessing

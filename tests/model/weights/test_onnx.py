@@ -60,7 +60,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1]) for name in "xy"]
     other = onnx.helper.make_model(onnx.helper.make_graph([node], "g", values[:1], values[1:]))
     onnx.save(other, str(tmp_path / "other.onnx"))
-    with pytest.raises(WeightsError, match="other graphs cannot be read"):
+    with pytest.raises(WeightsError, match="was not written by"):
         ours.read(str(tmp_path / "other.onnx"), PLAIN)
     ours.write(timm.read(url, PLAIN), str(tmp_path / "m.onnx"), PLAIN, dtype=torch.float32)
     whole = (tmp_path / "m.onnx").read_bytes()
