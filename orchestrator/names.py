@@ -63,6 +63,11 @@ def held_out(name: str) -> str:
     return f"{_HELD_OUT}{name}"
 
 
+def averaged(name: str) -> str:
+    """As `held_out`, measured with the averaged weights."""
+    return f"{_HELD_OUT}{name}/ema"
+
+
 def split_held_out(name: str) -> tuple[str, str] | None:
     """(held-out set, metric) of a held-out set's metric; None for other metrics."""
     if not name.startswith(_HELD_OUT):

@@ -90,6 +90,8 @@ def allocate_optimizer_state(engine: Engine, keys: list[str], updates: int) -> N
     inner = engine.deepspeed.basic_optimizer
     for flat in {id(f.flat): f.flat for f in held_fragments(engine)}.values():
         state = inner.state[flat]
+        for key in optimizer_state(engine, flat).keys() - set(keys):
+            del state[key]  # an average of the weights, say, that began after the checkpoint
         for key in keys:
             if key not in state:
                 state[key] = torch.zeros_like(flat, memory_format=torch.preserve_format).detach()

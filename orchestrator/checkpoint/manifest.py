@@ -34,7 +34,6 @@ MOST_MANIFEST_BYTES = 512 * 2**20  # a thousand ranks at ZeRO 3 need a fifth of 
 COUNTS = (SKIPPED, IN_A_ROW, WENT_BACK, *map(bad_samples, CAUSES))  # metrics from which a run goes on counting
 USING_PREVIOUS = "using the previous one"
 WEIGHT = "weight"  # state of the float32 weights; the others are the optimizer's keys: exp_avg, momentum_buffer, ...
-EMA = "ema"  # state of the averaged weights
 _NAME = re.compile(r"step-(\d{9})-[0-9a-f]{8}")
 
 FileName = Annotated[str, Field(pattern=r"^rank-\d{5}-of-\d{5}\.\d{3}\.safetensors$")]

@@ -28,6 +28,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from orchestrator.engine.average import keep_average
 from orchestrator.engine.cpu import keep_freed_memory
 from orchestrator.engine.lean_imports import import_deepspeed, leave_out_compiler
 from orchestrator.engine.optimizer import create_optimizer
@@ -127,6 +128,8 @@ class Engine:
         self._forget_warm_up_step()
         if self._float32_unsharded and isinstance(optimizer, SGD):
             self._begin_momentum()
+        if optimizer.ema is not None:
+            keep_average(created, optimizer.ema)
 
     @property
     def deepspeed(self) -> Any:

@@ -37,6 +37,9 @@ class Optimizer(Section):
     added to the gradient."""
     grad_clip: Positive | None = 1.0
     """Largest global norm of the gradient; null = any."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of an average of the weights, such as 0.9999. It is measured as eval/SET/ema/..., and `export --ema` writes
+    it. null = none."""
 
 
 class AdamW(Optimizer):

@@ -153,6 +153,7 @@ def build_engine(job: NetworkJob, task: Task, network: VisionTransformer) -> tup
         world_size=world_size,
         memory=min(on_all_ranks(memory)),
         device=device,
+        averaged=job.optimizer.ema is not None,
     )
     choice = choose(network.config, job.parallel, share, measured)
     model.checkpoint_blocks(network, choice.checkpointing)

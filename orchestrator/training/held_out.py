@@ -3,7 +3,7 @@
 Training waits meanwhile. A notice cuts an evaluation off, and the next attempt does it again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from torch.profiler import record_function
 
@@ -15,9 +15,11 @@ from orchestrator.engine.phases import EVALUATION
 from orchestrator.engine.step import Engine
 from orchestrator.history.history import History
 from orchestrator.history.reporter import Reporter
+from orchestrator.job.data_sections import HeldOutSet
 from orchestrator.job.tables import EVALUATORS
 from orchestrator.run.measured import owed, read_measured
 from orchestrator.run.schedule import Calendar
+from orchestrator.training.averaged import averaged_weights
 from orchestrator.training.batches import classes_of
 from orchestrator.training.measurement import Measurement
 from orchestrator.training.task import Task
@@ -94,19 +96,29 @@ class HeldOut:
 
     def _results(self, step: int) -> dict[str, dict[str, float]]:
         """Metrics by what was measured."""
-        job, results = self._task.job, {}
+        job, results = self._task.job, dict[str, dict[str, float]]()
         measurement = Measurement(
             self._engine, job, step, classes_of(job), self._watched, self._history.quarantine.add_held_out
         )
         sets = job.data.eval if self._calendar.held_out_due(step) else {}
-        for name, settings in sets.items():
-            self._reporter.note(f"evaluating {name}")
-            with measurement.open(name, settings.url, settings.augment, settings.positive) as held_out:
-                results[names.held_out(name)] = self._task.measure(self._engine, held_out)
+        results |= self._measure_sets(measurement, sets, names.held_out)
+        if job.optimizer.ema is not None and sets:
+            with averaged_weights(self._engine):
+                results |= self._measure_sets(measurement, sets, names.averaged)
         for name, evaluate in self._evaluators.items():
             if self._calendar.evaluator_due(name, step):
                 self._reporter.note(f"evaluating {name}")
                 results[name] = evaluate(measurement)
+        return results
+
+    def _measure_sets(
+        self, measurement: Measurement, sets: Mapping[str, HeldOutSet], named: Callable[[str], str]
+    ) -> dict[str, dict[str, float]]:
+        results = {}
+        for name, settings in sets.items():
+            self._reporter.note(f"evaluating {name}")
+            with measurement.open(name, settings.url, settings.augment, settings.positive) as held_out:
+                results[named(name)] = self._task.measure(self._engine, held_out)
         return results
 
     def _watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:

@@ -29,4 +29,5 @@ def test_the_names_of_runs_that_exist() -> None:
 def test_a_held_out_set_and_its_metric() -> None:
     assert names.held_out("val") == "eval/val"
     assert names.split_held_out("eval/val/top1") == ("val", "top1")
+    assert names.split_held_out(f"{names.averaged('val')}/top1") == ("val", "ema/top1")
     assert names.split_held_out("train/loss") is None

@@ -22,7 +22,6 @@ from model import VisionTransformer, ViTConfig
 from orchestrator.checkpoint.as_model.whole import Damaged, read_whole
 from orchestrator.checkpoint.best import Best
 from orchestrator.checkpoint.manifest import (
-    EMA,
     MANIFEST,
     WEIGHT,
     Manifest,
@@ -32,6 +31,7 @@ from orchestrator.checkpoint.manifest import (
 )
 from orchestrator.checkpoint.notes import RUN as IDENTITY
 from orchestrator.checkpoint.notes import Owner
+from orchestrator.engine.average import EMA
 from orchestrator.job.data_sections import HeldOutAugment
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.job.sections import Best as BestKeys

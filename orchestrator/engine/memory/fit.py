@@ -52,6 +52,7 @@ class WorkerShare:
         world_size: number of workers.
         memory: bytes that the worker may use: the smallest number of all workers, so that all make the same choice.
         device: where the worker computes.
+        averaged: whether it holds an average of the weights.
     """
 
     parameters: int
@@ -59,6 +60,7 @@ class WorkerShare:
     world_size: int
     memory: int
     device: torch.device
+    averaged: bool = False
 
 
 Measure = Callable[[CheckpointMode, int], Mapping[int, int]]
@@ -167,7 +169,7 @@ def _need_by_arithmetic(config: ViTConfig, mode: CheckpointMode, parallel: Paral
 
 def _room(share: WorkerShare, parallel: Parallel, world_size: int) -> _Room:
     beside, at_the_end = exchange_bytes(share.parameters, parallel, share.device)
-    taken = state_bytes(share.parameters, parallel, world_size) + beside
+    taken = state_bytes(share.parameters, parallel, world_size, averaged=share.averaged) + beside
     return _Room(int(ACTIVATION_SHARE * share.memory) - taken, at_the_end)
 
 

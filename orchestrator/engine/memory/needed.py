@@ -22,20 +22,21 @@ ALL_REDUCE_ELEMENTS = 500_000_000  # MEMORY_OPT_ALLREDUCE_SIZE: gradients that s
 GATHERED_ELEMENTS = 1_000_000_000  # stage3_max_live_parameters: weights that ZeRO 3 keeps gathered
 
 
-def state_bytes(parameters: int, parallel: Parallel, world_size: int) -> int:
-    """Weights, gradients and AdamW state of one rank, in bytes.
+def state_bytes(parameters: int, parallel: Parallel, world_size: int, *, averaged: bool = False) -> int:
+    """Weights, gradients and AdamW state of one rank, in bytes; with `averaged`, also the average of the weights.
 
     float32 master weights and two moments are 12 bytes per parameter. The ranks share them from ZeRO 1 on, gradients
     from ZeRO 2 on, and the weights of the forward pass at ZeRO 3 (Rajbhandari et al., "ZeRO", section 3).
 
     bf16 runs hold weights of 2 bytes and gradients of 2 and, from stage 1 on, a float32 accumulator of 4, which at
     stage 1 replaces the gradients. float32 runs hold weights of 4 bytes and gradients of 4; at stage 0 they have no
-    separate master weights, and at stage 2 the gradients stay whole.
+    separate master weights, and at stage 2 the gradients stay whole. The average takes 4 bytes, shared like the
+    moments.
     """
     stage, bf16 = parallel.zero_stage, parallel.precision == "bf16"
     working = 2 if bf16 else 4
     gradients = (2, 4, 6, 6)[stage] if bf16 else 4
-    optimizer = 12 if bf16 or stage else 8
+    optimizer = (12 if bf16 or stage else 8) + (4 if averaged else 0)
     shards = [world_size if stage >= needed else 1 for needed in (3, 2 if bf16 else 3, 1)]
     each = zip((working, gradients, optimizer), shards, strict=True)
     return sum(math.ceil(size * parameters / shard) for size, shard in each)

@@ -41,6 +41,8 @@ PLAIN = Parallel(zero_stage=0, precision="float32")
 def test_state(stage: int, precision: str, world: int, bytes_a_parameter: float) -> None:
     parallel = Parallel.model_validate({"zero_stage": stage, "precision": precision})
     assert state_bytes(1000, parallel, world) == pytest.approx(1000 * bytes_a_parameter, abs=3)
+    averaged = state_bytes(1000, parallel, world, averaged=True) - state_bytes(1000, parallel, world)
+    assert averaged == pytest.approx(4000 / (world if parallel.zero_stage else 1), abs=1)
 
 
 def test_a_gpu_allocates_whole_buckets_and_a_cpu_their_filled_part() -> None:
