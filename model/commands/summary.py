@@ -29,7 +29,8 @@ def add(commands: "Commands") -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="depth, width, mlp_dim, heads, patch_size, representation_size, dropout, pool or head_bias; repeatable",
+        help="depth, width, mlp_dim, heads, patch_size, representation_size, dropout, pool, gelu, norm_eps or "
+        "head_bias; repeatable",
     )
     command.add_argument("--json", action="store_true", help="print one JSON object instead of text")
     command.set_defaults(run=run)

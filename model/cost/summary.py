@@ -43,7 +43,7 @@ def render(summary: dict[str, Any]) -> str:
         f"{config.name} at {config.image_size} x {config.image_size} pixels, {config.num_classes:,} classes",
         f"  {config.depth} blocks, width {config.width}, MLP {config.mlp_dim}, {config.heads} heads; "
         f"{config.grid} x {config.grid} patches of {config.patch_size} x {config.patch_size} pixels",
-        f"  pool {config.pool}, dropout {config.dropout:g}",
+        f"  pool {config.pool}, dropout {config.dropout:g}, GELU {config.gelu}, norm epsilon {config.norm_eps:g}",
         "",
         "parameters",
     ]

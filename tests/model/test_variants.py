@@ -93,6 +93,10 @@ def test_config_is_immutable_and_hashable() -> None:
         ({"dropout": "0.1"}, "dropout", "finite number"),
         ({"head_bias": float("nan")}, "head_bias", "finite number"),
         ({"pool": "max"}, "pool", "token, gap"),
+        ({"gelu": "relu"}, "gelu", "tanh, erf"),
+        ({"norm_eps": 0.0}, "norm_eps", "positive"),
+        ({"norm_eps": float("nan")}, "norm_eps", "finite"),
+        ({"norm_eps": "1e-6"}, "norm_eps", "finite"),
         ({"droput": 0.1}, "droput", "dropout"),
     ],
 )

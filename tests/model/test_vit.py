@@ -1,5 +1,6 @@
 """The network against a plain implementation of the paper; its initialisation against the expected distributions."""
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -12,7 +13,7 @@ from torch._dynamo.utils import counters
 
 from model import VisionTransformer, checkpoint_blocks, compile_blocks, create_model
 from model.layers.dropout import fold_in
-from model.variants import ModelConfigError
+from model.variants import ModelConfigError, ViTConfig
 
 
 def plain_vit(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,9 +29,11 @@ def plain_vit(model: VisionTransformer, images: Tensor) -> tuple[Tensor, Tensor]
     def norm(x: Tensor, name: str) -> Tensor:
         centred = x - x.mean(-1, keepdim=True)
         variance = (centred * centred).mean(-1, keepdim=True)
-        return centred / (variance + 1e-6).sqrt() * weight(f"{name}.weight") + weight(f"{name}.bias")
+        return centred / (variance + config.norm_eps).sqrt() * weight(f"{name}.weight") + weight(f"{name}.bias")
 
     def gelu(x: Tensor) -> Tensor:
+        if config.gelu == "erf":
+            return 0.5 * x * (1 + torch.erf(x / math.sqrt(2)))
         return 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))
 
     def attention(x: Tensor, name: str) -> Tensor:
@@ -124,6 +127,37 @@ def test_the_whole_vit_h14_equals_a_plain_implementation() -> None:
     model = random_model("ViT-H/14", image_size=28, num_classes=11, representation_size=1280)
     assert len(model.blocks) == 32
     assert_agrees(model, random_images(1, 28, 28))
+
+
+def test_the_authors_gelu_and_epsilon_are_the_defaults() -> None:
+    config = create_model("Ti/8", image_size=8, depth=1).config
+    assert (config.gelu, config.norm_eps) == ("tanh", 1e-6)
+
+
+@pytest.mark.parametrize("gelu", ["tanh", "erf"])
+@pytest.mark.parametrize("norm_eps", [1e-12, 1e-6, 1e-2])
+def test_gelu_and_epsilon(gelu: str, norm_eps: float) -> None:
+    """Each setting gives logits of its own, in every norm and MLP."""
+    model = random_model("Ti/8", image_size=16, depth=2, num_classes=7, gelu=gelu, norm_eps=norm_eps)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("embedding") or name.endswith(("out.weight", "fc2.weight")):
+                parameter *= 1e-2  # small tokens, so that the epsilon matters
+    images = random_images(2, 16, 16)
+    assert_agrees(model, images)
+    others = {"tanh", "erf"} - {gelu}, {1e-12, 1e-6, 1e-2} - {norm_eps}
+    for config in (dataclasses.replace(model.config, gelu=g) for g in others[0]):
+        assert_differs(model, config, images)
+    for config in (dataclasses.replace(model.config, norm_eps=eps) for eps in others[1]):
+        assert_differs(model, config, images)
+
+
+@torch.no_grad()
+def assert_differs(model: VisionTransformer, config: ViTConfig, images: Tensor) -> None:
+    other = VisionTransformer(config).double().eval()
+    other.load_state_dict(model.state_dict())
+    expected = plain_vit(model, images)[1]
+    assert (other(images.double()) - expected).abs().max() > 1e-10
 
 
 @pytest.mark.parametrize("pool", ["token", "gap"])
