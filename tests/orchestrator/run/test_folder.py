@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import yaml
 
 from orchestrator.job.errors import JobError
 from orchestrator.job.kinds import NetworkJob
@@ -60,6 +61,19 @@ def test_an_identity_can_be_written_again(job: NetworkJob) -> None:
         text = str(error.value)
         path.write_text(text[text.index("{") : text.index("}") + 1].replace("ID", before["id"]))
         assert open_run(job, "d" * 64) == before["id"]
+
+
+def test_a_run_of_before_gelu_and_epsilon_had_keys(job: NetworkJob) -> None:
+    """It trained with the authors' values, so it continues with these, and with no others."""
+    path = Path(run_url(job)) / "job.yaml"
+    fields = yaml.safe_load(path.read_text())
+    for key, other in (("gelu", "erf"), ("norm_eps", 1e-12)):
+        del fields["model"][key]
+        path.write_text(yaml.safe_dump(fields))
+        assert check_run(job, "d" * 64) is not None
+        changed = job.model_copy(update={"model": job.model.model_copy(update={key: other})})
+        with pytest.raises(JobError, match=rf"model\.{key} = {other}: the run in .* was started with"):
+            check_run(changed, "d" * 64)
 
 
 def test_a_run_with_a_checkpoint_continues_without_the_weights_that_it_began_with(job: NetworkJob) -> None:
