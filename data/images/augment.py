@@ -4,7 +4,8 @@ The augmentation of a sample is a pure function of (seed, epoch, sample id): it 
 or on restarts. Every kind of crop is a `Geometry`, so that one routine draws them all.
 
 Scaling is bilinear. If a side shrinks more than twice, bilinear scaling would skip pixels. Then the side is first
-averaged down by a power of two: for JPEG inside the decoder, as far as both sides allow, and then by halving.
+averaged down by a power of two: for JPEG inside the decoder, as far as both sides allow, and then by halving. `exact`
+scaling is that of the authors' evaluations instead (`exactly_scaled`): whole images at full scale.
 """
 
 import math
@@ -47,6 +48,8 @@ class Augment:
             square of `resize` pixels, then the middle (the authors' few-shot evaluation, 256 to 224).
         min_area: smallest share of the area that an Inception crop may take.
         flip: mirror half of the samples.
+        exact: decode at full scale, and scale by the authors' definition: bilinear without averaging, or for "center"
+            by the means of areas (big_vision's `resize_small`).
         resize: pixels, for "resize_crop", "center" and "resize_center". Default: image_size * 256 // 224.
 
     Raises:
@@ -57,6 +60,7 @@ class Augment:
     min_area: float = 0.05
     flip: bool = False
     resize: int | None = None
+    exact: bool = False
 
     def __post_init__(self) -> None:
         if self.crop not in get_args(Crop):
@@ -106,6 +110,11 @@ class Augment:
         header = read_header(encoded)
         draws = Draws(key(Purpose.AUGMENT, seed, epoch, sample_id))
         geometry = self.geometry(header.size, out.shape[0], draws)
+        if self.exact:
+            window = decode_window(encoded, header, geometry.window_start, geometry.window, 1)
+            canvas = exactly_scaled(window, geometry.canvas, areas=self.crop == "center")
+            cut(canvas, geometry, out)
+            return
         scale = reduction(geometry.window, geometry.canvas) if header.format == "jpeg" else 1
         draw(decode_window(encoded, header, *reduced_window(geometry, scale), scale), geometry, out)
 
@@ -145,15 +154,55 @@ def reduced_window(geometry: Geometry, scale: int) -> tuple[tuple[int, int], tup
 
 def draw(window: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
     """Scale `window`, uint8 (height, width, 3), to the canvas; cut `out` from it, mirrored if `geometry` says so."""
-    (rows, columns), (top, left) = geometry.canvas, geometry.cut_start
+    rows, columns = geometry.canvas
     window = averaged(window, (rows, columns))
     if out.shape[:2] == (rows, columns):
         cv2.resize(window, (columns, rows), dst=out, interpolation=cv2.INTER_LINEAR)
+        if geometry.flip:
+            cv2.flip(out, 1, dst=out)
     else:
-        canvas = cv2.resize(window, (columns, rows), interpolation=cv2.INTER_LINEAR)
-        np.copyto(out, canvas[top : top + out.shape[0], left : left + out.shape[1]])
+        cut(cv2.resize(window, (columns, rows), interpolation=cv2.INTER_LINEAR), geometry, out)
+
+
+def cut(canvas: np.ndarray, geometry: Geometry, out: np.ndarray) -> None:
+    """Cut `out` from a scaled image, mirrored if `geometry` says so."""
+    top, left = geometry.cut_start
+    np.copyto(out, canvas[top : top + out.shape[0], left : left + out.shape[1]])
     if geometry.flip:
         cv2.flip(out, 1, dst=out)
+
+
+def exactly_scaled(window: np.ndarray, canvas: tuple[int, int], *, areas: bool) -> np.ndarray:
+    """An image scaled by definition, in floating point, and rounded to uint8 (height, width, 3).
+
+    Bilinear: a pixel is interpolated between the four nearest ones around its centre, however much the image shrinks
+    (TensorFlow's `resize` without antialias). Areas: a pixel is the mean of the area that it covers, with parts of
+    pixels at the edges (TensorFlow's method "area").
+
+    Args:
+        window: uint8 (height, width, 3).
+        canvas: (height, width) of the result.
+        areas: scale by the means of areas.
+    """
+    if areas and window.shape[0] >= canvas[0] and window.shape[1] >= canvas[1]:
+        scaled = cv2.resize(window.astype(np.float32), canvas[::-1], interpolation=cv2.INTER_AREA)
+    elif areas:  # OpenCV interpolates what it enlarges
+        down, across = (_area_weights(*sides) for sides in zip(window.shape[:2], canvas, strict=True))
+        rows = np.tensordot(down, window.astype(np.float32), axes=1)
+        scaled = np.tensordot(rows, across, axes=(1, 1)).transpose(0, 2, 1)
+    else:
+        scaled = cv2.resize(window.astype(np.float32), canvas[::-1], interpolation=cv2.INTER_LINEAR)
+    pixels: np.ndarray = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels)
+
+
+def _area_weights(side: int, target: int) -> np.ndarray:
+    """Weights (target, side) float32: the part of each new pixel that each old one covers."""
+    edges = np.arange(target + 1) * (side / target)
+    places = np.arange(side)
+    covered = np.minimum(edges[1:, None], places + 1) - np.maximum(edges[:-1, None], places)
+    weights: np.ndarray = (covered.clip(min=0) * (target / side)).astype(np.float32)
+    return weights
 
 
 def averaged(window: np.ndarray, target: tuple[int, int]) -> np.ndarray:

@@ -77,6 +77,15 @@ class HeldOutAugment(Section):
             yield ImpossibleValue("resize", f"only for crop = center or resize_center, and it is {self.crop}")
 
 
+class ExactAugment(HeldOutAugment):
+    """From a decoded image to the network's input in an evaluation."""
+
+    exact: bool = True
+    """Decode whole images at full scale, and scale them by the authors' definition: resize and resize_center bilinearly
+    without averaging, center by the means of areas. false = as in training, which is faster: what shrinks more than
+    twice is averaged first."""
+
+
 class FeatureSet(Section):
     """A set for a classifier on frozen features: images to learn from, and images to test on, with one label each."""
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from orchestrator.job.choices import HeldOutAugment, Pack, SetName
+from orchestrator.job.choices import ExactAugment, HeldOutAugment, Pack, SetName
 from orchestrator.job.tables import SOURCES
 from orchestrator.job.values import Count, ImpossibleValue, Positive, Rate, Section, Size, Text, fits
 
@@ -107,6 +107,7 @@ class HeldOutSet(DataSet):
 class MeasuredSet(HeldOutSet):
     """A set to measure on, by a rule."""
 
+    augment: ExactAugment = ExactAugment(crop="center")
     rule: Literal["top1", "any_label", "multi_label", "objectnet"] | None = None
     """What is right. top1: the image's one label; any_label: any of its labels (ImageNet ReaL); multi_label: one whose
     weight is above `positive`, reported as precision@1; objectnet: one of the classes that the object stands for;

@@ -44,11 +44,12 @@ def describe(summary: Mapping[str, Any], run_url: str) -> str:
 def preprocessing(augment: Mapping[str, Any], image_size: int) -> str:
     """In words, how images become inputs, and which school that is."""
     side = augment["resize"] or image_size * 256 // 224
-    return {
+    words = {
         "resize": f"the whole image squeezed to {image_size} x {image_size} (as in vit_jax)",
         "center": f"shorter side to {side}, middle {image_size} x {image_size} (as in big_vision)",
         "resize_center": f"the whole image squeezed to {side} x {side}, middle {image_size} x {image_size}",
     }[augment["crop"]]
+    return words if augment["exact"] else f"{words}, averaged first if a side shrinks more than twice"
 
 
 def _row(name: str, about: Mapping[str, Any], metrics: Mapping[str, float]) -> list[str]:

@@ -10,7 +10,7 @@ from functools import partial
 from data import Index, Order, SampleOrder
 from data.errors import DataError
 from data.loading.budget import needed_bytes
-from orchestrator.job.choices import Pack, feature_sets
+from orchestrator.job.choices import HeldOutAugment, Pack, feature_sets
 from orchestrator.job.errors import JobError, Mistakes
 from orchestrator.job.kinds import EvaluateJob, NetworkJob
 from orchestrator.job.mistakes import problem
@@ -116,7 +116,7 @@ def open_sets(job: EvaluateJob, num_classes: int, image_size: int) -> dict[str, 
     """
     found = Mistakes()
     check_places(job, found)
-    augments = {f"data.eval.{name}": one.augment for name, one in job.data.eval.items()}
+    augments: dict[str, HeldOutAugment] = {f"data.eval.{name}": one.augment for name, one in job.data.eval.items()}
     augments |= {key: one.augment for key, one in feature_sets(job.evaluators).items()}
     for key, augment in augments.items():
         if augment.resize is not None and augment.resize < image_size:

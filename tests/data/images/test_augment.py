@@ -1,3 +1,4 @@
+import itertools
 import math
 import random
 
@@ -155,6 +156,39 @@ def test_resize_center(photos, encode):
     photo = photos[0][:400, :500]  # a side that shrinks more than twice would be averaged first
     canvas = scaled(photo, 256, 256)
     assert close(rendered(Augment("resize_center"), encode(photo, "PNG"), 224), canvas[16:240, 16:240])
+
+
+def area_means(image: np.ndarray, rows: int, columns: int) -> np.ndarray:
+    """The mean of the area that each new pixel covers, pixel by pixel."""
+    height, width = image.shape[:2]
+    out = np.zeros((rows, columns, 3))
+    for i, j in itertools.product(range(rows), range(columns)):
+        top, bottom = i * height / rows, (i + 1) * height / rows
+        left, right = j * width / columns, (j + 1) * width / columns
+        for y, x in itertools.product(
+            range(int(top), min(math.ceil(bottom), height)), range(int(left), min(math.ceil(right), width))
+        ):
+            part = max(0, min(y + 1, bottom) - max(y, top)) * max(0, min(x + 1, right) - max(x, left))
+            out[i, j] += part * image[y, x] / ((bottom - top) * (right - left))
+    return out
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG"])
+@pytest.mark.parametrize("size", [(427, 640), (100, 75), (20, 16)], ids=["shrunk", "shrunk a little", "enlarged"])
+def test_exact_scaling_is_the_definition(photos, encode, size, file_format):
+    """Bilinear without averaging for the whole image; means of areas for the shorter side, then the middle."""
+    encoded = encode(photos[0][: size[0], : size[1]], file_format)
+    image = decode(encoded)
+    squeezed = rendered(Augment("resize", exact=True), encoded, 32)
+    assert np.abs(squeezed - scaled(image, 32, 32)).max() <= 0.51
+    middle = rendered(Augment("resize_center", resize=40, exact=True), encoded, 32)
+    assert np.abs(middle - scaled(image, 40, 40)[4:36, 4:36]).max() <= 0.51
+
+    ratio = 40 / min(size)
+    rows, columns = round(size[0] * ratio), round(size[1] * ratio)
+    top, left = (rows - 32) // 2, (columns - 32) // 2
+    center = rendered(Augment("center", resize=40, exact=True), encoded, 32)
+    assert np.abs(center - area_means(image, rows, columns)[top : top + 32, left : left + 32]).max() <= 0.51
 
 
 def test_resize_crop_cuts_anywhere_with_equal_chance(photos, encode):

@@ -163,9 +163,12 @@ def test_metrics_of_averaged_weights_have_a_name_of_their_own() -> None:
 @pytest.mark.parametrize(
     ("augment", "words"),
     [
-        ({"crop": "resize", "resize": None}, "the whole image squeezed to 384 x 384 (as in vit_jax)"),
-        ({"crop": "center", "resize": 448}, "shorter side to 448, middle 384 x 384 (as in big_vision)"),
-        ({"crop": "resize_center", "resize": None}, "the whole image squeezed to 438 x 438, middle 384 x 384"),
+        ({"crop": "resize", "resize": None, "exact": True}, "the whole image squeezed to 384 x 384 (as in vit_jax)"),
+        ({"crop": "center", "resize": 448, "exact": True}, "shorter side to 448, middle 384 x 384 (as in big_vision)"),
+        (
+            {"crop": "resize_center", "resize": None, "exact": False},
+            "the whole image squeezed to 438 x 438, middle 384 x 384, averaged first if a side shrinks more than twice",
+        ),
     ],
 )
 def test_the_school_of_preprocessing_is_said(augment: dict[str, object], words: str) -> None:
