@@ -6,12 +6,12 @@ import sys
 from collections.abc import Sequence
 from io import TextIOWrapper
 
-from orchestrator.commands import export, features, predict, run, schema
+from orchestrator.commands import check, export, features, predict, run, schema
 from orchestrator.commands.parsing import EXAMPLES, Parser
 from orchestrator.job.errors import JobError
 from orchestrator.redact import print_error
 
-COMMANDS = (run, export, predict, features, schema)
+COMMANDS = (run, check, export, predict, features, schema)
 MOST_LINES = 10  # of mistakes that are printed one by one
 
 

@@ -53,17 +53,6 @@ class JoinedCluster:
     environment: dict[str, str]
 
 
-def check_cluster(job: AnyRun) -> None:
-    """Check that a private Ray can start here, or that the named cluster answers. `connect` does so, too; a command
-    that starts something before calls this first.
-
-    Raises:
-        JobError: not so. One line says why and what to do.
-    """
-    with _in_one_line(job):
-        joining.check()
-
-
 @contextmanager
 def _in_one_line(job: AnyRun) -> Iterator[None]:
     try:
@@ -78,7 +67,7 @@ def connect(job: AnyRun) -> JoinedCluster:
     Prints which one it is. Ends this process with code 2 if Ray takes too long (`data/clusters/joining.py`).
 
     Raises:
-        JobError: as `check_cluster`, or the named cluster refuses this process, Ray cannot start here, or this machine
+        JobError: the named cluster does not answer, or refuses this process, Ray cannot start here, or this machine
             lacks what the workers ask for.
     """
     _set_up_ray_train(job)
@@ -137,23 +126,42 @@ def _set_up_ray_train(job: AnyRun) -> None:
 
 def _start(job: AnyRun, environment: Mapping[str, str]) -> None:
     """Start a cluster on this machine; all its processes get `environment`."""
-    needed = {name: amount * job.cluster.min_workers for name, amount in job.cluster.resources_per_worker.items()}
-    # CPUs only tell Ray how many workers fit; more workers than cores are slow but right. Other things are real.
+    # CPUs only tell Ray how many workers fit. Other resources are real.
     wanted = job.cluster.resources_per_worker["CPU"] * job.cluster.max_workers
     cpus = max(os.cpu_count() or 1, math.ceil(wanted) + 1)
     os.environ.update({**PRIVATE_SETTINGS, **os.environ, **environment})  # the cluster's processes inherit it
     with process_group_of_its_own():
         joining.start(job.source, num_cpus=cpus)
-    here = ray.cluster_resources()
-    for resource, amount in needed.items():
-        if amount > here.get(resource, 0):
-            raise problem(
-                job,
-                f"cluster.resources_per_worker.{resource}",
-                f"the {job.cluster.min_workers} workers need {amount:g} {resource} and this machine has "
+    _check_resources(job, ray.cluster_resources())
+
+
+def check_resources(job: AnyRun) -> None:
+    """Check that this machine has what the workers ask for, unless a cluster is named. Starts nothing.
+
+    Raises:
+        JobError: it lacks something.
+    """
+    if set(job.cluster.resources_per_worker) == {"CPU"} or ray.is_initialized() or cluster_is_named():
+        return
+    from ray._private.resource_and_label_spec import ResourceAndLabelSpec
+
+    spec = ResourceAndLabelSpec(num_cpus=1).resolve(is_head=True, node_ip_address="127.0.0.1")
+    _check_resources(job, spec.to_resource_dict())
+
+
+def _check_resources(job: AnyRun, here: Mapping[str, float]) -> None:
+    """Check the resources of this machine. CPUs are not counted: more workers than cores are slow but right."""
+    lines: list[str] = []
+    for resource, each in job.cluster.resources_per_worker.items():
+        if resource != "CPU" and (amount := each * job.cluster.min_workers) > here.get(resource, 0):
+            text = (
+                f"the {count(job.cluster.min_workers, 'worker')} need {amount:g} {resource} and this machine has "
                 f"{here.get(resource, 0):g}; join a cluster with RAY_ADDRESS, or --set "
-                f"cluster.resources_per_worker.{resource}=0",
+                f"cluster.resources_per_worker.{resource}=0"
             )
+            lines += problem(job, f"cluster.resources_per_worker.{resource}", text).lines
+    if lines:
+        raise JobError(*lines)
 
 
 def missing_resources(cluster: Cluster) -> str:

@@ -9,6 +9,7 @@ Commands = Any
 EXAMPLES = """\
 examples:
   python -m orchestrator run jobs/pretrain_digits.yaml
+  python -m orchestrator check jobs/pretrain_digits.yaml   what it would do; starts nothing
   python -m orchestrator run jobs/pretrain_digits.yaml --set optimizer.lr=3e-4 --set name=digits_lr3e-4
   ray job submit jobs/pretrain_digits.yaml            the same, on the cluster that RAY_ADDRESS names
 """

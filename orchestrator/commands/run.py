@@ -1,10 +1,11 @@
 """`python -m orchestrator run JOB`: run a job on the current cluster, or on a local one."""
 
 import argparse
+from collections.abc import Sequence
 
 from orchestrator.commands.parsing import EXAMPLES, Commands
 from orchestrator.job.errors import JobError, unexpected_errors_in
-from orchestrator.job.kinds import KINDS, Start
+from orchestrator.job.kinds import KINDS, Job, Start
 from orchestrator.job.load import load_job
 from orchestrator.redact import redact_logs
 
@@ -19,15 +20,7 @@ def add(commands: Commands) -> None:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
-    command.add_argument(
-        "--set",
-        dest="overrides",
-        metavar="a.b=c",
-        action="append",
-        default=[],
-        help="change a key of the job; repeatable",
-    )
+    add_job(command)
     command.add_argument("--json", action="store_true", help="print the result as one JSON object, last")
     command.add_argument(
         "--take-over",
@@ -37,6 +30,19 @@ def add(commands: Commands) -> None:
     command.set_defaults(function=run)
 
 
+def add_job(command: argparse.ArgumentParser) -> None:
+    """Add the arguments that name a job."""
+    command.add_argument("job", metavar="JOB", help="a job file, such as jobs/pretrain_digits.yaml")
+    command.add_argument(
+        "--set",
+        dest="overrides",
+        metavar="a.b=c",
+        action="append",
+        default=[],
+        help="change a key of the job; repeatable",
+    )
+
+
 def run(options: argparse.Namespace) -> int:
     """Load the job and do what its kind does.
 
@@ -44,9 +50,19 @@ def run(options: argparse.Namespace) -> int:
         JobError: the job cannot be run; nothing was started.
     """
     redact_logs()
-    with unexpected_errors_in(options.job):
-        job = load_job(options.job, options.overrides)
+    job = load_runnable(options.job, options.overrides)
+    return int(KINDS.implementation(job.kind)(job, Start(options.json, options.take_over)))
+
+
+def load_runnable(path: str, overrides: Sequence[str]) -> Job:
+    """Load a job of a kind that this version runs.
+
+    Raises:
+        JobError: it is not right, or of another kind.
+    """
+    with unexpected_errors_in(path):
+        job = load_job(path, overrides)
     if KINDS[job.kind].path is None:
         runnable = ", ".join(name for name in KINDS.sections if KINDS[name].path is not None)
-        raise JobError(f"{options.job}: kind = {job.kind}: this version checks such jobs and runs only {runnable}")
-    return int(KINDS.implementation(job.kind)(job, Start(options.json, options.take_over)))
+        raise JobError(f"{path}: kind = {job.kind}: this version checks such jobs and runs only {runnable}")
+    return job

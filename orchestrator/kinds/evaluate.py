@@ -26,6 +26,7 @@ from orchestrator.job.kinds import EvaluateJob, Start
 from orchestrator.job.mistakes import problem
 from orchestrator.kinds.evaluation_files import read_answers, write_report
 from orchestrator.kinds.evaluation_text import describe
+from orchestrator.kinds.one_run import check_cluster
 from orchestrator.kinds.work import Measure
 from orchestrator.redact import print_error, print_warning, redact_fields
 from orchestrator.run.folder import JOB, RUN, run_url
@@ -102,6 +103,7 @@ def prepare(job: EvaluateJob) -> Prepared:
     Raises:
         JobError: something is wrong, whatever it is.
     """
+    check_cluster(job)
     try:
         found = find_models(job)
     except (PathError, ValueError) as error:

@@ -8,19 +8,21 @@ from contextlib import ExitStack
 from typing import Any
 
 from data import storage
-from data.errors import DataError
-from orchestrator.job.errors import unexpected_errors_in
-from orchestrator.job.kinds import NetworkJob, PretrainJob, Start
+from data.clusters import joining
+from data.errors import DataError, NoCluster
+from data.ray_session import settle_authentication
+from orchestrator.job.errors import JobError, Mistakes, unexpected_errors_in
+from orchestrator.job.kinds import AnyRun, NetworkJob, PretrainJob, Start
 from orchestrator.job.mistakes import problem
 from orchestrator.kinds.work import Work
 from orchestrator.redact import print_error, print_warning
 from orchestrator.run.class_names import keep_class_names
 from orchestrator.run.folder import check_run, has_checkpoint, never_trained, open_run, run_url
-from orchestrator.run.inputs import Inputs, open_inputs
+from orchestrator.run.inputs import Inputs, Outlook, look_ahead, pack_inputs
 from orchestrator.run.lock.lock import RunLock
 from orchestrator.run.lock.owner import Taken
 from orchestrator.run.measured import owed, read_measured
-from orchestrator.run.paths import absolute
+from orchestrator.run.paths import PathError, absolute
 from orchestrator.run.summary import describe_result, read_summary
 
 
@@ -71,18 +73,64 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
 
 
 def prepare(job: NetworkJob) -> tuple[NetworkJob, Inputs]:
-    """The job with absolute URLs, and what it reads: all checked, nothing started, nothing written.
+    """The job with absolute URLs, and what it reads: all checked, its images packed, nothing started.
 
     Raises:
-        JobError: something is wrong, whatever it is.
+        JobError: with a line for each thing that is wrong.
     """
     with unexpected_errors_in(job.source):
-        inputs = open_inputs(job)
-        job = absolute(job)
-        check_run(job, inputs.train.digest)
-        if job.model.init_from is not None and not has_checkpoint(job):
+        resolved, outlook = foresee(job)
+        if outlook.inputs is not None and not outlook.to_pack:
+            return resolved, outlook.inputs
+        inputs = pack_inputs(job)
+        check_run(resolved, inputs.train.digest)
+        return resolved, inputs
+
+
+def foresee(job: NetworkJob) -> tuple[NetworkJob, Outlook]:
+    """The job with absolute URLs, and what it will read. Packs, starts and writes nothing.
+
+    Raises:
+        JobError: with a line for each thing that is wrong: inputs, places, resources of this machine, weights to start
+            from, and the run's folder.
+    """
+    found = Mistakes()
+    outlook = Outlook(None, ())
+    with found.collected():
+        outlook = look_ahead(job)
+    with found.collected():
+        check_cluster(job)
+    try:
+        resolved = absolute(job)
+    except PathError:  # it has a line already
+        found.report()
+        raise
+    with found.collected(), unexpected_errors_in(job.source):
+        if job.model.init_from is not None and not has_checkpoint(resolved):
             _check_initial(job)
-        return job, inputs
+    with found.collected():
+        if outlook.inputs is not None and not outlook.to_pack:
+            check_run(resolved, outlook.inputs.train.digest)
+    found.report()
+    return resolved, outlook
+
+
+def check_cluster(job: AnyRun) -> None:
+    """Check what can be checked before Ray starts or joins. Imports Ray if a cluster is named, or a worker needs more
+    than CPUs.
+
+    Raises:
+        JobError: the named cluster does not answer, or this machine cannot start a private one with such workers.
+    """
+    settle_authentication()  # Ray reads it when it is imported
+    try:
+        joining.check()
+    except NoCluster as error:
+        raise JobError(f"{job.source}: {error}") from error
+    if set(job.cluster.resources_per_worker) != {"CPU"}:
+        from orchestrator.cluster.connect import check_resources
+
+        check_resources(job)
 
 
 def _check_initial(job: NetworkJob) -> None:
@@ -101,17 +149,13 @@ def _check_initial(job: NetworkJob) -> None:
 
 def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     """Train on Ray to the end of the run; returns the exit code."""
-    from data.ray_session import settle_authentication
-
-    settle_authentication()  # Ray reads it when it is imported
-    from orchestrator.cluster.connect import check_cluster, connect
+    from orchestrator.cluster.connect import connect
     from orchestrator.cluster.launch import RunEnded, RunFailed, launch
     from orchestrator.cluster.trainer import Terminated
     from orchestrator.tracking.catch_up import deliver_stop
     from orchestrator.tracking.description import resolve_uri
     from orchestrator.tracking.refusal import Asked
 
-    check_cluster(job)
     asked = None
     if check_run(job, inputs.train.digest) is None or never_trained(run_url(job)):
         asked = Asked.about(resolve_uri(job.tracking.uri), job.tracking.experiment)

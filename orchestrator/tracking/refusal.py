@@ -1,19 +1,25 @@
 """Whether MLflow refuses a run, which waiting does not mend, or is only away.
 
-As a program it reads {"uri": ..., "experiment": ...} from standard input, asks MLflow, and prints why MLflow refuses.
+As a program it reads {"uri": ..., "experiment": ..., "make": ...} from standard input, asks MLflow, and prints why
+MLflow refuses. A line that begins with AWAY says instead why it does not answer.
 """
 
 import json
 import logging
+import os
 import re
 import subprocess
 import sys
 from dataclasses import dataclass
 
 from orchestrator.redact import redact_text
+from orchestrator.run.paths import PROJECT
 from orchestrator.tracking import database
 from orchestrator.tracking.database import MIGRATION_LOGGERS
+from orchestrator.wording import one_line
 
+AWAY = "away: "
+QUICKLY = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}  # environment of a question that nothing depends on
 ASK_SECONDS = 30.0  # after the cluster is there; a tracker that takes longer counts as away
 PASSING_STATUS = (408, 409, 425, 429, 499)
 PASSING_CODES = ("RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST")  # of what was made or deleted just now
@@ -80,19 +86,21 @@ class Asked:
     waits: bool
 
     @classmethod
-    def about(cls, uri: str, experiment: str) -> "Asked":
-        """Start to ask."""
+    def about(cls, uri: str, experiment: str, *, make: bool = True) -> "Asked":
+        """Start to ask. `make`: make a database that is missing."""
         path = database.path_of(uri)
+        path_of_ours = [str(PROJECT), os.environ.get("PYTHONPATH")]  # the command may run in any folder
         process = subprocess.Popen(
             [sys.executable, "-m", __name__],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
+            env={**({} if make else QUICKLY), **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, path_of_ours))},
             start_new_session=True,  # a Ctrl-C does not interrupt the making of a database
         )
         assert process.stdin is not None
-        process.stdin.write(json.dumps({"uri": uri, "experiment": experiment}))
+        process.stdin.write(json.dumps({"uri": uri, "experiment": experiment, "make": make}))
         process.stdin.close()
         return cls(process, path is None or path.exists())
 
@@ -104,6 +112,21 @@ class Asked:
             self.process.wait(ASK_SECONDS)
         except subprocess.TimeoutExpired:
             return ""
+        return "" if (said := self._said()).startswith(AWAY) else said
+
+    def refused_or_away(self) -> tuple[str, str]:
+        """(why MLflow refuses, why it does not answer): each in one line, empty if that is not so."""
+        try:
+            self.process.wait(ASK_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.stop()
+            return "", f"no answer in {ASK_SECONDS:.0f} s"
+        said = self._said()
+        if self.process.returncode:
+            return "", f"the question ended with code {self.process.returncode}"
+        return ("", said.removeprefix(AWAY)) if said.startswith(AWAY) else (said, "")
+
+    def _said(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.read().strip()
 
@@ -118,10 +141,22 @@ def ask(uri: str, experiment: str) -> str:
 
     Makes the database if it is missing.
     """
+    said = _said_by(uri, experiment, make=True)
+    return "" if said.startswith(AWAY) else said
+
+
+def _said_by(uri: str, experiment: str, *, make: bool) -> str:
+    """Why MLflow refuses runs in the experiment; empty if it takes them. If it is away, AWAY and the reason.
+
+    Args:
+        make: make the database if it is missing; else nothing is asked then.
+    """
     for logger in MIGRATION_LOGGERS:
         logging.getLogger(logger).setLevel(logging.ERROR)
     try:
         if path := database.path_of(uri):
+            if not make and not path.exists():
+                return ""
             database.make(path)
             if database.half_made(path):
                 return refusal(RuntimeError(), uri)  # MLflow would go on with the migrations and fail
@@ -130,7 +165,7 @@ def ask(uri: str, experiment: str) -> str:
         found = MlflowClient(uri, registry_uri=uri).get_experiment_by_name(experiment)
         check_experiment(experiment, found)
     except Exception as error:  # of the store, its driver or the network
-        return refusal(error, uri)
+        return refusal(error, uri) or f"{AWAY}{redact_text(_short(one_line(error)))}"
     return ""
 
 
@@ -160,4 +195,4 @@ def _short(text: str) -> str:
 
 if __name__ == "__main__":
     question = json.load(sys.stdin)
-    print(ask(question["uri"], question["experiment"]))
+    print(_said_by(question["uri"], question["experiment"], make=question["make"]))
