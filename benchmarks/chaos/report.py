@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.chaos.kills import RESIZE, Event
+from benchmarks.chaos.faults import RESIZE, Event
 from benchmarks.chaos.world import Attempt
 from benchmarks.shared.curve import Curve
 from data import Order, storage
@@ -56,7 +56,7 @@ def count_samples(trained: Mapping[int, Sequence[int]], order: Order, steps: int
 def redone_steps(attempts: Sequence[Attempt], curve: Curve) -> list[int]:
     """The number of steps that each attempt redid.
 
-    Assumes that every attempt passes the step that the previous one reached, because no kill comes earlier.
+    Assumes that every attempt passes the step that the previous one reached, because no fault comes earlier.
     """
     return [max(0, curve.peak(attempt.time - START_SECONDS) - attempt.step) for attempt in attempts]
 

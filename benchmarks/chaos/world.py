@@ -11,8 +11,8 @@ import termios
 import threading
 import time
 import urllib.request
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -31,6 +31,13 @@ LEARNED = 0.2
 one part in 10^7 to the size of the loss within 500 steps, and the runs cannot be compared."""
 HANG_SECONDS = 20.0
 TERMINAL = (50, 250)  # lines, columns
+
+NODES = {
+    "DATA_REQUEST_SECONDS": "5",  # outages are longer and shorter than this
+    "RAY_health_check_period_ms": "1000",
+    "RAY_health_check_timeout_ms": "5000",  # a stopped raylet is missed within half a minute
+}
+DISK_BYTES = 48 << 20
 
 T = TypeVar("T")
 
@@ -72,6 +79,7 @@ class Job:
     """A run of the orchestrator at a terminal, on which it draws its progress twice a second.
 
     Attributes:
+        name: of the run.
         step: the last step shown.
         peak: the highest step shown.
         attempts: the attempts of all its processes, except those that began at step 0.
@@ -79,6 +87,7 @@ class Job:
     """
 
     def __init__(self, name: str, words: list[str], environment: dict[str, str], log: Path) -> None:
+        self.name = name
         self._words, self._environment, self._log = words, environment, log
         self._bar = re.compile(rf"{name}: .*\| (\d+)/\d+ \[")
         self._process: subprocess.Popen[bytes] | None = None
@@ -86,8 +95,9 @@ class Job:
         self.attempts: list[Attempt] = []
         self.lines: list[str] = []
 
-    def start(self) -> None:
-        """Starts the process, or starts it again."""
+    def start(self, *changes: str) -> None:
+        """Starts the process, or starts it again; with changes of job keys, which stay for later starts."""
+        self._words += [word for change in changes for word in ("--set", change)]
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, TERMINAL)
         self._process = subprocess.Popen(
@@ -104,6 +114,19 @@ class Job:
             self._process.kill()
             self._process.wait()
             self._reader.join()
+
+    def terminate(self, patience: float) -> None:
+        """Sends SIGTERM and waits for the end of the process.
+
+        Raises:
+            ChaosError: the process does not end within `patience` seconds, or not with exit code 143.
+        """
+        assert self._process is not None
+        self._process.terminate()
+        until(lambda: self.code is not None, "a job that got SIGTERM to end", patience)
+        self._reader.join()
+        if self.code not in (143, 0):
+            raise ChaosError(f"a job that got SIGTERM ended with exit code {self.code}\n{self.tail()}")
 
     @property
     def code(self) -> int | None:
@@ -183,6 +206,8 @@ class World:
         folder: of logs and the MLflow database.
         patience: seconds to wait for the progress of a run before giving up.
         job: the current run.
+        keep: `checkpoint.keep` of its last start.
+        has_disk: whether `scratch` is a small disk of its own, which can be filled.
     """
 
     folder: Path
@@ -192,6 +217,8 @@ class World:
     proxy: FaultyProxy = field(init=False)
     tracker: MlflowServer = field(init=False)
     job: Job = field(init=False)
+    keep: int = 4
+    has_disk: bool = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -201,7 +228,8 @@ class World:
             stack.callback(self.tracker.kill)
             self.tracker.start()
             self.scratch.mkdir()
-            nodes = {**self.proxy.server.environment, "TMPDIR": str(self.scratch)}
+            self.has_disk = stack.enter_context(small_disk(self.scratch))
+            nodes = {**self.proxy.server.environment, **NODES, "TMPDIR": str(self.scratch)}
             self._access = replace(self.proxy.server, environment=nodes)
             with reached_by(self._access):
                 scaling = Scaling(min_workers=0, max_workers=4, cpus_per_worker=1, idle_seconds=20)
@@ -236,18 +264,47 @@ class World:
     def training_workers(self) -> list[tuple[psutil.Process, str]]:
         """The running training workers with their nodes, sorted by node."""
         found = []
+        for process, raylet in self._ray_processes("RayTrainWorker"):
+            with suppress(psutil.Error):
+                words = raylet.cmdline()
+                node = next((word.partition("=")[2] for word in words if word.startswith("--node_id=")), "")
+                found.append((process, node))
+        return sorted(found, key=lambda entry: (entry[1], entry[0].pid))
+
+    def controllers(self) -> list[psutil.Process]:
+        """The process of Ray Train's controller, if it runs."""
+        return [process for process, _ in self._ray_processes("Controller")]
+
+    def _ray_processes(self, name: str) -> Iterator[tuple[psutil.Process, psutil.Process]]:
+        """The cluster's processes with a word in their title, and the raylet of each."""
         for process in psutil.process_iter():
             with suppress(psutil.Error):
-                if "RayTrainWorker" in " ".join(process.cmdline()) and (raylet := process.parent()) is not None:
-                    words = raylet.cmdline()
-                    node = next((word.partition("=")[2] for word in words if word.startswith("--node_id=")), "")
-                    if any(str(self.cluster.scratch) in word for word in words):
-                        found.append((process, node))
-        return sorted(found, key=lambda entry: (entry[1], entry[0].pid))
+                raylet = process.parent() if name in " ".join(process.cmdline()) else None
+                if raylet is not None and any(str(self.cluster.scratch) in word for word in raylet.cmdline()):
+                    yield process, raylet
 
     def trains_on(self, nodes: list[str]) -> bool:
         """Whether a training worker runs on one of the nodes."""
         return any(node in nodes for _, node in self.training_workers())
+
+    @contextmanager
+    def full_disk(self) -> Iterator[None]:
+        """Inside the block, the small disk has no room."""
+        filler = self.scratch / "filler"
+        with filler.open("wb", buffering=0) as file, suppress(OSError):
+            while True:
+                file.write(bytes(4096))
+        try:
+            yield
+        finally:
+            filler.unlink()
+
+    def checkpoints(self) -> list[str]:
+        """The folders of the run's complete checkpoints that no start has passed over."""
+        run = self.run_url(self.job.name)
+        names = [name for name in storage.contents(run) if name.startswith("step-")]
+        found = [(name, storage.contents(f"{run}/{name}")) for name in names]
+        return [name for name, files in found if "manifest.json" in files and "passed_over.json" not in files]
 
     def is_saving(self) -> bool:
         """Whether a worker is writing its state to local disk."""
@@ -255,9 +312,22 @@ class World:
 
     def is_uploading(self) -> bool:
         """Whether the chaos run has a checkpoint without a manifest."""
-        run = self.run_url("chaos")
+        run = self.run_url(self.job.name)
         names = [name for name in storage.contents(run) if name.startswith("step-")]
         return any("manifest.json" not in storage.contents(f"{run}/{name}") for name in names)
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[bool]:
+    """Mounts a disk of DISK_BYTES in memory at a folder, if this process may. Yields whether it did."""
+    words = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    if subprocess.run(words, capture_output=True, check=False).returncode:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=False)
 
 
 def job_file(world: World, name: str, steps: int, every: int, workers: int | list[int]) -> dict[str, Any]:
@@ -288,7 +358,7 @@ def job_file(world: World, name: str, steps: int, every: int, workers: int | lis
         "batch_size": BATCH,
         "parallel": {"zero_stage": 2, "precision": "float32", "micro_batch": 32},
         "cluster": {"workers": workers, "max_failures": -1, "hang_timeout": HANG_SECONDS, "resize_every": 2},
-        "checkpoint": {"url": f"{world.bucket.url}/runs", "every": {"steps": every}},
+        "checkpoint": {"url": f"{world.bucket.url}/runs", "every": {"steps": every}, "keep": world.keep},
         "evaluate": {"every": {"steps": 5 * every}},
         "tracking": {"uri": world.tracker.uri, "every": {"steps": 1}, "record_samples": True},
     }

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks.chaos import report
-from benchmarks.chaos.kills import Event
+from benchmarks.chaos.faults import Event
 from benchmarks.chaos.world import Attempt
 from benchmarks.shared.curve import Curve
 from orchestrator.history.ledger import trained_samples
