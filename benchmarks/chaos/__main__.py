@@ -16,17 +16,27 @@ from typing import Any
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 from benchmarks.chaos import report
-from benchmarks.chaos.faults import CONTINUED, DISK, KINDS, RESIZE, RESTARTED, START_SIZE, Event, schedule, strike
+from benchmarks.chaos.faults import (
+    CONTINUED,
+    DISK,
+    KINDS,
+    RESIZE,
+    RESTARTED,
+    SIZES,
+    START_SIZE,
+    Event,
+    schedule,
+    strike,
+)
 from benchmarks.chaos.world import BATCH, ChaosError, Job, World, until
 from benchmarks.shared.curve import read_curve
 
 EPILOG = """
 The same job runs twice on a cluster of this machine with Ray's own autoscaler: first undisturbed with two workers (the
-quiet run), then with faults and one to four workers (the chaos run). The images and the checkpoints are in a bucket (an
-emulator behind a proxy), the curves on an MLflow server. A fault comes only when the run has passed the step at which
-the previous fault occurred. For a full disk, a small disk is mounted, which needs root; else these two kinds are left
-out.
-
+quiet run), then with faults and one to three workers (the chaos run). The images and the checkpoints are in a bucket
+(an emulator behind a proxy), the curves on an MLflow server. A fault comes only when the run has passed the step at
+which the previous fault occurred. For a full disk, a small disk is mounted, which needs root; else these two kinds are
+left out.
 
 samples  lost, repeated: the ledger of the final history, compared with the order, which is arithmetic
 steps    redone: the newest step of an attempt, less the step at which the next attempt continued
@@ -43,6 +53,10 @@ The faults:
 """ + "\n".join(f"{kind:19}{what}" for kind, what in KINDS.items())
 
 
+FAULTY = 0.6
+"""The part of the run over which the faults are spread. The rest is a reserve: training goes on during many faults."""
+
+
 def quiet(world: World, options: argparse.Namespace) -> float:
     """Runs the job undisturbed. Returns its wall time in seconds."""
     world.cluster.set_workers(START_SIZE, START_SIZE)
@@ -55,7 +69,7 @@ def quiet(world: World, options: argparse.Namespace) -> float:
 def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) -> tuple[list[report.Struck], float]:
     """Runs the job and carries out the events. Returns the events that happened, and the wall time in seconds."""
     began = time.monotonic()
-    job = world.new_job("chaos", options.steps, options.every, [1, 4])
+    job = world.new_job("chaos", options.steps, options.every, [min(SIZES), max(SIZES)])
     happened: list[report.Struck] = []
     workers = START_SIZE
     for number, event in enumerate(events):
@@ -203,7 +217,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with World(folder, options.patience) as world:
                 kinds = [kind for kind in KINDS if world.has_disk or kind not in DISK]
                 events = schedule(
-                    options.faults, options.steps, options.seed, 2 * options.every, resizes=options.resizes, kinds=kinds
+                    options.faults,
+                    int(FAULTY * options.steps),
+                    options.seed,
+                    2 * options.every,
+                    resizes=options.resizes,
+                    kinds=kinds,
                 )
                 if not world.has_disk:
                     say(f"no disk can be mounted here, so these faults are left out: {', '.join(DISK)}")

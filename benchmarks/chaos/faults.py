@@ -1,8 +1,8 @@
 """What goes wrong in a chaos run, and when: a seeded schedule, and the actions.
 
 step     40        85       120        171 ...
-         fault     resize   fault      fault      spread evenly over the run, in an order that the seed decides
-         hang      4        node       driver,    every kind comes once before any kind comes twice
+         fault     resize   fault      fault      spread evenly, in an order that the seed decides
+         hang      3        node       driver,    every kind comes once before any kind comes twice
                                        saving
 """
 
@@ -10,7 +10,7 @@ import contextlib
 import random
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import psutil
@@ -38,20 +38,20 @@ RESTARTED = {
     "keep": "the same; the next start keeps 2 checkpoints instead of 4, or 4 again",
 }
 CONTINUED = {
-    "storage": "the bucket of images and checkpoints answers 503 for 2 to 15 s",
+    "storage": "the bucket of images and checkpoints answers 503 for 1 to 10 s",
     "storage, saved": "the same, from 0 to 2 s after a checkpoint became complete",
-    "tracker": "the MLflow server is killed, and started again after 2 to 15 s",
+    "tracker": "the MLflow server is killed, and started again after 1 to 10 s",
     "tracker, saved": "the same, from 0 to 2 s after a checkpoint became complete",
-    "disk": "the disk of the nodes' temporary files is full for 2 to 15 s",
+    "disk": "the disk of the nodes' temporary files is full for 1 to 10 s",
     "disk, saving": "the same, from a moment when the state is written to it",
     "pause": "SIGSTOP to a training worker, and SIGCONT after 1 to 5 s",
-    "pause, controller": "SIGSTOP to Ray Train's controller, and SIGCONT after 2 to 15 s",
+    "pause, controller": "SIGSTOP to Ray Train's controller, and SIGCONT after 1 to 10 s",
     "pause, raylet": "SIGSTOP to a raylet, and SIGCONT after 1 to 5 s",
 }
 """Faults during which training must continue."""
 KINDS = RESTARTED | CONTINUED
 DISK = ("disk", "disk, saving")  # need the right to mount a small disk
-SIZES = (1, 2, 3, 4)
+SIZES = (1, 2, 3)
 START_SIZE = 2
 KEEP = (4, 2)  # values of checkpoint.keep, in turn
 GRACE = 10  # seconds from a drain to the loss of the node
@@ -79,10 +79,9 @@ class Event:
 def schedule(
     faults: int, steps: int, seed: int, first: int, *, resizes: int = 0, kinds: Sequence[str] = tuple(KINDS)
 ) -> list[Event]:
-    """A schedule of faults and of changes of the number of workers, from step `first` to the end of the run.
+    """A schedule of faults and of changes of the number of workers, from step `first` to step `steps`.
 
-    Every kind comes once first. From then on a round has every kind of `RESTARTED` once and every other kind twice,
-    since they take less time.
+    Every kind comes once first. From then on, one of `RESTARTED` comes with four of `CONTINUED`, which take less time.
 
     Args:
         resizes: number of changes; at least every other size of `SIZES` comes once.
@@ -92,10 +91,13 @@ def schedule(
         ValueError: there are fewer than two steps per event.
     """
     dice = random.Random(seed)
-    continued = [kind for kind in kinds if kind in CONTINUED]
     order: list[str] = dice.sample(kinds, len(kinds))
+    restarted, continued = (
+        _rounds(dice, [kind for kind in kinds if kind in group]) for group in (RESTARTED, CONTINUED)
+    )
     while len(order) < faults:
-        order += dice.sample([*kinds, *continued], len(kinds) + len(continued))
+        few = [next(source) for source in (restarted, *4 * [continued])]
+        order += dice.sample(few, len(few))
     sizes = [size for size in dice.sample(SIZES, len(SIZES)) if size != START_SIZE]
     changes = max(len(sizes), resizes)
     while len(sizes) < changes:
@@ -110,6 +112,12 @@ def schedule(
         Event(first + round((place + dice.uniform(0.2, 0.8)) * gap), kind, dice.random(), workers)
         for place, (_, kind, workers) in enumerate(sorted(places))
     ]
+
+
+def _rounds(dice: random.Random, kinds: Sequence[str]) -> Iterator[str]:
+    """The kinds over and over, each time in another order."""
+    while True:
+        yield from dice.sample(kinds, len(kinds))
 
 
 def strike(event: Event, world: World) -> float:
@@ -275,7 +283,7 @@ def _pause(world: World, event: Event) -> float:
 
 
 def _outage(event: Event) -> float:
-    return 2 + 13 * event.draw
+    return 1 + 9 * event.draw
 
 
 def _resize(world: World, event: Event) -> float:

@@ -232,7 +232,7 @@ class World:
             nodes = {**self.proxy.server.environment, **NODES, "TMPDIR": str(self.scratch)}
             self._access = replace(self.proxy.server, environment=nodes)
             with reached_by(self._access):
-                scaling = Scaling(min_workers=0, max_workers=4, cpus_per_worker=1, idle_seconds=20)
+                scaling = Scaling(min_workers=0, max_workers=3, cpus_per_worker=1, idle_seconds=20)
                 self.cluster = stack.enter_context(LocalCluster.start(self.folder / "cluster", scaling))
             stack.enter_context(reached_by(self.bucket))  # this process bypasses the proxy
             self._stack = stack.pop_all()
