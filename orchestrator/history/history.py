@@ -223,7 +223,9 @@ class History:
         complete = self._tracker.close("FINISHED")
         if not complete:
             trouble = self._tracker.trouble or "MLflow is unreachable"
-            later = "undelivered metrics are saved with the run, and running the same command again delivers them"
+            later = (
+                "undelivered metrics and files are saved with the run, and running the same command again delivers them"
+            )
             self._reporter.say(f"{trouble}; {later}")
         speed, peak = self._meter.images_per_second(), self._meter.peak
         summary = {

@@ -10,8 +10,7 @@ import logging
 import re
 import tempfile
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,6 @@ TRACKER_TAG = "vit.tracker"
 METRICS_A_BATCH = 1000
 LONGEST_PARAM = 6000
 LONGEST_DIGEST = 36
-ARTIFACT_TRIES = 3
 
 _REFUSED = {"INVALID_PARAMETER_VALUE", "BAD_REQUEST"}
 """Error codes of requests that will never be accepted."""
@@ -58,7 +56,7 @@ class MlflowRun:
         self._name = uuid.uuid4().hex
         self._provenance = provenance()
         self._described = False
-        self._artifact_failures: Counter[str] = Counter()
+        self._texts: dict[str, Any] | None = None
         self._high_water: dict[str, int] = {}
 
     # ---- the beginning ----
@@ -84,6 +82,11 @@ class MlflowRun:
             self._describe(run)
             self._described = True
         return instead
+
+    def take_texts(self) -> dict[str, Any] | None:
+        """The record of the job file and the package list, for the queue; None if it was taken since `connect`."""
+        texts, self._texts = self._texts, None
+        return texts
 
     def _experiment(self) -> str:
         name = self._description.experiment
@@ -114,7 +117,7 @@ class MlflowRun:
     # ---- the description ----
 
     def _describe(self, run: Run) -> None:
-        """Log parameters, tags, data sets and files.
+        """Log parameters, tags and data sets, and prepare files for the queue.
 
         The job and the provenance of the first attempt become parameters and tags. A parameter's value can never change
         in MLflow, so values that differ in attempt n go to the tags `attempt.n.KEY`, and the files of that attempt to
@@ -143,42 +146,27 @@ class MlflowRun:
         )
         if self._description.datasets:
             self._client.log_inputs(self.run_id, datasets=[_dataset_input(each) for each in self._description.datasets])
-        self._upload(f"attempts/{attempt}/" if changed else "")
+        self._texts = {
+            "folder": f"attempts/{attempt}" if changed else "",
+            "texts": {"job.yaml": self._description.job_yaml, "requirements.txt": requirements_text()},
+        }
 
-    def _upload(self, folder: str) -> None:
-        """Store the job file and the package list with the run, unless they are in this folder already."""
+    # ---- files ----
 
-        def store() -> None:
-            if self._client.list_artifacts(self.run_id, folder.rstrip("/") or None):
-                return
-            self._client.log_text(self.run_id, self._description.job_yaml, f"{folder}job.yaml")
-            self._client.log_text(self.run_id, requirements_text(), f"{folder}requirements.txt")
+    def store_texts(self, folder: str, texts: Mapping[str, str]) -> None:
+        """Store small files in a folder of the run, if they are not there already."""
+        there = {entry.path for entry in self._client.list_artifacts(self.run_id, folder or None)}
+        for name, text in texts.items():
+            path = f"{folder}/{name}" if folder else name
+            if path not in there:
+                self._client.log_text(self.run_id, text, path)
 
-        self._try_to_store("job.yaml and requirements.txt", store)
-
-    def attach(self, url: str, path: str) -> None:
+    def store_folder(self, url: str, path: str) -> None:
         """Store the files in the folder `url` with the run, in its folder `path`. They replace earlier ones."""
-
-        def store() -> None:
-            with tempfile.TemporaryDirectory(prefix="vit-artifacts-") as local:
-                names = storage.contents(url)
-                if not names:
-                    raise FileNotFoundError(f"{url} is gone")
-                for name in names:
-                    storage.get_file(f"{url}/{name}", Path(local) / name)
-                self._client.log_artifacts(self.run_id, local, path)
-
-        self._try_to_store(path, store)
-
-    def _try_to_store(self, what: str, store: Callable[[], None]) -> None:
-        """Store files, in a few tries. Then give up with a warning: a bad artifact store must not hold up metrics."""
-        try:
-            store()
-        except Exception as error:  # of any artifact store
-            self._artifact_failures[what] += 1
-            if self._artifact_failures[what] < ARTIFACT_TRIES:
-                raise
-            _log.warning("tracking: %s were not stored with the run: %s", what, redact_text(str(error)))
+        with tempfile.TemporaryDirectory(prefix="vit-artifacts-") as local:
+            for name in storage.contents(url):
+                storage.get_file(f"{url}/{name}", Path(local) / name)
+            self._client.log_artifacts(self.run_id, local, path)
 
     # ---- the points ----
 

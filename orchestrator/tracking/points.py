@@ -1,4 +1,4 @@
-"""The points of a run's curves, and what a spool's records hold: points, or folders of files.
+"""The points of a run's curves, and what a spool's records hold: points, folders of files, or texts.
 
 Records come from files, so what makes no sense in them is left out with a warning.
 """
@@ -21,6 +21,7 @@ STEPS_LIMIT = 10**12
 """No run has as many steps. A damaged record with one in 64 bits would outrank all points that follow."""
 
 _FOLDER = re.compile(r"[\w-]+(/[\w-]+)*")
+_FILE = re.compile(r"\w[\w.-]*")
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,7 @@ def points_of(records: Sequence[Record]) -> list[Point]:
     """The points in the records, in their order."""
     points = []
     for record in records:
-        if "files" in record:
+        if is_of_files(record):
             continue
         try:
             points += _points(record)
@@ -47,17 +48,34 @@ def points_of(records: Sequence[Record]) -> list[Point]:
     return points
 
 
-def folders_of(records: Sequence[Record]) -> list[str]:
-    """The folders in the records, relative to the run's, each once. A path that leads out of it is left out."""
-    found: dict[str, None] = {}
-    for record in records:
-        if "files" not in record:
-            continue
-        try:
-            found[_folder(record)] = None
-        except ValueError:
-            _log.warning("tracking: a queued record is not a folder of the run and was left out")
-    return list(found)
+def is_of_files(record: Record) -> bool:
+    """Whether a record holds files: a folder of the run, or texts."""
+    return "files" in record or "texts" in record
+
+
+def folder_of(record: Record) -> str:
+    """The folder of a record of files: relative to the run's, and the same in MLflow. Texts may have none: "".
+
+    Raises:
+        STRANGE: it leads out of the run's folder, or is none.
+    """
+    folder = record["files"] if "files" in record else record["folder"]
+    if not isinstance(folder, str) or not (_FOLDER.fullmatch(folder) or ("texts" in record and not folder)):
+        raise ValueError("no folder of the run")
+    return folder
+
+
+def texts_of(record: Record) -> dict[str, str]:
+    """Small files by name, that the record itself holds; empty for a record of a folder.
+
+    Raises:
+        STRANGE: they have no such form.
+    """
+    texts = record.get("texts", {})
+    for name, text in texts.items():
+        if not isinstance(text, str) or not _FILE.fullmatch(name):
+            raise ValueError("no files")
+    return dict(texts)
 
 
 def check_record(record: Record) -> None:
@@ -66,8 +84,9 @@ def check_record(record: Record) -> None:
     Raises:
         ValueError, KeyError, TypeError, AttributeError, OverflowError: it is strange.
     """
-    if "files" in record:
-        _folder(record)
+    if is_of_files(record):
+        folder_of(record)
+        texts_of(record)
     elif any(point.step >= STEPS_LIMIT for point in _points(record)):
         raise ValueError("a step that no run has")
 
@@ -77,12 +96,6 @@ def _points(record: Record) -> list[Point]:
     if not (0 <= time_ms < INT64_LIMIT and abs(step) < INT64_LIMIT):
         raise ValueError("a time or a step that MLflow cannot hold")
     return [Point(str(name), float(value), time_ms, step) for name, value in record["metrics"].items()]
-
-
-def _folder(record: Record) -> str:
-    if not isinstance(record["files"], str) or not _FOLDER.fullmatch(record["files"]):
-        raise ValueError("no folder of the run")
-    return record["files"]
 
 
 def one_line(error: BaseException) -> str:

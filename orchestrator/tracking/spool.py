@@ -4,7 +4,8 @@
 
 A record is on disk before the consumer sees it, and stays there until it was popped. A killed process loses only the
 records of its last milliseconds. The file is emptied, never rewritten: after a kill it may still hold records that were
-popped, so delivery is at least once, in order. The records survive the process, but not a power cut: nothing calls
+popped, so delivery is at least once, in order. A record that cannot be delivered at present may be set aside: it does
+not hold up the others, and the file keeps it. The records survive the process, but not a power cut: nothing calls
 `fsync`.
 """
 
@@ -12,7 +13,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from itertools import islice
 from pathlib import Path
 from queue import SimpleQueue
@@ -46,6 +47,7 @@ class SpooledQueue:
         self._ready: deque[Record] = deque()
         self._outstanding = 0  # records put and not yet popped
         self._popped = 0
+        self._aside: dict[int, Record] = {}  # by position
         self._loaded = self._finished = self._closed = False
         self._writer = threading.Thread(target=self._write, name="tracking-spool", daemon=True)
         self._writer.start()
@@ -56,32 +58,60 @@ class SpooledQueue:
             self._outstanding += 1
         self._incoming.put(record)
 
-    def peek(self, limit: int) -> list[Record]:
-        """The oldest records, at most `limit`; they stay. Waits for one; empty only at the end, after `finish`."""
+    def peek(self, limit: int, timeout: float | None = None) -> list[Record] | None:
+        """The oldest records, at most `limit`; they stay.
+
+        Waits for one; returns None after `timeout` seconds. Empty only at the end: after `finish`, if none is left but
+        those that were set aside.
+        """
+
+        def ended() -> bool:
+            return self._finished and self._loaded and self._outstanding == len(self._aside)
+
         with self._changed:
-            self._changed.wait_for(lambda: self._ready or (self._finished and self._loaded and not self._outstanding))
+            if not self._changed.wait_for(lambda: self._ready or ended(), timeout):
+                return None
             return [self._ready[i] for i in range(min(limit, len(self._ready)))]
 
-    def pop(self, count: int) -> None:
-        """Remove the `count` oldest records: they have been delivered."""
+    def pop(self, count: int, aside: Collection[int] = ()) -> None:
+        """Remove the `count` oldest records: they have been delivered, but for those at the places `aside`.
+
+        These wait beside the queue, until `discard`.
+        """
         with self._changed:
-            for _ in range(count):
-                self._ready.popleft()
-            self._outstanding -= count
+            for place in range(count):
+                record = self._ready.popleft()
+                if place in aside:
+                    self._aside[self._popped + place] = record
             self._popped += count
-            self._changed.notify_all()
-            drained = not self._outstanding
-        if drained:
+            self._remove(count - len(aside))
+
+    def aside(self) -> dict[int, Record]:
+        """The records that were set aside, by position, oldest first."""
+        with self._changed:
+            return dict(self._aside)
+
+    def discard(self, position: int) -> None:
+        """Remove a record that was set aside: it has been delivered."""
+        with self._changed:
+            del self._aside[position]
+            self._remove(1)
+
+    def _remove(self, count: int) -> None:
+        self._outstanding -= count
+        self._changed.notify_all()
+        if not self._outstanding:
             self._incoming.put(None)
 
     def since(self, position: int) -> tuple[list[Record], int]:
-        """The records from a position on that were not popped yet, and the position after them.
+        """The records from a position on that were not delivered yet, and the position after them.
 
         Positions count all records that were ever in this queue, including those of earlier processes.
         """
         with self._changed:
-            found = list(islice(self._ready, max(0, position - self._popped), None))
-            return found, self._popped + len(self._ready)
+            waiting = [record for place, record in self._aside.items() if place >= position]
+            waiting += islice(self._ready, max(0, position - self._popped), None)
+            return waiting, self._popped + len(self._ready)
 
     def wait_loaded(self) -> None:
         """Wait until the records of earlier processes are in the queue."""

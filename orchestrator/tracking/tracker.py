@@ -12,7 +12,7 @@ copied to the run's folder at each checkpoint (`tracking/spool_copies.py`); what
 again from there. Points arrive in order, and once each.
 
 Files take the same way: the queue holds their folder's name, and they are read from the run's folder once MLflow can be
-reached.
+reached. If its artifact store does not take them, they wait beside the points (`tracking/attachments.py`).
 
 Nothing in MLflow holds credentials (`redact.py`); its own address may.
 """
@@ -31,8 +31,9 @@ from typing import Self
 
 from data import storage
 from orchestrator.redact import redact_text
+from orchestrator.tracking.attachments import Attachments
 from orchestrator.tracking.description import RunDescription, redacted
-from orchestrator.tracking.points import Status, check_record, folders_of, one_line, points_of
+from orchestrator.tracking.points import Status, check_record, is_of_files, one_line, points_of
 from orchestrator.tracking.refusal import refusal
 from orchestrator.tracking.spool import SpooledQueue
 from orchestrator.tracking.spool_copies import Copier, SpoolCopies
@@ -96,7 +97,6 @@ class Tracker:
             os.environ.setdefault(name, value)
         self._description = redacted(description)
         self._store = redact_text(self._description.uri)  # as it may stand in a log
-        self._folder = folder
         self._system_seconds = system_seconds
         self._begin_seconds = begin_seconds
         self._say = say or _log.warning
@@ -107,6 +107,7 @@ class Tracker:
         earlier = list if copies is None else copies.load
         self._queue = SpooledQueue(Path(spool_dir) / f"{spool}.jsonl", earlier, check_record)
         self._copier = None if copies is None else Copier(copies, self._queue)
+        self._files = Attachments(self._queue, folder, self._say)
 
         self._run_id: str | None = None
         self._run_url: str | None = None
@@ -170,8 +171,7 @@ class Tracker:
     def attach(self, path: str) -> None:
         """Store the files of a folder inside the run's, at `path` relative to it, under the same path. Returns at once.
 
-        They must not change until they are stored. What the artifact store does not take in a few tries is left out,
-        with a warning.
+        They must not change until they are stored. Files that are gone by then are left out, with a warning.
         """
         if self._closing.is_set():
             _log.warning("tracking is closed: %s was left out", path)
@@ -198,7 +198,7 @@ class Tracker:
         What could not be delivered stays in the spool file, and one warning says so.
         """
         if self._closing.is_set():
-            return not self._sender.is_alive()
+            return not self._sender.is_alive() and not len(self._queue)
         deadline = time.monotonic() + timeout
         self._status = status
         self._closing.set()
@@ -210,7 +210,8 @@ class Tracker:
         while self._sender.is_alive() and time.monotonic() < deadline:
             self._try_now.set()
             self._sender.join(min(1.0, max(0.0, deadline - time.monotonic())))
-        waiting, done = len(self._queue), not self._sender.is_alive()
+        waiting, ended = len(self._queue), not self._sender.is_alive()
+        done = ended and not waiting
 
         self._gave_up.set()
         self._queue.close()
@@ -218,6 +219,8 @@ class Tracker:
             self._copier.finish(COPY_SECONDS)
         if not done:
             where = f"are saved in {self._queue.path}; running the same job again delivers them"
+            if ended:
+                self.trouble = self._files.trouble
             trouble = self.trouble or f"MLflow at {self._store} did not take everything in time"
             _log.warning("tracking: %s; %d undelivered records %s", trouble, waiting, where)
         return done
@@ -256,15 +259,18 @@ class Tracker:
                     self._say(f"the run was deleted in MLflow at {self._store}; it continues there as a new run")
                 self._run_id, self._run_url = run.run_id, run.url
                 self._start_sampler(run.started_ms)
-                while records := self._queue.peek(RECORDS_AT_ONCE):
-                    run.send(points_of(records))
-                    for path in folders_of(records):
-                        run.attach(f"{self._folder}/{path}", path)
-                    self._queue.pop(len(records))
-                    if failures:
+                if (texts := run.take_texts()) is not None:
+                    self._queue.put({"time": int(time.time() * 1000), **texts})
+                while (records := self._queue.peek(RECORDS_AT_ONCE, self._files.seconds())) != []:
+                    if records:
+                        run.send(points_of(records))
+                        self._queue.pop(len(records), [n for n, record in enumerate(records) if is_of_files(record)])
+                    if records and failures:
                         self._say(f"MLflow at {self._store} is back; nothing was lost")
                         failures, self.trouble = 0, ""
+                    self._files.store(run)
                 run.finish(self._status)
+                self._files.finish(run, self._gave_up)
                 return
             except Exception as error:  # of the store, its driver or the network
                 if self._gave_up.is_set():
