@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -77,7 +78,11 @@ def chaos(world: World, events: Sequence[Event], options: argparse.Namespace) ->
         if job.code == 0:
             say(f"the run ended before event {number + 1} of {len(events)}")
             break
-        left = (time.monotonic() - began) / max(1, number) * (len(events) - number)
+        passed = time.monotonic() - began
+        if passed > 60 * options.minutes:
+            say(f"{options.minutes:g} minutes have passed: the run goes to its end without the last faults")
+            break
+        left = passed / max(1, number) * (len(events) - number)
         to = f" to {event.workers}" if event.kind == RESIZE else ""
         say(
             f"{number + 1}/{len(events)} at step {job.step}: {event.kind}{to}"
@@ -193,6 +198,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--faults", type=int, default=25, help="number of faults (%(default)s)")
+    parser.add_argument("--minutes", type=float, default=math.inf, help="no fault comes later in the chaos run")
     parser.add_argument("--seed", type=int, default=0, help="of kinds, order and targets (%(default)s)")
     parser.add_argument("--steps", type=int, help="of the run (30 per fault)")
     parser.add_argument("--resizes", type=int, help="changes of the number of workers (one per 10 faults, at least 3)")
