@@ -134,6 +134,7 @@ class Board:
         """Why the workers ended the run before its end; empty if they did not."""
         return self._stopped
 
+    @ray.method(max_task_retries=0)  # the display asks again; without a cluster, Ray would print a line at each retry
     def read(self) -> tuple[Progress, list[str], int]:
         """The progress, the messages since the last read, and the ID of this actor's process."""
         messages, self._messages = self._messages, []

@@ -42,7 +42,7 @@ class Display:
 
     def __enter__(self) -> "Display":
         self._stop = threading.Event()
-        self._heard = False  # whether the board answered the last time
+        self._heard: float | None = None  # when the board last answered; None once its silence was said
         self._question: ray.ObjectRef | None = None  # that the board has not answered
         self._asked = 0.0  # when
         self._process: int | None = None  # of the board; None before the first answer, and once it was killed
@@ -100,13 +100,13 @@ class Display:
         try:
             progress, messages, process = ray.get(self._question)
         except ray.exceptions.RayError as error:
-            if self._heard and not final:
+            if self._heard is not None and time.monotonic() - self._heard > SILENT_SECONDS and not final:
                 self._print(f"{self.name}: no progress report ({type(error).__name__})")
-            self._heard = False  # say it once
+                self._heard = None
             return None
         finally:
             self._question = None
-        self._heard = True
+        self._heard = time.monotonic()
         for message in messages:
             self._print(f"{self.name}: {message}")
         is_new = self._replaced or self._process not in (None, process)

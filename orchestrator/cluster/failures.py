@@ -108,6 +108,14 @@ def _is_of_torch(error: Exception, name: str) -> bool:
     return "torch" in sys.modules and isinstance(error, resolve_name(f"torch:{name}"))
 
 
+def died(error: BaseException) -> bool:
+    """Whether processes died, and not a worker's code: such a worker says nothing any more."""
+    failures: dict[int, Exception] = getattr(error, "worker_failures", None) or {}
+    return not failures or any(
+        isinstance(failure, ray.exceptions.RayError | RayTrainError) for failure in failures.values()
+    )
+
+
 def root_cause(error: BaseException) -> str:
     """One line: the fault of the job if there is one, else the failure of the first worker."""
     failures: dict[int, Any] = getattr(error, "worker_failures", None) or {}

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import ray
 import ray.train
@@ -19,7 +19,7 @@ from orchestrator.cluster.checkpoint_report import no_storage
 from orchestrator.cluster.code_check import SameCode, other_code_here
 from orchestrator.cluster.connect import JoinedCluster, missing_resources
 from orchestrator.cluster.display import Display
-from orchestrator.cluster.failures import root_cause
+from orchestrator.cluster.failures import died, root_cause
 from orchestrator.cluster.notices import AnswerSigterm
 from orchestrator.cluster.process_group import ProcessGroup
 from orchestrator.cluster.trainer import SayFailures, Trainer
@@ -37,7 +37,15 @@ LEFTOVER_SECONDS = 30.0  # for the actors of a killed job to end
 
 
 class RunFailed(RuntimeError):
-    """Training gave up. The message is one line: the cause."""
+    """Training gave up. The message is one line: the cause.
+
+    Attributes:
+        unsaid: the run's status, FAILED or KILLED, if workers ended without telling MLflow; else None.
+    """
+
+    def __init__(self, cause: str, unsaid: Literal["FAILED", "KILLED"] | None = None) -> None:
+        super().__init__(cause)
+        self.unsaid = unsaid
 
 
 class RunEnded(Exception):
@@ -112,9 +120,11 @@ def launch(
         try:
             trainer.fit()
         except ray.exceptions.RayActorError as error:  # not the workers': they are restarted
-            raise RunFailed(other_code_here(digest) or CONTROLLER_GONE) from error
+            if other := other_code_here(digest):
+                raise RunFailed(other) from error
+            raise RunFailed(CONTROLLER_GONE, "KILLED") from error
         except (ray.train.TrainingFailedError, ray.exceptions.RayError) as error:
-            raise RunFailed(root_cause(error)) from error
+            raise RunFailed(root_cause(error), "FAILED" if died(error) else None) from error
         signal.setitimer(signal.ITIMER_REAL, 0)
         reason, ended = ray.get([board.stopped.remote(), board.is_ended.remote()])
         if ended:

@@ -179,9 +179,10 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
             run_id = own(job, inputs, lock, owned)
             try:
                 launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token, held_out=inputs.digests)
-            except KeyboardInterrupt:
-                if lock.lost_to is None and not never_trained(run_url(job)):
-                    deliver_stop(job, run_id, inputs)
+            except (KeyboardInterrupt, RunFailed) as stop:
+                unsaid = stop.unsaid if isinstance(stop, RunFailed) else "KILLED"
+                if unsaid and lock.lost_to is None and not never_trained(run_url(job)):
+                    deliver_stop(job, run_id, inputs, unsaid)
                 raise
     except RunFailed as failure:
         print_error(f"{job.source}: the run stopped: {failure}")

@@ -8,6 +8,7 @@ from orchestrator.run.folder import run_url
 from orchestrator.run.inputs import Inputs
 from orchestrator.run.summary import write_summary
 from orchestrator.tracking.description import describe_run
+from orchestrator.tracking.points import Status
 from orchestrator.tracking.tracker import Tracker
 
 REACH_SECONDS = 30.0
@@ -43,12 +44,12 @@ def deliver_rest(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str
     return True
 
 
-def deliver_stop(job: NetworkJob, run_id: str, inputs: Inputs) -> bool:
-    """Deliver the points that the workers left behind, and mark the run in MLflow as killed, within STOP_SECONDS.
+def deliver_stop(job: NetworkJob, run_id: str, inputs: Inputs, status: Status) -> bool:
+    """Deliver the points that the workers left behind, and end the run in MLflow, within STOP_SECONDS.
 
     Call it once the workers have ended. Returns whether that was done; what was not delivered stays with the run.
     """
     description = describe_run(job, run_id, inputs.train, inputs.held_out, workers=0, device="")
     description = replace(description, tags=job.tracking.tags)  # those of the workers stay as they are
     tracker = Tracker.beside(description, run_url(job), system_seconds=None)
-    return tracker.close("KILLED", timeout=STOP_SECONDS)
+    return tracker.close(status, timeout=STOP_SECONDS)

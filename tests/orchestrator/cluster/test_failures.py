@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from data.errors import DataError, Unreadable
-from orchestrator.cluster.failures import FailurePolicy, own_fault, root_cause
+from orchestrator.cluster.failures import FailurePolicy, died, own_fault, root_cause
 from orchestrator.cluster.notices import PlannedExit
 
 GLOO = RuntimeError(
@@ -104,6 +104,14 @@ def test_a_process_killed_for_its_memory_before_the_first_step() -> None:
 )
 def test_the_cause_is_one_line(error: Exception, line: str) -> None:
     assert root_cause(error) == line
+
+
+def test_whether_a_process_died() -> None:
+    """Such a worker has not said in MLflow how the run ended."""
+    dead = WorkerHealthCheckFailedError("", ray.exceptions.ActorDiedError())
+    assert died(WorkerGroupError("", {0: ValueError("a bug"), 1: dead}))
+    assert not died(WorkerGroupError("", {0: ValueError("a bug")}))
+    assert died(ray.exceptions.GetTimeoutError("Ray itself"))
 
 
 class Policy(FailurePolicy):
