@@ -28,6 +28,7 @@ from model.weights.weights import (
 
 TENSORS, SETTINGS = "model.safetensors", "model.json"
 FORMAT = 1
+CROPS = ("resize", "center", "resize_center")
 METADATA_KEY = "vit"  # in the safetensors file: the settings
 LONGEST_SETTINGS = 1 << 26  # bytes of model.json
 FIELDS = tuple(field.name for field in dataclasses.fields(ViTConfig))
@@ -97,7 +98,7 @@ def config_of(weights: Weights, url: str) -> ViTConfig:
 
 
 def _preprocessing(values: Preprocessing) -> dict[str, Any]:
-    crop = "resize" if values.resize is None else "resize_center"
+    crop = "resize" if values.resize is None else "resize_center" if values.squash else "center"
     return dataclasses.asdict(values) | {"crop": crop}
 
 
@@ -130,12 +131,15 @@ def _weights(url: str, record: dict[str, Any], tensors: LazyTensors) -> Weights:
     with reporting(url):
         settings = {field: record[field] for field in FIELDS if record.get(field) is not None}
         kept = record["preprocessing"]
-        if (crop := kept.get("crop", "resize")) not in ("resize", "resize_center"):
-            raise WeightsError(f"{url}: preprocessing.crop = {crop!r} is unknown; use resize or resize_center")
+        if (crop := kept.get("crop", "resize")) not in CROPS:
+            raise WeightsError(f"{url}: preprocessing.crop = {crop!r} is unknown; use {', '.join(CROPS)}")
         values = {field.name: kept[field.name] for field in dataclasses.fields(Preprocessing) if field.name in kept}
         values |= {key: tuple(values[key]) for key in ("mean", "std") if key in values}
         if crop == "resize":
             values["resize"] = None
+        elif values.get("resize") is None:  # the usual margin of evaluation
+            values["resize"] = values["image_size"] * 256 // 224
+        values["squash"] = crop == "resize_center"
         names, about = record.get("class_names"), record.get("provenance", {})
         if names is not None and (not isinstance(names, list) or not all(isinstance(name, str) for name in names)):
             raise WeightsError(f"{url}: class_names is no list of names")

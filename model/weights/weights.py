@@ -44,6 +44,8 @@ class Preprocessing:
     """Whether each output pixel covers all input pixels below it when an image shrinks."""
     resize: int | None = None
     """The shorter side before the central crop, in pixels; None: the whole image becomes the square."""
+    squash: bool = False
+    """With `resize`: the whole image becomes a square of `resize` pixels before the central crop."""
 
     def __post_init__(self) -> None:
         for key in ("image_size", "resize"):

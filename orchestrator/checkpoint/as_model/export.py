@@ -178,6 +178,8 @@ def _read_settings(url: str) -> tuple[dict[str, Any], ViTConfig]:
         record = json.loads(storage.read(f"{url}/{SETTINGS}"))
         if record["format"] > FORMAT:
             raise ModelError(f"{url}/{SETTINGS}: format {record['format']} is of a newer version of this program")
+        record["class_names"] = record["class_names"] or []
+        record["provenance"] = {"step": 0, "accuracy": {}} | record["provenance"]  # a converted model has none of a run
         config = vit_config(**{field: record[field] for field in _FIELDS if field in record})
         crop, origin = record["preprocessing"]["crop"], record["provenance"]
         HeldOutAugment.model_validate({"crop": crop, "resize": record["preprocessing"]["resize"]})

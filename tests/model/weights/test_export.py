@@ -46,6 +46,26 @@ def test_read_it_is_what_was_written(tmp_path: Path, overrides: dict[str, Any]) 
     assert all(torch.equal(theirs[name], value) for name, value in weights.tensors.items())
 
 
+@pytest.mark.parametrize(
+    ("crop", "resize", "expected"),
+    [("resize", None, (None, False)), ("center", 20, (20, False)), ("center", None, (13, False)),
+     ("resize_center", 20, (20, True))],
+)  # fmt: skip
+def test_crops(tmp_path: Path, crop: str, resize: int | None, expected: tuple[int | None, bool]) -> None:
+    """Those of held-out sets, which exports of runs have."""
+    url, _ = written(tmp_path / "m")
+    path = tmp_path / "m" / "model.json"
+    record = json.loads(path.read_text())
+    record["preprocessing"] = {"image_size": 12, "crop": crop, "resize": resize, "interpolation": "bilinear"}
+    path.write_text(json.dumps(record))
+    weights = read(url)
+    assert (weights.preprocessing.resize, weights.preprocessing.squash) == expected
+    export.write(weights, str(tmp_path / "again"), PLAIN)
+    assert read(str(tmp_path / "again")).preprocessing == weights.preprocessing
+    again = json.loads((tmp_path / "again" / "model.json").read_text())["preprocessing"]
+    assert again["crop"] == crop
+
+
 def test_the_tensors_alone_are_a_model(tmp_path: Path) -> None:
     url, _ = written(tmp_path / "m", gelu="erf")
     found = read(f"{url}/model.safetensors")

@@ -12,6 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from data import storage
+from model.weights.export import write as write_folder
+from model.weights.load import read as weights_of
 from orchestrator.checkpoint.as_model.export import is_current, write_export
 from orchestrator.checkpoint.as_model.trained import Address, ModelError, Trained, read_trained
 from orchestrator.checkpoint.weights import read_model
@@ -23,6 +26,18 @@ from tests.orchestrator.checkpoint.runs import IDENTITY, write_run
 def trained(tmp_path: Path) -> Trained:
     write_run(tmp_path / "run", objective={"loss": "sigmoid"})
     return read_trained(Address(f"{tmp_path}/run"), pytest.fail)
+
+
+def test_a_folder_that_the_model_package_wrote(trained: Trained, tmp_path: Path) -> None:
+    """Both write and read the same folder; a converted model has no run, no step and no class names."""
+    write_export(trained, f"{tmp_path}/out")
+    weights = weights_of(f"{tmp_path}/out")
+    assert all(torch.equal(weights.tensors[name], value) for name, value in trained.tensors.items())
+    weights.about, weights.class_names = {}, None
+    write_folder(weights, f"{tmp_path}/again", storage)
+    again = read_model(f"{tmp_path}/again", pytest.fail)
+    assert (again.config, again.augment, again.class_names) == (trained.config, trained.augment, [])
+    assert all(torch.equal(again.tensors[name], value) for name, value in trained.tensors.items())
 
 
 def test_another_library_reads_the_weights(trained: Trained, tmp_path: Path) -> None:
