@@ -5,6 +5,7 @@ The processes are forked from a server that has done the slow imports once (`ran
 
 import multiprocessing
 import os
+import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -55,7 +56,7 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
             process.join(timeout=EXIT_SECONDS)
     if failure is not None:
         raise RuntimeError(f"a rank failed:\n{failure}")
-    return [results[rank] for rank in range(world_size)]
+    return [pickle.loads(results[rank]) for rank in range(world_size)]  # noqa: S301  # our own processes wrote them
 
 
 def _rank_main(
@@ -69,7 +70,8 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}/store", rank=rank, world_size=world_size)
-        queue.put((rank, function(*args), None))
+        # As bytes: tensors would be fetched from this process, which may have ended by then.
+        queue.put((rank, pickle.dumps(function(*args)), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
     finally:

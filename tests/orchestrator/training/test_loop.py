@@ -57,6 +57,8 @@ def run(notes: Notes, *, steps: int = 4) -> list[str]:
     batch = {"images": None, "labels": None, "weights": None, "valid": None}
     batches = notes.part("close")
     batches.after = lambda step: (SimpleNamespace(step=t, **batch) for t in range(step, steps))
+    checkpoints = notes.part("resume", "save", "leave", "roll_back")
+    checkpoints.is_best = lambda step: False
     history = notes.part("stepped", "log_training", "end", "exit")
     parts: Any = SimpleNamespace(
         task=SimpleNamespace(seeds=lambda batch: None),
@@ -68,7 +70,7 @@ def run(notes: Notes, *, steps: int = 4) -> list[str]:
         reporter=notes.part(),
         notices=notes.part("agree"),
         held_out=notes.part("is_owed", "measure"),
-        checkpoints=notes.part("resume", "save", "leave", "roll_back"),
+        checkpoints=checkpoints,
     )
     train_to_the_end(parts)
     return notes.calls
