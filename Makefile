@@ -27,6 +27,7 @@ schema: .venv/.runs  ## jobs/schema.json and docs/job-keys.md, from the code
 .venv/.runs: requirements.txt constraints.txt
 	$(PYTHON) -m venv --clear .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt -c constraints.txt
+	echo $(CURDIR) > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/vit-at-scale.pth
 	touch $@
 
 .venv/.tests: .venv/.runs requirements-s3.txt requirements-onnx.txt requirements-dev.txt infra/requirements.txt

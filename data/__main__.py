@@ -22,7 +22,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         facts, code = options.run(options)
     except (DataError, OSError) as error:
-        print(f"python -m data {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: python -m data {options.command}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"python -m data {options.command}: interrupted", file=sys.stderr)

@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
     """Reports a wrong command line in one line and exits with code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help shows how)\n")
+        self.exit(2, f"error: {self.prog}: {message} (--help explains)\n")
 
 
 def build_parser() -> Parser:
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(options.run(options))
     except (ModelConfigError, WeightsError) as error:
-        print(f"python -m model {options.command}: {error}", file=sys.stderr)
+        print(f"error: python -m model {options.command}: {error}", file=sys.stderr)
         return 2
 
 

@@ -154,14 +154,27 @@ def vit_config(name: str, num_classes: int = 1000, image_size: int = 224, **over
 
 
 OTHER_NAMES = {"tiny": "Ti", "small": "S", "base": "B", "large": "L", "huge": "H"}  # of timm and Hugging Face
+OTHERS = re.compile(r"(?:[\w:-]+/)*([a-z0-9]+)[-_]([a-z0-9]+)[-_]patch(\d+)(.*)")
+UNLIKE = r"clip|siglip|reg\d|dinov|rms|rope|xp\b|quickgelu|gap|plus|distilled|relpos|rpn|pe[-_]|sam\d|srelpos|ijepa"
+"""Words in names of networks with other layers."""
+FAMILIES = r"clip|dino|deit|beit|swin|[-_]r\d+|hybrid|eva\d|convnext|mae|patch\d"
+"""Parts of names of families of networks that are not ours."""
 
 
 def _parse_name(name: str) -> tuple[str, int]:
     match = re.fullmatch(r"(?:vit)?[-_ ]?(ti|s|b|l|h)[-_/ ]?([1-9]\d*)", name.strip(), flags=re.IGNORECASE)
     if match is None:
-        if other := re.fullmatch(r"(?:google/)?vit[-_](tiny|small|base|large|huge)[-_]patch(\d+).*", name.strip()):
-            ours = f"ViT-{OTHER_NAMES[other[1]]}/{other[2]}"
-            raise ModelConfigError("name", f"unknown model {name!r}, as timm and Hugging Face call {ours}; use {ours}")
+        if other := OTHERS.fullmatch(name.strip().lower()):
+            family, size, patch, rest = other.groups()
+            plain = family in ("vit", "deit") and size in OTHER_NAMES and not re.search(UNLIKE, rest)
+            if plain:
+                ours = f"ViT-{OTHER_NAMES[size]}/{patch}"
+                text = f"unknown model {name!r}, as timm and Hugging Face call {ours}; use {ours}"
+            else:
+                text = f"unknown model {name!r}: none of ours is its network"
+            raise ModelConfigError("name", text)
+        if re.search(FAMILIES, name.lower()):
+            raise ModelConfigError("name", f"unknown model {name!r}: none of ours is its network")
         folded = {candidate.lower(): candidate for candidate in NAMES}
         (nearest,) = difflib.get_close_matches(name.lower(), folded, n=1, cutoff=0)
         raise ModelConfigError("name", f"unknown model {name!r}; the nearest is {folded[nearest]}")

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
     """A parser with the project's form of errors: one line on stderr, exit code 2."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (--help explains)\n")
+        self.exit(2, f"error: {self.prog}: {message} (--help explains)\n")
 
 
 def summary(index: Index) -> str:

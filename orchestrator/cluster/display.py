@@ -1,6 +1,7 @@
 """The progress of a run: a bar on a terminal, a line every few seconds in a log."""
 
 import math
+import os
 import sys
 import threading
 import time
@@ -17,6 +18,7 @@ from orchestrator.cluster.board import Progress
 from orchestrator.redact import redact_text
 from orchestrator.wording import count, duration
 
+NO_COLUMNS = 80  # width of a terminal that says 0
 LOG_SECONDS = 5.0  # between two lines
 PATIENT_SECONDS = 20.0  # without workers, before the display says what is missing
 ANSWER_SECONDS = 5.0  # that one look waits for the board
@@ -130,7 +132,14 @@ class Display:
 
     def _draw(self, p: Progress) -> None:
         if self._bar is None:
-            self._bar = tqdm(total=p.total_steps, initial=p.step, desc=self.name, unit="step", file=self.stream)
+            self._bar = tqdm(
+                total=p.total_steps,
+                initial=p.step,
+                desc=self.name,
+                unit="step",
+                file=self.stream,
+                ncols=columns(self.stream),
+            )
         self._bar.n = p.step
         self._bar.set_postfix_str(f"{_numbers(p)}, {p.note}" if p.note else _numbers(p))
 
@@ -148,6 +157,15 @@ class Display:
             print(line, file=self.stream, flush=True)
 
 
+def columns(stream: TextIO) -> int | None:
+    """80 for a terminal that claims to have no columns, where a bar would be empty; None: as many as there are."""
+    try:
+        found = int(os.environ.get("COLUMNS") or os.get_terminal_size(stream.fileno()).columns)
+    except (ValueError, OSError):
+        return None
+    return None if found > 0 else NO_COLUMNS
+
+
 def describe(p: Progress) -> str:
     """One line: step, share, loss, rate, MFU, time left."""
     left = "" if math.isnan(p.seconds_left) else f", {duration(p.seconds_left)} left"
@@ -156,5 +174,6 @@ def describe(p: Progress) -> str:
 
 
 def _numbers(p: Progress) -> str:
-    known = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, {rate(p.rate, 'images')}, MFU {p.mfu:.1%}, "
-    return known + count(p.workers, "worker")
+    loss = "" if math.isnan(p.loss) else f"loss {p.loss:.4f}, "  # NaN: no valid samples, or no point yet
+    speed = "" if math.isnan(p.rate) else f"{rate(p.rate, 'images')}, MFU {p.mfu:.1%}, "
+    return loss + speed + count(p.workers, "worker")

@@ -198,7 +198,8 @@ class History:
         self.latest[names.EVALUATED] = step
         for name, found in results.items():
             shown = ", ".join(f"{metric} {value:.4f}" for metric, value in found.items() if metric not in NOT_SHOWN)
-            self._reporter.say_once(f"step {step}: {name.removeprefix('eval/')}: {shown}")
+            shown = shown or "no valid samples"
+            self._reporter.say_once(f"step {step:,}: {name.removeprefix('eval/')}: {shown}")
 
     def measured(self, digests: Mapping[str, str]) -> None:
         """Note in the run's folder which sets have been measured; their digests by name."""

@@ -5,6 +5,7 @@ Wall time is divided without a gap: every second since the meter was made counts
 them.
 """
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ class Sums:
     """Sums over ranks, of the last step and of the attempt.
 
     Attributes:
-        loss: of the last step, the mean over its valid samples.
+        loss: of the last step, the mean over its valid samples; NaN if it has none.
         bytes_read, bytes_used: of the training set, since the attempt began.
         retries: requests that were repeated for it.
     """
@@ -141,7 +142,8 @@ class Meter:
         counts = [float(number) for number in (read.bytes_read, read.bytes_used, read.retries)]
         tensors = [torch.tensor(count, device=self._valid.device) for count in counts]
         loss_sum, *sums = all_reduce_sums([self._result.loss_sum, *tensors])
-        return Sums(loss_sum / max(1.0, float(self._result.valid)), *sums)
+        valid = float(self._result.valid)
+        return Sums(loss_sum / valid if valid else math.nan, *sums)
 
     def next_window(self, sums: Sums) -> Window:
         """End the present window and begin the next one. Call `sync` before."""

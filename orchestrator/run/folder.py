@@ -154,11 +154,14 @@ def _identity(job: NetworkJob, digest: str) -> str:
     before[samples], now[samples] = run.get("train"), digest
     changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
     if changed:
-        key = changed[0]
-        raise OtherRecipe(
-            f"{job.source}: {key} = {now.get(key)}: the run in {url} was started with {before.get(key)}; "
-            "give this job another name, or undo the change"
-        )
+        advice = "give this job another name, or undo the change"
+        if all(key.startswith("schedule.length") for key in changed) and storage.exists(f"{url}/{SUMMARY}"):
+            advice = (
+                "the run is complete, and its learning rate was planned for this length: give this job another name, "
+                f"and `model.init_from: {url}` to begin with the weights of this run"
+            )
+        where = (f"{job.source}: {key} = {now.get(key)}: the run in {url} was started with" for key in changed)
+        raise OtherRecipe(*(f"{text} {before.get(key)}; {advice}" for text, key in zip(where, changed, strict=True)))
     return str(run["id"])
 
 

@@ -65,9 +65,15 @@ def _held_out_lines(metrics: dict[str, Any]) -> list[str]:
         if place := split_held_out(name):
             sets[place[0]][place[1]] = value
     return [
-        f"held-out {name}:   {', '.join(_accuracies(found))}, loss {found['loss']:.4f} ({found['images']:,.0f} images)"
+        f"held-out {name}:   {', '.join(_measures(found))} ({found['images']:,.0f} images)"
         for name, found in sorted(sets.items())
     ]
+
+
+def _measures(found: dict[str, Any]) -> list[str]:
+    """What was measured on one set; a set of bad samples alone has no mean."""
+    loss = [f"loss {found['loss']:.4f}"] if "loss" in found else []
+    return [*_accuracies(found), *loss] or ["no valid samples"]
 
 
 def _accuracies(found: dict[str, Any]) -> list[str]:

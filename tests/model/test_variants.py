@@ -114,3 +114,31 @@ def test_a_config_created_directly_is_validated() -> None:
         ViTConfig("mine", image_size=32, patch_size=4, depth=2, width=64, mlp_dim=128, heads=5, num_classes=10)
     config = ViTConfig("mine", image_size=32, patch_size=4, depth=2, width=64, mlp_dim=128, heads=4, num_classes=10)
     assert VisionTransformer(config)(torch.zeros(1, 3, 32, 32)).shape == (1, 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        ("vit_base_patch16_224", "ViT-B/16"),
+        ("vit_huge_patch14_224.orig_in21k", "ViT-H/14"),
+        ("google/vit-base-patch16-224-in21k", "ViT-B/16"),
+        ("hf-hub:timm/vit_tiny_patch16_224.augreg_in21k", "ViT-Ti/16"),
+        ("facebook/deit-small-patch16-224", "ViT-S/16"),
+        ("vit_large_patch14_clip_224.openai", None),
+        ("vit_giant_patch14_224", None),
+        ("vit_base_patch16_siglip_224", None),
+        ("vit_small_patch14_dinov2.lvd142m", None),
+        ("vit_base_r50_s16_224", None),
+        ("deit_base_distilled_patch16_224", None),
+        ("deit3_base_patch16_224", None),
+        ("openai/clip-vit-base-patch32", None),
+        ("facebook/dinov2-base", None),
+    ],
+)
+def test_names_of_timm_and_hugging_face(name: str, ours: str | None) -> None:
+    with pytest.raises(ModelConfigError) as caught:
+        vit_config(name)
+    text = str(caught.value)
+    assert text.endswith(f"use {ours}") if ours else text.endswith("none of ours is its network")
+    if ours:
+        assert vit_config(ours).name == ours

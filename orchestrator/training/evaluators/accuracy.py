@@ -52,6 +52,9 @@ def evaluate(
             for name, k in names.items():
                 correct[name] += (correct_top_k(logits, targets, k, positive) & keep).sum()
     loss_sum, images, answers, bad, *hits = all_reduce_sums([loss, count, judged, unusable, *correct.values()])
-    metrics = {"loss": loss_sum / max(images, 1.0), "images": images, "bad_samples": bad}
-    metrics.update({name: total / max(answers, 1.0) for name, total in zip(names, hits, strict=True)})
+    metrics = {"images": images, "bad_samples": bad}
+    if images:
+        metrics = {"loss": loss_sum / images, **metrics}
+    if answers:
+        metrics.update({name: total / answers for name, total in zip(names, hits, strict=True)})
     return metrics | ({"judged_images": answers} if positive else {})

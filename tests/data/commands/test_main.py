@@ -68,7 +68,7 @@ def test_a_place_with_nothing_is_one_line(words, tmp_path, capsys):
     code = main([word.format(tmp_path / "nothing") for word in words])
     out, err = capsys.readouterr()
     assert (code, out, len(err.splitlines())) == (2, "", 1)
-    assert err.startswith(f"python -m data {words[0]}: {tmp_path}/nothing: ")
+    assert err.startswith(f"error: python -m data {words[0]}: {tmp_path}/nothing: ")
 
 
 def test_the_exit_code_reaches_the_shell(tmp_path):

@@ -45,7 +45,7 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, capsys: pytest.Ca
         assert main(["convert", source, str(tmp_path / "out")]) == 2
         captured = capsys.readouterr()
         assert captured.out == ""
-        assert captured.err.startswith("python -m model convert: ")
+        assert captured.err.startswith("error: python -m model convert: ")
         assert captured.err.count("\n") == 1, captured.err
         assert sorted(tmp_path.iterdir()) == before
 

@@ -17,7 +17,9 @@ def test_as_a_process() -> None:
         assert number in done.stdout
     refused = subprocess.run([*command, "ViT-G/14"], capture_output=True, text=True, timeout=300)
     assert (refused.returncode, refused.stdout) == (2, "")
-    assert refused.stderr.startswith("python -m model summary: name: unknown model 'ViT-G/14'; the nearest is ViT-")
+    assert refused.stderr.startswith(
+        "error: python -m model summary: name: unknown model 'ViT-G/14'; the nearest is ViT-"
+    )
     assert refused.stderr.count("\n") == 1
 
 

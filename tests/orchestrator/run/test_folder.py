@@ -121,3 +121,15 @@ def test_a_torn_result_is_written_again(harm: str, job: NetworkJob, capsys: pyte
     assert read_summary(job) is None
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{path} is damaged (" in line
+
+
+def test_a_complete_run_that_is_made_longer_names_the_way(job: NetworkJob, tmp_path: Path) -> None:
+    longer = absolute(
+        load_job(ROOT / "jobs/pretrain_digits.yaml", [f"checkpoint.url={tmp_path}", "schedule.length.epochs=90"])
+    )
+    with pytest.raises(JobError, match=r"schedule\.length\.epochs = 90\.0: the run in .* another name, or undo"):
+        check_run(longer, "d" * 64)
+    (Path(run_url(job)) / "summary.json").write_text("{}")
+    with pytest.raises(JobError) as error:
+        check_run(longer, "d" * 64)
+    assert f"another name, and `model.init_from: {run_url(job)}`" in str(error.value)
