@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data import Augment
 from model import VisionTransformer
+from orchestrator.checkpoint.as_model.trained import ModelError
 from orchestrator.checkpoint.weights import read_model
 from orchestrator.inference.images import Batch, find_images, read_batches
 from orchestrator.inference.preprocess import AsTrained, Prepare
@@ -89,6 +90,10 @@ def open_model(url: str, warn: Callable[[str], None] = print_warning) -> OpenMod
         Exception: the store's error.
     """
     trained = read_model(url, warn)
+    if not trained.origin.get("preparable", True):
+        raise ModelError(f"{url}: this version prepares images only with mean and deviation 0.5, scaled bilinearly")
+    if "head.bias" not in trained.tensors:
+        raise ModelError(f"{url}: it has no head")
     with torch.device("meta"):
         network = VisionTransformer(trained.config)
     network.load_state_dict(trained.tensors, assign=True)

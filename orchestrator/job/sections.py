@@ -48,8 +48,8 @@ class Encoder(Section):
     norm_eps: Positive = 1e-6
     """Epsilon of the LayerNorms: 1e-6 in the authors' code and timm, 1e-12 in Hugging Face's default."""
     init_from: Text | None = None
-    """Trained weights to start from: a run, `URL[@STEP | @last | @best][#ema]`; null = random. A run that has a
-    checkpoint of its own continues without them."""
+    """Trained weights to start from: a run, `URL[@STEP | @last | @best][#ema]`, an export, or a file such as
+    .npz; null = random. A run that has a checkpoint of its own continues without them."""
     head: Literal["keep", "new"] = "keep"
     """With init_from: keep the head of the weights, or take a new one; then pre-logits of another shape go, too."""
 
