@@ -13,7 +13,7 @@ run: .venv/.runs
 test: .venv/.tests
 	$(BIN)/python -m pytest $(TWO)
 
-quick: .venv/.tests  ## what needs no cluster, no server and no group of processes: three minutes
+quick: .venv/.tests  ## without clusters, servers, ranks and long programs: three minutes
 	$(BIN)/python -m pytest $(TWO) -m "not cluster and not servers"
 
 lint: .venv/.tests

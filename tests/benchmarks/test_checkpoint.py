@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.paths import ROOT
 
 
+@pytest.mark.servers
 def test_a_small_run(tmp_path: Path) -> None:
     """On a small model, every field of the JSON line is there, and no file is left behind."""
     command = [sys.executable, "-m", "benchmarks.checkpoint", "--model", "ViT-Ti/16", "--repeats", "1"]

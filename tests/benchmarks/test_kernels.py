@@ -15,6 +15,7 @@ from tests.paths import ROOT
 CPU = torch.device("cpu")
 
 
+@pytest.mark.servers
 def test_a_small_run() -> None:
     command = [sys.executable, "-m", "benchmarks.kernels", "--model", "Ti/16", "--batch", "1", "--repeats", "2"]
     command += [

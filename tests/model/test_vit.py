@@ -338,6 +338,7 @@ def test_missing_seeds_come_from_torchs_generator() -> None:
     assert torch.equal(model(images), model(images, torch.tensor([1, 2])))
 
 
+@pytest.mark.servers
 def test_compiled_blocks_equal_eager_ones_and_share_graphs() -> None:
     images, seeds = random_images(2, 16, 16), torch.tensor([1, 2])
     results = []

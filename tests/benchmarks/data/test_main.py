@@ -12,6 +12,7 @@ from benchmarks.data import sets
 from tests.paths import ROOT
 
 
+@pytest.mark.servers
 @pytest.mark.skipif(importlib.util.find_spec("litdata") is not None, reason="shows what happens without litdata")
 def test_a_small_run(tmp_path: Path) -> None:
     """Every field of the JSON line is there, and a library that is not installed is skipped."""

@@ -24,6 +24,7 @@ ABSENT = ["ray", "mlflow", "yaml", "webdataset", "fsspec", "gcsfs", "braceexpand
 ABSENT += ["imagehash", "PIL", "tenacity", "aiohttp", "sklearn", "scipy", "pyarrow", "pandas"]
 
 
+@pytest.mark.servers
 @pytest.mark.skipif(importlib.util.find_spec("transformers") is not None, reason="shows what happens without it")
 def test_a_small_run(tmp_path: Path) -> None:
     """The whole command, with only torch and deepspeed: ours is measured, one peer is broken, the other is absent."""
@@ -86,6 +87,7 @@ def create_model(name, img_size, depth, embed_dim, mlp_ratio, num_heads, num_cla
 """
 
 
+@pytest.mark.servers
 def test_turns_of_two_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours and a peer that is the same model; then a peer that ends before its turn."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))

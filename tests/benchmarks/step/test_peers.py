@@ -55,6 +55,7 @@ def test_another_network_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         worker.answer(task(impl="timm"))
 
 
+@pytest.mark.servers
 def test_a_compiled_peer_is_one_graph_for_each_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     """For every batch, the compiler gets fixed sizes. This compiler only records them."""
     batches: list[list[object]] = []

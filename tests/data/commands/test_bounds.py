@@ -76,6 +76,7 @@ def causes(url: Path) -> list[str]:
         return sorted(bad.cause for batch in loader for bad in batch.bad)
 
 
+@pytest.mark.servers
 def test_show_draws_large_images_one_after_another(tmp_path):
     """Six images of 88 megapixels took 1.5 to 3 GB; the largest that are drawn take two copies of their pixels."""
     png, jpeg = saved(SIDE, "PNG"), saved(SIDE, "JPEG", progressive=True)
@@ -102,6 +103,7 @@ def test_an_image_that_is_too_large_to_be_drawn_is_named(tmp_path, monkeypatch, 
     assert max(found[1].image.shape) <= contact_sheet.TILE
 
 
+@pytest.mark.servers
 def test_a_field_of_many_bytes_that_takes_no_room_on_the_disk(tmp_path):
     """Its sample counts, and is a bad one: when it is indexed, verified, shown and trained on."""
     small = saved(8, "PNG")
@@ -124,6 +126,7 @@ def test_a_field_of_many_bytes_that_takes_no_room_on_the_disk(tmp_path):
     assert causes(tmp_path) == [Cause.NO_IMAGE]
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("kind", ["pipe", "socket"])
 def test_a_shard_that_is_a_pipe_or_a_socket_is_an_error(kind, tmp_path):
     import socket

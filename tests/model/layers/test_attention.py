@@ -71,7 +71,14 @@ def test_products_are_used_when_they_are_faster(monkeypatch: pytest.MonkeyPatch)
 
 
 @needs_bf16
-@pytest.mark.parametrize(("mode", "compiled"), [("selective", False), ("full", False), ("selective", True)])
+@pytest.mark.parametrize(
+    ("mode", "compiled"),
+    [
+        ("selective", False),
+        ("full", False),
+        pytest.param("selective", True, marks=pytest.mark.servers),
+    ],
+)
 def test_compiled_and_checkpointed_it_is_the_same(mode: CheckpointMode, compiled: bool) -> None:
     found = []
     for changed in (False, True):

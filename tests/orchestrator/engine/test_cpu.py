@@ -63,6 +63,7 @@ else:
 """
 
 
+@pytest.mark.servers
 @pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this CPU cannot flush subnormal numbers")
 def test_every_thread_flushes_subnormal_numbers() -> None:
     def outcome(*how: str) -> list[str]:
@@ -74,6 +75,7 @@ def test_every_thread_flushes_subnormal_numbers() -> None:
     assert outcome("worker") == ["1.0", "2", "False"]
 
 
+@pytest.mark.servers
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
 def test_steps_take_no_new_pages() -> None:
     def faults(*how: str, **environment: str) -> int:

@@ -90,6 +90,7 @@ def deepspeed_folder() -> Path:
     return Path(found.origin).parent
 
 
+@pytest.mark.servers
 def test_training_imports_none_of_it_and_computes_the_same(tmp_path: Path) -> None:
     """The same steps of every kind of engine, once with everything loaded beforehand.
 
@@ -104,6 +105,7 @@ def test_training_imports_none_of_it_and_computes_the_same(tmp_path: Path) -> No
     assert len(norms[0]) == 6
 
 
+@pytest.mark.servers
 def test_it_is_needed() -> None:
     """DeepSpeed and torch still import all this by themselves. If this fails, remove the part that is not needed."""
     run(
@@ -156,6 +158,7 @@ def test_deepspeed_asks_for_no_other_compatible_op() -> None:
     }
 
 
+@pytest.mark.servers
 def test_the_compiler_can_still_be_used() -> None:
     run(
         """
@@ -176,6 +179,7 @@ assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     )
 
 
+@pytest.mark.servers
 @pytest.mark.parametrize("statement", ["import torch._dynamo.config as found", "found = torch._dynamo.config"])
 def test_a_module_of_the_compiler_is_loaded_once(statement: str) -> None:
     run(

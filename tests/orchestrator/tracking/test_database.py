@@ -36,6 +36,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.servers
 def test_two_processes_make_one_database(whole: Path) -> None:
     assert [path.name for path in whole.parent.iterdir()] == ["mlflow.db"]
     assert not database.half_made(whole)
@@ -43,6 +44,7 @@ def test_two_processes_make_one_database(whole: Path) -> None:
     assert [found.name for found in client.search_experiments()] == ["Default"]
 
 
+@pytest.mark.servers
 def test_one_that_is_there_is_never_replaced(whole: Path, tmp_path: Path) -> None:
     mine = tmp_path / "mlflow.db"
     mine.write_bytes(b"mine")
@@ -50,6 +52,7 @@ def test_one_that_is_there_is_never_replaced(whole: Path, tmp_path: Path) -> Non
     assert mine.read_bytes() == b"mine"
 
 
+@pytest.mark.servers
 def test_killed_at_any_moment_it_is_not_there_or_whole(tmp_path: Path) -> None:
     path, dice = tmp_path / "mlflow.db", random.Random(0)
     new = tmp_path / "mlflow.db.making.db"
@@ -96,6 +99,7 @@ def test_a_half_made_database_is_recognised(following: str, states: dict[str, Pa
     assert "did not finish making" in ask(f"sqlite:///{states[following]}", "vit")
 
 
+@pytest.mark.servers
 def test_what_mlflow_leaves_when_it_is_killed_is_used_or_named(tmp_path: Path) -> None:
     """A kill in the middle of a write leaves a journal, too. Then SQLite's own error can be the reason."""
     path = tmp_path / "mlflow.db"

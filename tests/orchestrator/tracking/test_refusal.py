@@ -104,6 +104,7 @@ def test_files_that_are_no_database_of_this_mlflow(store: Path, tmp_path: Path) 
     assert path.read_bytes() == before
 
 
+@pytest.mark.servers
 def test_asked_beside_the_start_of_ray(store: Path, tmp_path: Path) -> None:
     (tmp_path / "letter.db").write_bytes(b"a letter" * 100)
     asked = Asked.about(f"sqlite:///{tmp_path}/letter.db", "vit")

@@ -246,6 +246,7 @@ print(sorted({"ray", "deepspeed", "mlflow"} & sys.modules.keys()))
 """
 
 
+@pytest.mark.servers
 def test_memory_of_one_model(tmp_path: Path) -> None:
     """A checkpoint of 3 x 120 MB is exported in 1.3 x 120 MB."""
     wide = {**MODEL, "width": 768, "mlp_dim": 3072, "heads": 12, "depth": 4}
