@@ -1,6 +1,8 @@
 """The training step compared with a plain PyTorch loop, over world sizes, ZeRO stages and precisions."""
 
 import copy
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,12 +12,23 @@ from data import SampleOrder, open_index
 from infra.local.ranks import run_ranks
 from tests.orchestrator.small_run import BATCH, Curve, build_engine, train_digits
 
-STEPS = 30
+STEPS = 20
 
 
 @pytest.fixture(scope="module")
-def alone(digits: Path) -> Curve:
-    return run_ranks(1, train_digits, str(digits / "train"), 1, STEPS)[0]
+def trained(digits: Path) -> Callable[..., list[Curve]]:
+    """trained(world_size, stage): the curves of all ranks in float32, trained once for all tests of this file."""
+
+    @cache
+    def curves(world_size: int, stage: int) -> list[Curve]:
+        return run_ranks(world_size, train_digits, str(digits / "train"), stage, STEPS)
+
+    return curves
+
+
+@pytest.fixture(scope="module")
+def alone(trained: Callable[..., list[Curve]]) -> Curve:
+    return trained(1, 1)[0]
 
 
 def plain_loop(shards: str, steps: int) -> tuple[list[float], list[float]]:
@@ -66,8 +79,10 @@ def test_one_worker_equals_a_plain_pytorch_loop(digits: Path, alone: Curve) -> N
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4])
-def test_world_size_is_no_part_of_the_recipe(digits: Path, alone: Curve, world_size: int) -> None:
-    ranks = run_ranks(world_size, train_digits, str(digits / "train"), 1, STEPS)
+def test_world_size_is_no_part_of_the_recipe(
+    trained: Callable[..., list[Curve]], alone: Curve, world_size: int
+) -> None:
+    ranks = trained(world_size, 1)
     for step in range(STEPS):
         assert [i for rank in ranks for i in rank.ids[step]] == alone.ids[step]
     assert ranks[0].losses == pytest.approx(alone.losses, rel=1e-4)
@@ -79,17 +94,16 @@ def test_sample_ids_are_the_orders(digits: Path, alone: Curve) -> None:
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])
-def test_zero_stages_compute_the_same(digits: Path, alone: Curve, stage: int) -> None:
-    curve = run_ranks(2, train_digits, str(digits / "train"), stage, 20)[0]
-    assert curve.losses == pytest.approx(alone.losses[:20], rel=1e-5)
-    assert curve.norms == pytest.approx(alone.norms[:20], rel=1e-4)
+def test_zero_stages_compute_the_same(trained: Callable[..., list[Curve]], alone: Curve, stage: int) -> None:
+    curve = trained(2, stage)[0]
+    assert curve.losses == pytest.approx(alone.losses, rel=1e-5)
+    assert curve.norms == pytest.approx(alone.norms, rel=1e-4)
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_bf16_follows_float32(digits: Path, alone: Curve, stage: int) -> None:
-    curve = run_ranks(2, train_digits, str(digits / "train"), stage, 12, None, None)[0]
+def test_bf16_follows_float32(digits: Path, trained: Callable[..., list[Curve]], alone: Curve, stage: int) -> None:
     low = run_ranks(2, train_bf16, str(digits / "train"), stage, 12)[0]
-    assert low.losses != curve.losses
+    assert low.losses != trained(2, stage)[0].losses[:12]
     assert low.losses == pytest.approx(alone.losses[:12], rel=0.02)
 
 
