@@ -14,6 +14,7 @@ from data.sources.digits import pack_digits
 from tests.paths import ROOT
 
 
+@pytest.mark.servers
 def test_a_small_run() -> None:
     """Every field of the JSON line is there, and the table is free of DeepSpeed's output."""
     command = [sys.executable, "-m", "benchmarks.numerics", "--quick"]

@@ -16,6 +16,7 @@ def test_predicted_bytes_by_hand() -> None:
     assert slow - 0.1 == pytest.approx(2 * (fast - 0.1))
 
 
+@pytest.mark.servers
 def test_behind_a_throttled_link() -> None:
     """Real processes send the bytes of the table, and at half the rate a step is longer by about its bytes."""
     if why := check.missing():
