@@ -26,7 +26,13 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 class WeightsError(ValueError):
-    """A file that cannot be read or written, or weights that do not fit a model. The message is one line."""
+    """A file that cannot be read or written, or weights that do not fit a model. The message is one line.
+
+    Names come from files that may be damaged: characters that cannot be printed are shown as `?`.
+    """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(character if character.isprintable() else "?" for character in message))
 
 
 @dataclass(frozen=True)

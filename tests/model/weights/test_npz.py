@@ -217,6 +217,11 @@ def test_missing_blocks_are_listed_once(tmp_path: Path) -> None:
         read(saved(tmp_path / "w.npz", arrays))
 
 
+def test_a_name_with_a_line_break_is_shown_on_one_line(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=r"left over: a\?b \(1\)$"):
+        read(saved(tmp_path / "w.npz", authors.network() | {"a\nb": np.zeros(1, np.float32)}))
+
+
 def test_a_header_that_claims_more_than_the_file_has(tmp_path: Path) -> None:
     """No memory is taken for it."""
     header = io.BytesIO()
