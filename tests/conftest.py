@@ -94,6 +94,13 @@ def no_server(request: pytest.FixtureRequest) -> Iterator[None]:
             pytest.fail(f"{program} was started (process {process}): mark what starts it with pytest.mark.{mark}")
 
 
+@pytest.fixture(autouse=True)
+def no_named_cluster(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test without the mark `cluster` finds no cluster: tests beside it start some that `ray start` would name."""
+    if not request.node.get_closest_marker("cluster"):
+        monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The packed digits: folders train/ and test/. Not to be written to."""

@@ -5,7 +5,6 @@ The processes are forked from a server that has done the slow imports once (`ran
 
 import multiprocessing
 import os
-import pickle
 import tempfile
 import traceback
 from collections.abc import Callable
@@ -35,9 +34,9 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
         queue.Empty: no rank returned within RESULT_SECONDS.
     """
     with tempfile.TemporaryDirectory() as rendezvous:
-        queue = _context.Queue()
+        queue, received = _context.Queue(), _context.Event()
         processes = [
-            _context.Process(target=_rank_main, args=(rank, world_size, rendezvous, queue, function, args))
+            _context.Process(target=_rank_main, args=(rank, world_size, rendezvous, queue, received, function, args))
             for rank in range(world_size)
         ]
         for process in processes:
@@ -50,17 +49,24 @@ def run_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list
             if error is not None:
                 failure = error
                 break
+        received.set()
         for process in processes:
             if failure is not None:
                 process.kill()
             process.join(timeout=EXIT_SECONDS)
     if failure is not None:
         raise RuntimeError(f"a rank failed:\n{failure}")
-    return [pickle.loads(results[rank]) for rank in range(world_size)]  # noqa: S301  # our own processes wrote them
+    return [results[rank] for rank in range(world_size)]
 
 
 def _rank_main(
-    rank: int, world_size: int, rendezvous: str, queue: Any, function: Callable[..., Any], args: tuple[Any, ...]
+    rank: int,
+    world_size: int,
+    rendezvous: str,
+    queue: Any,
+    received: Any,
+    function: Callable[..., Any],
+    args: tuple[Any, ...],
 ) -> None:
     import torch
     import torch.distributed as dist
@@ -70,10 +76,10 @@ def _rank_main(
     torch.set_num_threads(1)
     try:
         dist.init_process_group("gloo", init_method=f"file://{rendezvous}/store", rank=rank, world_size=world_size)
-        # As bytes: tensors would be fetched from this process, which may have ended by then.
-        queue.put((rank, pickle.dumps(function(*args)), None))
+        queue.put((rank, function(*args), None))
     except BaseException:
         queue.put((rank, None, traceback.format_exc()))
     finally:
+        received.wait(RESULT_SECONDS)  # tensors of a result are fetched from this process
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -50,8 +50,7 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
     """
     job, inputs = prepare(job)
     summary = read_summary(job)
-    missing = owed(inputs.digests, read_measured(run_url(job)), summary["metrics"]) if summary else []
-    if summary is None or summary["step"] != inputs.calendar.total_steps or missing:
+    if (missing := to_do(job, inputs)) is not None:
         if missing:
             print(f"{job.name} has not measured {', '.join(missing)} yet", flush=True)
         if code := train(job, inputs, start, task):
@@ -61,6 +60,7 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
             print_error(f"{job.source}: the run left no summary in {run_url(job)}")
             return 1
     else:
+        assert summary is not None, "a complete run has one"
         print(f"{job.name} is complete; its folder is {run_url(job)}")
         complete_tracking(job, inputs, summary)
 
@@ -70,6 +70,15 @@ def run(job: NetworkJob, start: Start, *, task: str) -> int:
     if start.as_json:
         print(json.dumps(summary))
     return 0
+
+
+def to_do(job: NetworkJob, inputs: Inputs) -> list[str] | None:
+    """None if the run is complete; else the held-out sets that only an evaluation misses, empty if it has to train."""
+    summary = read_summary(job)
+    if summary is None:
+        return []
+    missing = owed(inputs.digests, read_measured(run_url(job)), summary["metrics"])
+    return missing if missing or summary["step"] != inputs.calendar.total_steps else None
 
 
 def prepare(job: NetworkJob) -> tuple[NetworkJob, Inputs]:
@@ -98,13 +107,16 @@ def foresee(job: NetworkJob) -> tuple[NetworkJob, Outlook]:
     outlook = Outlook(None, ())
     with found.collected():
         outlook = look_ahead(job)
-    with found.collected():
-        check_cluster(job)
     try:
         resolved = absolute(job)
     except PathError:  # it has a line already
+        with found.collected():
+            check_cluster(job)
         found.report()
         raise
+    with found.collected():
+        if outlook.inputs is None or to_do(resolved, outlook.inputs) is not None:  # a complete run needs no cluster
+            check_cluster(job)
     with found.collected(), unexpected_errors_in(job.source):
         if job.model.init_from is not None and not has_checkpoint(resolved):
             _check_initial(job)

@@ -10,7 +10,7 @@ from orchestrator.checkpoint.notes import Owner
 from orchestrator.job.errors import unexpected_errors_in
 from orchestrator.job.kinds import AnyRun, EvaluateJob, Job, NetworkJob
 from orchestrator.job.mistakes import problem
-from orchestrator.kinds import evaluate, one_run
+from orchestrator.kinds import one_run
 from orchestrator.redact import redact_text
 from orchestrator.run.folder import check_run, never_trained, run_url
 from orchestrator.run.inputs import Outlook
@@ -87,6 +87,8 @@ def _training(job: NetworkJob) -> Preview:
 
 
 def _evaluation(job: EvaluateJob) -> Preview:
+    from orchestrator.kinds import evaluate  # loads torch, which other jobs are checked without
+
     prepared = evaluate.prepare(job)
     shown = Preview(prepared.job)
     measured = ", ".join(prepared.models.values())

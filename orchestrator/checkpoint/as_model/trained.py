@@ -36,6 +36,7 @@ from orchestrator.job.data_sections import HeldOutAugment
 from orchestrator.job.safe_yaml import parse_without_aliases
 from orchestrator.job.sections import Best as BestKeys
 from orchestrator.job.sections import Encoder, Model
+from orchestrator.job.values import ImpossibleValues
 from orchestrator.names import EVALUATED, split_held_out
 from orchestrator.run.class_names import CLASSES
 from orchestrator.run.folder import JOB, RUN, SUMMARY
@@ -283,6 +284,9 @@ def _config(job: Mapping[str, Any], url: str) -> ViTConfig:
         return section.model_validate(job["model"]).vit_config()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
+        if isinstance(wrong := first.get("ctx", {}).get("error"), ImpossibleValues):
+            value = wrong.values[0]
+            raise ModelError(f"{url}/{JOB}: model.{value.key}: {value}") from error
         key = ".".join(["model", *map(str, first["loc"])])
         raise ModelError(f"{url}/{JOB}: {key}: {first['msg']}; another version of this program wrote it") from error
     except ValueError as error:

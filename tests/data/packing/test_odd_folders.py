@@ -22,7 +22,7 @@ from data.packing.pack import Options, pack
 from data.shards.index import Index, open_index
 from infra.local.stores import file_server
 from tests.data.packing.test_pack import Numbers, interrupt
-from tests.data.storage.odd_names import STORES, local, memory
+from tests.data.storage.odd_names import STORES, gs, local, memory
 from tests.paths import ROOT
 
 PAIRS = (
@@ -140,7 +140,7 @@ def test_a_set_on_a_web_server(tmp_path: Path) -> None:
                 assert main(["show", url]) == 0
 
 
-@pytest.mark.parametrize("place", ["local", "memory", "gs"], indirect=True)
+@pytest.mark.parametrize("place", [local, memory, gs], ids=["local", "memory", "gs"], indirect=True)
 def test_images_of_folders_and_files_with_odd_names(place: str) -> None:
     png = cv2.imencode(".png", np.zeros((2, 2), np.uint8))[1].tobytes()
     names = [name for name, _ in PAIRS if not name.startswith(".")]  # hidden folders are left out
@@ -163,7 +163,7 @@ def test_a_name_that_the_terminal_cannot_show(tmp_path: Path, encoding: str) -> 
     assert b"no faults" in done.stdout
 
 
-@pytest.mark.parametrize("place", ["local"], indirect=True)
+@pytest.mark.parametrize("place", [local], ids=["local"], indirect=True)
 def test_a_pipe_with_the_name_of_a_shard(place: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing waits for its writer: not checking, not indexing, not training."""
     url = f"{place}/piped"

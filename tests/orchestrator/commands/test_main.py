@@ -31,7 +31,7 @@ BAD = {
     "no room for a worker": ("cluster.resources_per_worker.CPU=0", "cluster.resources_per_worker.CPU = 0", "CPU"),
     "resource misspelt": ("cluster.resources_per_worker.gpu=1", "resources_per_worker.gpu = 1", "GPU"),
     "memory as storage": ("checkpoint.url=memory://runs", "checkpoint.url = memory://runs", "workers do not share"),
-    "weights to start from": ("model.init_from=README.md", "model.init_from", "not exist"),
+    "weights to start from": ("model.init_from=README.md", "model.init_from", "none of the formats"),
     "set name": ("data.eval={a/b: {url: x}}", "data.eval", "a/b"),
     "no such home": ("checkpoint.url=~nobody_at_all/runs", "nobody_at_all", "home"),
     "not to be written": ("checkpoint.url=/proc/runs", "/proc", ""),

@@ -66,6 +66,7 @@ def test_a_new_line_is_known_to_jobs_their_errors_and_the_schema() -> None:
         "lr": 1e-3,
         "weight_decay": 0.1,
         "grad_clip": 1.0,
+        "ema": None,
         "beta": 0.9,
     }
     assert line_of(LION, "optimizer.beta=-1") == "job.yaml: optimizer.beta = -1: expected a number > 0 (from --set)"

@@ -53,7 +53,7 @@ def measurement(stage: int) -> tuple[Measurement, list[str]]:
     job: Any = SimpleNamespace(
         batch_size=BATCH,
         seed=0,
-        model=Model(name="ViT-Ti/16", image_size=8, num_classes=3),
+        model=Model(name="ViT-Ti/16", patch_size=2, image_size=8, num_classes=3),
         data=SimpleNamespace(workers=1, prefetch=1, memory=None, cache_dir=None, cache_size=2**20, unreadable="stop"),
     )
     opened: list[str] = []
