@@ -164,7 +164,7 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
     from orchestrator.cluster.connect import connect
     from orchestrator.cluster.launch import RunEnded, RunFailed, launch
     from orchestrator.cluster.trainer import Terminated
-    from orchestrator.tracking.catch_up import deliver_stop
+    from orchestrator.tracking.catch_up import FAILURE_SECONDS, STOP_SECONDS, deliver_stop
     from orchestrator.tracking.description import resolve_uri
     from orchestrator.tracking.refusal import Asked
 
@@ -192,9 +192,12 @@ def train(job: NetworkJob, inputs: Inputs, start: Start, task: str) -> int:
             try:
                 launch(job, run_id, Work(task), cluster=cluster, lock=lock.owner.token, held_out=inputs.digests)
             except (KeyboardInterrupt, RunFailed) as stop:
-                unsaid = stop.unsaid if isinstance(stop, RunFailed) else "KILLED"
+                if isinstance(stop, RunFailed):
+                    unsaid, seconds = stop.unsaid, FAILURE_SECONDS
+                else:
+                    unsaid, seconds = "KILLED", STOP_SECONDS
                 if unsaid and lock.lost_to is None and not never_trained(run_url(job)):
-                    deliver_stop(job, run_id, inputs, unsaid)
+                    deliver_stop(job, run_id, inputs, unsaid, seconds)
                 raise
     except RunFailed as failure:
         print_error(f"{job.source}: the run stopped: {failure}")

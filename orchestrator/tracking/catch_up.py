@@ -18,7 +18,10 @@ DELIVERY_SECONDS = 600.0
 """How long the delivery may take once the server was reached. The next call delivers what is left then."""
 
 STOP_SECONDS = 10.0
-"""How long a stopped command takes to say in MLflow that the run is stopped."""
+"""How long a command that a person or a system stopped takes to say so in MLflow."""
+
+FAILURE_SECONDS = 60.0
+"""How long a command whose run failed takes to say so in MLflow: nothing waits for its end."""
 
 
 def is_incomplete(summary: dict[str, Any]) -> bool:
@@ -44,12 +47,12 @@ def deliver_rest(job: NetworkJob, run_id: str, inputs: Inputs, summary: dict[str
     return True
 
 
-def deliver_stop(job: NetworkJob, run_id: str, inputs: Inputs, status: Status) -> bool:
-    """Deliver the points that the workers left behind, and end the run in MLflow, within STOP_SECONDS.
+def deliver_stop(job: NetworkJob, run_id: str, inputs: Inputs, status: Status, seconds: float) -> bool:
+    """Deliver the points that the workers left behind, and end the run in MLflow, within so many seconds.
 
     Call it once the workers have ended. Returns whether that was done; what was not delivered stays with the run.
     """
     description = describe_run(job, run_id, inputs.train, inputs.held_out, workers=0, device="")
     description = replace(description, tags=job.tracking.tags)  # those of the workers stay as they are
     tracker = Tracker.beside(description, run_url(job), system_seconds=None)
-    return tracker.close(status, timeout=STOP_SECONDS)
+    return tracker.close(status, timeout=seconds)
