@@ -111,12 +111,14 @@ def foresee(job: NetworkJob) -> tuple[NetworkJob, Outlook]:
         resolved = absolute(job)
     except PathError:  # it has a line already
         with found.collected():
-            check_cluster(job)
+            _check_resources(job)
         found.report()
         raise
+    runs = True
     with found.collected():
-        if outlook.inputs is None or to_do(resolved, outlook.inputs) is not None:  # a complete run needs no cluster
-            check_cluster(job)
+        runs = outlook.inputs is None or to_do(resolved, outlook.inputs) is not None  # a complete run needs no cluster
+        if runs:
+            _check_resources(job)
     with found.collected(), unexpected_errors_in(job.source):
         if job.model.init_from is not None and not has_checkpoint(resolved):
             _check_initial(job)
@@ -124,21 +126,37 @@ def foresee(job: NetworkJob) -> tuple[NetworkJob, Outlook]:
         if outlook.inputs is not None and not outlook.to_pack:
             check_run(resolved, outlook.inputs.train.digest)
     found.report()
+    if runs:  # last: it may ask another machine, and Ray is imported for that
+        _check_reachable(job)
     return resolved, outlook
 
 
 def check_cluster(job: AnyRun) -> None:
-    """Check what can be checked before Ray starts or joins. Imports Ray if a cluster is named, or a worker needs more
-    than CPUs.
+    """Check what can be checked before Ray starts or joins.
 
     Raises:
         JobError: the named cluster does not answer, or this machine cannot start a private one with such workers.
+    """
+    _check_reachable(job)
+    _check_resources(job)
+
+
+def _check_reachable(job: AnyRun) -> None:
+    """Check that the named cluster answers, or that nothing keeps Ray from starting here. Imports Ray for a named one.
+
+    Raises:
+        JobError: it does not, or something does.
     """
     settle_authentication()  # Ray reads it when it is imported
     try:
         joining.check()
     except NoCluster as error:
         raise JobError(f"{job.source}: {error}") from error
+
+
+def _check_resources(job: AnyRun) -> None:
+    """Check that this machine has what the workers of a private cluster need. Imports Ray if that is more than CPUs."""
+    settle_authentication()
     if set(job.cluster.resources_per_worker) != {"CPU"}:
         from orchestrator.cluster.connect import check_resources
 
